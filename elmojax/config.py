@@ -1,0 +1,297 @@
+"""Frozen configurations: what a model is, how it is trained, and their presets.
+
+Every class checks itself when it is made and says which field is wrong, its value and
+what would be right. Configurations travel as JSON (`to_json`, `from_json`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from elmojax.errors import InputError
+
+T = TypeVar("T")
+
+PublishedFilters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
+MiniFilters = ((1, 16), (2, 16), (3, 32), (4, 64), (5, 128))
+
+
+def _require(good: bool, owner: object, name: str, wanted: str) -> None:
+    if not good:
+        value = getattr(owner, name)
+        raise InputError(
+            f"{type(owner).__name__}.{name} is {value!r}; it must be {wanted}."
+        )
+
+
+@dataclass(frozen=True)
+class CharCnnConfig:
+    """Words as characters (Kim et al. 2016): embedding, convolutions, highways."""
+
+    filters: tuple[tuple[int, int], ...] = PublishedFilters
+    """(width in characters, number of filters), one pair a convolution."""
+    embedding_dim: int = 16
+    highway_layers: int = 2
+    activation: Literal["relu", "tanh"] = "relu"
+    max_characters: int = 50
+    """Character columns of a word; its first max_characters - 2 UTF-8 bytes count."""
+    characters: int = 261
+    """Rows of the character table: 256 bytes and 5 marks."""
+
+    def __post_init__(self) -> None:
+        pairs = all(len(f) == 2 and min(f) > 0 for f in self.filters)
+        _require(bool(self.filters) and pairs, self, "filters", "pairs above 0")
+        _require(self.embedding_dim > 0, self, "embedding_dim", "above 0")
+        _require(self.highway_layers >= 0, self, "highway_layers", "0 or more")
+        good = self.activation in ("relu", "tanh")
+        _require(good, self, "activation", "'relu' or 'tanh'")
+        widest = max(width for width, _ in self.filters)
+        wanted = f"3 or more and at least the widest filter ({widest})"
+        good = self.max_characters >= max(3, widest)
+        _require(good, self, "max_characters", wanted)
+        _require(self.characters >= 261, self, "characters", "261 or more")
+
+    @property
+    def filter_count(self) -> int:
+        return sum(count for _, count in self.filters)
+
+
+@dataclass(frozen=True)
+class WordTableConfig:
+    """Words as rows of a table, one a vocabulary entry; id 0 is padding, row = id - 1."""
+
+    size: int
+    dim: int
+
+    def __post_init__(self) -> None:
+        _require(self.size > 0, self, "size", "above 0")
+        _require(self.dim > 0, self, "dim", "above 0")
+
+
+@dataclass(frozen=True)
+class LstmConfig:
+    """The bidirectional LSTM with projection (Sak et al. 2014)."""
+
+    dim: int = 4096
+    """Cells of one direction of one layer."""
+    projection: int = 512
+    """Width of the output of one direction; an ELMo vector is twice as wide."""
+    layers: int = 2
+    cell_clip: float = 3.0
+    projection_clip: float = 3.0
+    skip_connections: bool = True
+    """Add its input to a layer's output, from the second layer on."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "projection", "layers"):
+            _require(getattr(self, name) > 0, self, name, "above 0")
+        for name in ("cell_clip", "projection_clip"):
+            _require(getattr(self, name) > 0, self, name, "above 0")
+
+
+@dataclass(frozen=True)
+class ElmoConfig:
+    """The shape of a biLM without its softmax: encoder of words, then LSTM."""
+
+    encoder: CharCnnConfig | WordTableConfig = field(default_factory=CharCnnConfig)
+    lstm: LstmConfig = field(default_factory=LstmConfig)
+
+    @classmethod
+    def preset(cls, name: str) -> ElmoConfig:
+        """`mini`, `small`, `medium` or `original` (the published sizes)."""
+        if name not in PRESETS:
+            raise InputError(
+                f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}."
+            )
+        return PRESETS[name]
+
+    @property
+    def dim(self) -> int:
+        """Width of an ELMo vector: forward and backward side by side."""
+        return 2 * self.lstm.projection
+
+
+PRESETS = {
+    "mini": ElmoConfig(
+        CharCnnConfig(filters=MiniFilters, highway_layers=1), LstmConfig(512, 64)
+    ),
+    "small": ElmoConfig(CharCnnConfig(highway_layers=1), LstmConfig(1024, 128)),
+    "medium": ElmoConfig(CharCnnConfig(highway_layers=1), LstmConfig(2048, 256)),
+    "original": ElmoConfig(),
+}
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The softmax over the vocabulary, shared by both directions."""
+
+    kind: Literal["adaptive", "full"] = "adaptive"
+    cutoffs: tuple[int, ...] = ()
+    """Ranks at which the clusters of the adaptive softmax begin; () = automatic."""
+    div_value: float = 4.0
+    """Each further cluster is this many times narrower (Grave et al. 2017)."""
+
+    def __post_init__(self) -> None:
+        good = self.kind in ("adaptive", "full")
+        _require(good, self, "kind", "'adaptive' or 'full'")
+        rising = all(a < b for a, b in zip((0, *self.cutoffs), self.cutoffs))
+        _require(rising, self, "cutoffs", "above 0 and strictly increasing")
+        _require(self.div_value >= 1, self, "div_value", "1 or more")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients move parameters."""
+
+    name: Literal["adagrad", "adamw", "adafactor"] = "adagrad"
+    learning_rate: float = 0.2
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """`cosine` falls to a tenth of the learning rate at the last step."""
+    gradient_norm: float = 10.0
+    """Global norm above which the gradient is scaled down."""
+    initial_accumulator: float = 1.0
+    """Adagrad's sum of squares at the start."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+
+    def __post_init__(self) -> None:
+        good = self.name in ("adagrad", "adamw", "adafactor")
+        _require(good, self, "name", "'adagrad', 'adamw' or 'adafactor'")
+        _require(self.decay in ("constant", "cosine"), self, "decay", "constant|cosine")
+        _require(self.learning_rate > 0, self, "learning_rate", "above 0")
+        _require(self.gradient_norm > 0, self, "gradient_norm", "above 0")
+        for name in ("warmup_steps", "initial_accumulator", "weight_decay"):
+            _require(getattr(self, name) >= 0, self, name, "0 or more")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh. Rows are split over `data`, wide matrices over `model`."""
+
+    data: int = 0
+    """Devices along `data`; 0 = all that `model` leaves."""
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.data >= 0, self, "data", "0 (all devices) or more")
+        _require(self.model >= 1, self, "model", "1 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One pretraining run: model, text, recipe, cadence."""
+
+    data: Path | None = None
+    """Prepared corpus to train on; none = the sample text inside the package."""
+    workdir: Path = Path("runs/mini")
+    """Run directory; a run that is already there goes on."""
+    heldout: Path | None = None
+    """Prepared corpus to evaluate on."""
+    model: ElmoConfig = field(default_factory=lambda: PRESETS["mini"])
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    encoder: Literal["characters", "words"] = "characters"
+    """`words`: a table with one row a vocabulary entry instead of the char CNN."""
+    word_vectors: Path | None = None
+    """word2vec (text, .bin) or GloVe file that fills the table of `words`."""
+    steps: int | None = None
+    """Train this many steps in all (instead of epochs)."""
+    epochs: float = 1.0
+    rows: int = 64
+    """Global batch: continuous streams of text, each `window` positions a step."""
+    window: int = 20
+    dropout: float = 0.1
+    seed: int = 0
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Of matrix products; auto = float32 on CPU, bf16 elsewhere."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; 0 = only the last."""
+    evaluate_every: int = 0
+    """Steps between evaluations on `heldout`; 0 = before and after."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    keep: int = 3
+    """Newest checkpoints kept, besides the best."""
+    allow_unsorted_vocabulary: bool = False
+    """Accept a vocabulary that is not sorted by its counts in the training text."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "window", "log_every", "keep"):
+            _require(getattr(self, name) > 0, self, name, "above 0")
+        for name in ("checkpoint_every", "evaluate_every", "seed"):
+            _require(getattr(self, name) >= 0, self, name, "0 or more")
+        good = self.steps is None or self.steps > 0
+        _require(good, self, "steps", "above 0")
+        _require(self.epochs > 0, self, "epochs", "above 0")
+        _require(0 <= self.dropout < 1, self, "dropout", "at least 0 and below 1")
+        good = self.precision in ("auto", "float32", "bf16")
+        _require(good, self, "precision", "'auto', 'float32' or 'bf16'")
+        good = self.encoder in ("characters", "words")
+        _require(good, self, "encoder", "'characters' or 'words'")
+        good = self.word_vectors is None or self.encoder == "words"
+        _require(good, self, "word_vectors", "used with --encoder words")
+
+    @classmethod
+    def preset(cls, name: str) -> TrainConfig:
+        """The recipe of each model size; `original` is the paper's."""
+        model = ElmoConfig.preset(name)
+        workdir = Path("runs") / name
+        if name == "mini":
+            return cls(
+                model=model,
+                workdir=workdir,
+                head=HeadConfig(div_value=2.0),
+                optimizer=OptimizerConfig("adamw", 5e-3, 100, "cosine", 1.0),
+                epochs=3,
+            )
+        rows, epochs = (384, 10.0) if name == "original" else (128, 10.0)
+        return cls(model=model, workdir=workdir, rows=rows, epochs=epochs)
+
+
+def to_json(config: Any) -> str:
+    """A configuration as indented JSON, paths as strings."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def from_json(cls: type[T], text: str, where: object) -> T:
+    """The configuration that `to_json` wrote; `where` names its file in errors.
+
+    Raises `InputError` for text that is not JSON, unknown or missing fields, and
+    values that the configuration itself refuses.
+    """
+    try:
+        return _build(cls, json.loads(text))
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{where} does not hold a {cls.__name__}: {error}. Was it edited or cut "
+            "short? Restore it from a copy."
+        ) from error
+
+
+def _build(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: _build(hints[name], v) for name, v in value.items()})
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        if CharCnnConfig in options:
+            known = "filters" in value
+            return _build(CharCnnConfig if known else WordTableConfig, value)
+        return _build(options[0], value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_build(arguments[0], v) for v in value)
+    if hint is Path:
+        return Path(value)
+    return value

@@ -1,0 +1,1 @@
+"""From a trained biLM to vectors: pure functions, and files of vectors."""

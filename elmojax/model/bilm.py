@@ -1,0 +1,98 @@
+"""The bidirectional language model, and `ElmoParams`, the pytree that travels."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.model.char_cnn import CharCnn, WordTable
+from elmojax.model.lstm import BiLstm, LstmState
+from elmojax.model.recurrence import Backend
+from elmojax.shapes import Inputs, Params, Valid
+
+
+class BiLM(nn.Module):
+    """Encoder of words and bidirectional LSTM; the softmax stands apart."""
+
+    config: ElmoConfig
+    dropout: float = 0.0
+    mesh: Mesh | None = None
+    backend: Backend = Backend.LEAN
+
+    def setup(self) -> None:
+        encoder, lstm = self.config.encoder, self.config.lstm
+        module = CharCnn if isinstance(encoder, CharCnnConfig) else WordTable
+        self.encoder = module(encoder, lstm.projection)
+        self.lstm = BiLstm(lstm, self.dropout, self.mesh, self.backend)
+
+    def __call__(self, words: Array, state: LstmState) -> Array:
+        """Touches every parameter once, for `init`: words are encoder ids."""
+        x = self.encode_words(words)[None, None].repeat(2, axis=1)
+        return self.contextualize(x, state)[0]
+
+    def encode_words(self, words: Array) -> Array:
+        """Ids [words, characters] (or word ids [words]) -> [words, projection]."""
+        return self.encoder(words)
+
+    def contextualize(
+        self, inputs: Inputs, state: LstmState, valid: Valid | None = None
+    ) -> tuple[Array, LstmState]:
+        """Token vectors in the order each direction reads -> all layers, new state.
+
+        inputs are [time, two, batch, projection]; the result is [layers, time, two,
+        batch, projection], still in the order each direction reads.
+        """
+        return self.lstm(inputs, state, valid)
+
+
+@flax.struct.dataclass
+class ElmoParams:
+    """Everything `embed` needs: the arrays of a biLM and its configuration.
+
+    One pytree: the leaves are arrays, the configuration is static. Replace parts with
+    `params.replace(...)`, map over leaves with `jax.tree.map`.
+    """
+
+    encoder: Params
+    lstm: Params
+    initial_state: LstmState
+    """Where `encode` starts without a state; zeros unless set."""
+    config: ElmoConfig = flax.struct.field(pytree_node=False)
+
+    @property
+    def variables(self) -> dict[str, Params]:
+        """As `BiLM(params.config).apply` takes them."""
+        return {"params": {"encoder": self.encoder, "lstm": self.lstm}}
+
+
+def init_tree(config: ElmoConfig, key: Array) -> Params:
+    """Freshly initialised parameters {"encoder": ..., "lstm": ...}, float32."""
+    encoder = config.encoder
+    columns = (encoder.max_characters,) if isinstance(encoder, CharCnnConfig) else ()
+    words = jnp.ones((1, *columns), jnp.int32)
+    state = LstmState.zeros(config.lstm, 1)
+    return BiLM(config).init(key, words, state)["params"]
+
+
+def from_tree(config: ElmoConfig, tree: Params) -> ElmoParams:
+    """`ElmoParams` of a parameter tree (which may hold more, such as a head)."""
+    zeros = LstmState.zeros(config.lstm)
+    return ElmoParams(tree["encoder"], tree["lstm"], zeros, config)
+
+
+def init(config: ElmoConfig, key: Array) -> ElmoParams:
+    """Untrained parameters of a configuration.
+
+    Args:
+      config: for example `ElmoConfig.preset("original")`.
+      key: `jax.random.key(seed)`.
+
+    Returns:
+      ElmoParams with float32 leaves, initialised as bilm-tf does.
+    """
+    return from_tree(config, jax.jit(init_tree, static_argnums=0)(config, key))

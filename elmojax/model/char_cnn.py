@@ -1,0 +1,118 @@
+"""Words to vectors: the character CNN, and a table of words as its alternative.
+
+Sources: Kim et al. 2016 (character-aware language models), Jozefowicz et al. 2016
+(the CNN inputs of "Exploring the limits of language modeling"), Srivastava et al. 2015
+(highway networks), with the initial values of bilm-tf.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from elmojax.config import CharCnnConfig, WordTableConfig
+from elmojax.model.precision import contract
+
+CARRY_BIAS = -2.0
+"""Start of the highway gates: mostly the transformed input, as bilm-tf has it."""
+
+
+class CharCnn(nn.Module):
+    """Character ids [words, characters] -> vectors [words, projection].
+
+    Embedding, one convolution a filter width with max-pooling over the word, relu or
+    tanh, highway layers, linear projection. Id 0 (no word) is looked up as row 0; its
+    vectors mean nothing and callers mask them.
+    """
+
+    config: CharCnnConfig
+    projection: int
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        config = self.config
+        shape = (config.characters, config.embedding_dim)
+        table = self.param("embedding", _uniform(1.0), shape)
+        characters = table[jnp.maximum(ids - 1, 0)]
+        pooled = [
+            self._convolution(characters, number, width, count)
+            for number, (width, count) in enumerate(config.filters)
+        ]
+        x = jnp.concatenate(pooled, axis=-1)
+        x = jax.nn.relu(x) if config.activation == "relu" else jnp.tanh(x)
+        for number in range(config.highway_layers):
+            x = self._highway(x, number)
+        return self._linear("projection", x, self.projection, 0.0)
+
+    def _convolution(
+        self, characters: Array, number: int, width: int, count: int
+    ) -> Array:
+        """Max over the word of one filter width, as one product over all windows."""
+        config = self.config
+        kernel = self.param(
+            f"convolution_{number}_kernel",
+            _uniform(0.05)
+            if config.activation == "relu"
+            else nn.initializers.normal((width * config.embedding_dim) ** -0.5),
+            (width, config.embedding_dim, count),
+        )
+        bias = self.param(f"convolution_{number}_bias", nn.initializers.zeros, (count,))
+        positions = characters.shape[-2] - width + 1
+        windows = jnp.concatenate(
+            [characters[..., k : k + positions, :] for k in range(width)], axis=-1
+        )
+        flat = kernel.reshape(-1, count)
+        responses = contract("...wk,kf->...wf", windows, flat, kernel.dtype)
+        return _add_bias(responses.max(axis=-2), bias)
+
+    def _highway(self, x: Array, number: int) -> Array:
+        width = x.shape[-1]
+        gate = self._linear(f"highway_{number}_carry", x, width, CARRY_BIAS)
+        carry = jax.nn.sigmoid(gate)
+        transform = jax.nn.relu(
+            self._linear(f"highway_{number}_transform", x, width, 0.0)
+        )
+        return carry * transform + (1 - carry) * x
+
+    def _linear(self, name: str, x: Array, width: int, bias: float) -> Array:
+        start = nn.initializers.normal(x.shape[-1] ** -0.5)
+        kernel = self.param(f"{name}_kernel", start, (x.shape[-1], width))
+        offset = self.param(f"{name}_bias", nn.initializers.constant(bias), (width,))
+        product = contract("...i,io->...o", x, kernel, kernel.dtype)
+        return _add_bias(product, offset)
+
+
+class WordTable(nn.Module):
+    """Word ids [...] (0 = padding, row = id - 1) -> vectors [..., projection].
+
+    The alternative encoder: one trained row a vocabulary entry, followed by a linear
+    projection where the rows have another width than the LSTM takes.
+    """
+
+    config: WordTableConfig
+    projection: int
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        size, dim = self.config.size, self.config.dim
+        start = nn.initializers.normal(dim**-0.5)
+        table = self.param("embedding", start, (size, dim))
+        x = table[jnp.clip(ids - 1, 0, size - 1)]
+        if dim == self.projection:
+            return x.astype(jnp.float32)
+        start = nn.initializers.normal(dim**-0.5)
+        kernel = self.param("projection_kernel", start, (dim, self.projection))
+        return contract("...i,io->...o", x, kernel, kernel.dtype)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    def start(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return start
+
+
+def _add_bias(x: Array, bias: Array) -> Array:
+    return x + bias.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))

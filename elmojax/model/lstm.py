@@ -1,0 +1,125 @@
+"""The bidirectional LSTM with projection: layers of `recurrence`, in Linen.
+
+Both directions are stacked on a leading axis of size two: 0 reads the sentence forward,
+1 reads it backward. Callers hand over both inputs in reading order.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from elmojax.config import LstmConfig
+from elmojax.model.recurrence import Backend, Options, State, Weights, recurrence
+from elmojax.shapes import Inputs, Valid
+
+
+@flax.struct.dataclass
+class LstmState:
+    """State of all layers and directions, zeros at the start of a stream.
+
+    cell is [layers, two, batch, dim], hidden [layers, two, batch, projection], both
+    float32. Without the batch axis it is the same start for every sentence.
+    """
+
+    cell: Array
+    hidden: Array
+
+    @classmethod
+    def zeros(cls, config: LstmConfig, *batch: int) -> LstmState:
+        """The state before any text, for `batch` rows (or none: one for all)."""
+        lead = (config.layers, 2, *batch)
+        return cls(
+            jnp.zeros((*lead, config.dim), jnp.float32),
+            jnp.zeros((*lead, config.projection), jnp.float32),
+        )
+
+    def for_batch(self, batch: int) -> LstmState:
+        """The state with a batch axis: itself, or repeated `batch` times."""
+        if self.cell.ndim == 4:
+            return self
+        repeat = partial(jnp.repeat, repeats=batch, axis=2)
+        return LstmState(repeat(self.cell[:, :, None]), repeat(self.hidden[:, :, None]))
+
+
+class BiLstm(nn.Module):
+    """All layers: inputs -> outputs [layers, time, two, batch, projection], state.
+
+    With `dropout` above 0 and an rng "dropout", inputs of each layer are dropped out
+    (and with a skip connection the dropped input is added), as bilm-tf trains.
+    """
+
+    config: LstmConfig
+    dropout: float = 0.0
+    mesh: Mesh | None = None
+    backend: Backend = Backend.LEAN
+
+    @nn.compact
+    def __call__(
+        self, inputs: Inputs, state: LstmState, valid: Valid | None = None
+    ) -> tuple[Array, LstmState]:
+        outputs, cells, hiddens = [], [], []
+        x = inputs
+        for number in range(self.config.layers):
+            x = nn.Dropout(self.dropout, deterministic=not self.dropout)(x)
+            before = State(state.cell[number], state.hidden[number])
+            y, after = self._layer(number, x, before, valid)
+            x = y + x if number and self.config.skip_connections else y
+            if valid is not None:  # a skip connection adds the input of padding too
+                x = jnp.where(valid[:, None, :, None], x, 0.0)
+            outputs.append(x)
+            cells.append(after.cell)
+            hiddens.append(after.hidden)
+        return jnp.stack(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
+
+    def _layer(
+        self, number: int, x: Array, state: State, valid: Array | None
+    ) -> tuple[Array, State]:
+        width, dim, out = x.shape[-1], self.config.dim, self.config.projection
+        start = nn.initializers.variance_scaling(
+            1.0, "fan_avg", "uniform", in_axis=-3, out_axis=(-2, -1), batch_axis=0
+        )
+        # Glorot over inputs and hidden state together, one matrix as in TensorFlow.
+        kernel = self.param(f"kernel_{number}", start, (2, width + out, 4, dim))
+        bias = self.param(f"bias_{number}", nn.initializers.zeros, (2, 4, dim))
+        start = nn.initializers.glorot_uniform(batch_axis=0)
+        projection = self.param(f"projection_{number}", start, (2, dim, out))
+        weights = Weights(kernel, bias, projection)
+        clips = (self.config.cell_clip, self.config.projection_clip)
+        if self.mesh is None:
+            options = Options(*clips, None, self.backend)
+            return _run_layer(options, x, weights, state, valid)
+        options = Options(*clips, "model", self.backend)
+        return self._sharded(options)(x, weights, state, valid)
+
+    def _sharded(self, options: Options):
+        """The layer with rows split over `data` and cells over `model`."""
+        state = State(P(None, "data", "model"), P(None, "data"))
+        rows = P(None, None, "data")
+        kernel, bias = P(None, None, None, "model"), P(None, None, "model")
+        weights = Weights(kernel, bias, P(None, "model"))
+        return jax.shard_map(
+            partial(_run_layer, options),
+            mesh=self.mesh,
+            in_specs=(rows, weights, state, P(None, "data")),
+            out_specs=(rows, state),
+            check_vma=False,
+        )
+
+
+def _run_layer(
+    options: Options, x: Array, weights: Weights, state: State, valid: Array | None
+) -> tuple[Array, State]:
+    """One layer on one device's share of rows and cells; gates side by side."""
+    kernel, bias, projection = weights
+    flat = Weights(
+        kernel.reshape(*kernel.shape[:2], -1), bias.reshape(2, -1), projection
+    )
+    return recurrence(x, flat, state, options, valid)

@@ -1,0 +1,87 @@
+"""Mixing the layers of a biLM into one vector a word (Peters et al. 2018, eq. 1)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from elmojax.shapes import Gammas, Layers, Mask, Mix
+
+
+def mix_weights(s: Array, gamma: Array | float = 1.0) -> Array:
+    """gamma * softmax(s): the paper's weights in the form that `embed` takes.
+
+    Args:
+      s: unnormalised weights [layers] or [mixes, layers].
+      gamma: scale, a number or [mixes].
+
+    Returns:
+      Weights of the shape of `s`.
+    """
+    weights = jax.nn.softmax(jnp.asarray(s, jnp.float32), axis=-1)
+    return jnp.asarray(gamma, jnp.float32)[..., None] * weights
+
+
+def mix_layers(layers: Layers, gammas: Gammas, bias: Array | float = 0.0) -> Mix:
+    """sum_j gammas_j * layer_j + bias: one mix, or one for each row of `gammas`."""
+    # A plain sum of products: a matrix product would round on some accelerators, and
+    # picking one layer with a one-hot gamma must give that layer exactly.
+    if gammas.ndim == 2:
+        bias = jnp.broadcast_to(jnp.asarray(bias, jnp.float32), gammas.shape[:1])
+        return jax.vmap(mix_layers, (None, 0, 0))(layers, gammas, bias)
+    return (gammas[None, :, None, None] * layers).sum(axis=-3) + bias
+
+
+class ScalarMix(nn.Module):
+    """The trainable mix of a task: gamma * sum_j softmax(s)_j * layer_j.
+
+    Parameters: `s` [layers], zeros; `gamma` [], one. With `layer_norm`, each layer is
+    first normalised by one mean and one variance over all words that the mask keeps
+    (as AllenNLP does). `dropout` needs an rng "dropout" and `deterministic=False`.
+    Take one ScalarMix for the input of a task model and another for its output; both
+    read the same `encode(...)`.
+    """
+
+    layer_norm: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, layers: Layers, mask: Mask | None = None, deterministic: bool = True
+    ) -> Array:
+        """layers [batch, layers, time, vector] -> [batch, time, vector].
+
+        Raises:
+          ValueError: if `layer_norm` is asked for without a mask.
+        """
+        s = self.param("s", nn.initializers.zeros, (layers.shape[-3],))
+        gamma = self.param("gamma", nn.initializers.ones, ())
+        if self.layer_norm:
+            if mask is None:
+                raise ValueError("ScalarMix(layer_norm=True) needs the mask of words.")
+            layers = normalize_layers(layers, mask)
+        mixed = mix_layers(layers, mix_weights(s, gamma))
+        return nn.Dropout(self.dropout)(mixed, deterministic=deterministic)
+
+
+def normalize_layers(layers: Layers, mask: Mask) -> Layers:
+    """Each layer less its mean, over its deviation, both over all unmasked words."""
+    kept = mask[:, None, :, None].astype(layers.dtype)
+    count = mask.sum().astype(layers.dtype) * layers.shape[-1]
+    axes = (-4, -2, -1)
+    mean = (layers * kept).sum(axes, keepdims=True) / count
+    centred = (layers - mean) * kept
+    variance = (centred**2).sum(axes, keepdims=True) / count
+    return (layers - mean) / jnp.sqrt(variance + 1e-12)
+
+
+def mix_penalty(params: dict, weight: float) -> Array:
+    """weight * |s|^2, the L2 penalty that pulls a `ScalarMix` to the plain average.
+
+    Args:
+      params: the parameters of one ScalarMix, {"s": ..., "gamma": ...}.
+      weight: the lambda of the paper; 0.001 hardly acts, 1 nearly averages.
+    """
+    return weight * jnp.sum(params["s"] ** 2)

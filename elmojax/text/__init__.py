@@ -1,0 +1,1 @@
+"""Words to arrays, with numpy alone: characters, vocabularies, prepared corpora."""

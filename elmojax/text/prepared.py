@@ -1,0 +1,146 @@
+"""Prepared corpora: text as arrays of word ids, with a table of all word types.
+
+`elmojax.text.corpus.prepare` makes a directory once; `Corpus.open` maps it into
+memory. It holds
+
+    vocabulary.txt  the words of the softmax, in bilm-tf's format
+    types.txt       every distinct word, one a line: `<S>`, `</S>`, `<UNK>`, then by
+                    falling count, equal counts by code point
+    counts.npy      int64 [types]  how often each type occurs
+    words.npy       int32 [words]  the running text, as rows of types.txt
+    offsets.npy     int64 [sentences + 1]  where each sentence begins in words.npy
+    corpus.json     what it was made of and what is in it; written last
+
+Words outside the vocabulary keep their type, and so their characters; only as targets
+they are `<UNK>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elmojax.errors import InputError
+from elmojax.text import ingest
+from elmojax.text.vocabulary import Vocabulary, read_words
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A prepared corpus. The big arrays are mapped from disk, not read."""
+
+    directory: Path
+    info: dict[str, Any]
+    """What corpus.json says."""
+    fingerprint: str
+    """SHA-256 over the hashes of its parts: equal for equal text and vocabulary,
+    wherever the text came from."""
+    vocabulary: Vocabulary
+    types: list[str]
+    """Every distinct word; the first three are `<S>`, `</S>`, `<UNK>`."""
+    counts: np.ndarray
+    """int64 [types]: how often each type occurs."""
+    words: np.ndarray
+    """int32 [words]: the running text, as places in `types`."""
+    offsets: np.ndarray
+    """int64 [sentences + 1]: sentence i is words[offsets[i]:offsets[i + 1]]."""
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> Corpus:
+        """Opens what `prepare` wrote.
+
+        Raises `InputError` for a directory that is not a prepared corpus, or one
+        whose parts are missing, cut short or do not belong together.
+        """
+        directory = Path(directory)
+        info = _read_summary(directory)
+        for name, part in info["parts"].items():
+            path = directory / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != part["bytes"]:
+                was = "is missing" if size is None else f"has {size} bytes"
+                raise _damaged(path, f"{was}, and should have {part['bytes']}")
+        hashes = "".join(str(info["parts"][name]["sha256"]) for name in ingest.PARTS)
+        corpus = cls(
+            directory=directory,
+            info=info,
+            fingerprint=hashlib.sha256(hashes.encode()).hexdigest(),
+            vocabulary=Vocabulary.read(directory / "vocabulary.txt"),
+            types=_read_types(directory / "types.txt", info["types"]),
+            counts=_map(directory / "counts.npy", np.int64, info["types"]),
+            words=_map(directory / "words.npy", np.int32, info["tokens"]),
+            offsets=_map(directory / "offsets.npy", np.int64, info["sentences"] + 1),
+        )
+        _check_offsets(corpus)
+        return corpus
+
+    def targets(self, vocabulary: Vocabulary) -> np.ndarray:
+        """The id of each type in a vocabulary: int32 [types]; 2 for unknown ones."""
+        return vocabulary.ids(self.types)
+
+
+def _read_summary(directory: Path) -> dict[str, Any]:
+    if not (directory / ingest.SUMMARY).is_file():
+        what = "has no corpus.json" if directory.is_dir() else "is no directory"
+        raise InputError(
+            f"{directory} is not a prepared corpus (it {what}); make one with "
+            f"`elmojax prepare --text FILES --out {directory}`."
+        )
+    path = directory / ingest.SUMMARY
+    try:
+        info = json.loads(path.read_bytes())
+        version = info["format"]
+        sound = version != ingest.FORMAT or (
+            all(type(info[key]) is int for key in ("types", "tokens", "sentences"))
+            and set(info["parts"]) == set(ingest.PARTS)
+            and all({"bytes", "sha256"} <= set(p) for p in info["parts"].values())
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "cannot be understood") from error
+    if version != ingest.FORMAT:
+        raise InputError(
+            f"{directory} was prepared in format {version}, and this elmojax reads "
+            f"format {ingest.FORMAT}; run `elmojax prepare` again."
+        )
+    if not sound:
+        raise _damaged(path, "does not describe a whole corpus")
+    return info
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
+        f"The prepared corpus is damaged: {path} {what}. Run `elmojax prepare` again."
+    )
+
+
+def _read_types(path: Path, count: int) -> list[str]:
+    types = read_words(path.read_bytes(), path)
+    if len(types) != count:
+        raise _damaged(path, f"has {len(types)} lines, and should have {count}")
+    return types
+
+
+def _map(path: Path, dtype: type, length: int) -> np.ndarray:
+    try:
+        numbers = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
+    if numbers.dtype != dtype or numbers.shape != (length,):
+        raise _damaged(path, f"holds {numbers.dtype} {numbers.shape}")
+    return numbers
+
+
+def _check_offsets(corpus: Corpus) -> None:
+    offsets, step = corpus.offsets, 1 << 20
+    good = offsets[0] == 0 and offsets[-1] == len(corpus.words)
+    for start in range(0, len(offsets), step):
+        good = good and bool((np.diff(offsets[start : start + step + 1]) > 0).all())
+    if not good:
+        path = corpus.directory / "offsets.npy"
+        raise _damaged(path, "does not fit words.npy")

@@ -1,0 +1,199 @@
+"""Vocabularies: the words that the softmax knows, in the file format of bilm-tf.
+
+A vocabulary file is UTF-8 with one word a line: `<S>`, `</S>`, `<UNK>`, then the words
+by falling count. The line number, from 0, is the id.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from elmojax.errors import InputError
+
+SPECIALS = ("<S>", "</S>", "<UNK>")
+BEGIN_ID, END_ID, UNKNOWN_ID = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a softmax; a word's id is its place. Compares by its words.
+
+    Raises `InputError` unless `<S>`, `</S>`, `<UNK>` come first, every word is there
+    once, and none is empty or holds white space.
+    """
+
+    words: tuple[str, ...]
+    source: str | None = field(default=None, compare=False)
+    """The file it was read from, for error messages."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
+        _check(self.words, self._name)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def _name(self) -> str:
+        return self.source or "the vocabulary"
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    def ids(self, words: Sequence[str]) -> np.ndarray:
+        """The id of each word: int32 [words]; 2 (`<UNK>`) for one that is not here."""
+        get = self._ids.get
+        return np.fromiter((get(w, UNKNOWN_ID) for w in words), np.int32, len(words))
+
+    @classmethod
+    def from_counts(
+        cls,
+        words: Sequence[str],
+        counts: Sequence[int] | np.ndarray,
+        max_size: int | None = None,
+        min_count: int = 1,
+    ) -> Vocabulary:
+        """The most frequent words: by falling count, equal counts by code point.
+
+        `max_size` counts the three special words in. Words that occur fewer than
+        `min_count` times are left out. `InputError` if that leaves no word at all.
+        """
+        check_limits(max_size, min_count)
+        order = rank(words, counts)
+        order = order[np.asarray(counts, np.int64)[order] >= min_count]
+        ranked = [words[i] for i in order if words[i] not in SPECIALS]
+        if not ranked:
+            raise InputError(
+                f"The vocabulary would be empty: no word occurs {min_count} times or "
+                "more. Lower min_count (--min-count) or give more text."
+            )
+        kept = ranked if max_size is None else ranked[: max_size - len(SPECIALS)]
+        return cls((*SPECIALS, *kept))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Reads a vocabulary file. `InputError` names the file and the line at fault.
+
+        Lines end with a line feed only (bilm-tf's published files hold words with odd
+        characters); a byte-order mark at the start is dropped.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"The vocabulary {path} cannot be read: {error.strerror}."
+            ) from error
+        return cls(tuple(read_words(data, path)), str(path))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the vocabulary file; a reader sees the old one or the whole new one.
+
+        `InputError` if the place cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            partial.write_bytes(write_words(self.words))
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(
+                f"The vocabulary cannot be written to {path}: {error.strerror}."
+            ) from error
+
+    def check_sorted(self, counts: Sequence[int] | np.ndarray) -> None:
+        """Refuses an order that is not by falling count; counts[i] is word i's.
+
+        The adaptive softmax takes the rank of a word for its frequency. The three
+        special words may stand first whatever their counts.
+        """
+        counts = np.asarray(counts, np.int64)
+        if counts.shape != (len(self),):
+            raise InputError(
+                f"check_sorted needs one count a word: {len(self)} for {self._name}, "
+                f"not an array of shape {counts.shape}."
+            )
+        rises = np.flatnonzero(np.diff(counts[len(SPECIALS) :]) > 0)
+        if len(rises):
+            i = int(rises[0]) + len(SPECIALS) + 1
+            raise InputError(
+                f"Line {i + 1} of {self._name}: {self.words[i]!r} occurs {counts[i]} "
+                f"times in the text but {self.words[i - 1]!r} before it only "
+                f"{counts[i - 1]} times. The softmax needs words by falling count: "
+                "let `elmojax prepare` build the vocabulary, or sort the file."
+            )
+
+
+def check_limits(max_size: int | None, min_count: int) -> None:
+    """`InputError` for limits of `from_counts` that make no sense."""
+    if max_size is not None and max_size <= len(SPECIALS):
+        raise InputError(
+            f"The vocabulary size (--max-vocabulary) is {max_size}; it must be "
+            f"{len(SPECIALS) + 1} or more, as {', '.join(SPECIALS)} are counted in."
+        )
+    if min_count < 1:
+        raise InputError(f"min_count (--min-count) is {min_count}; it must be above 0.")
+
+
+def rank(words: Sequence[str], counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Indices of the words by falling count, equal counts by code point: int64."""
+    by_word = np.array(sorted(range(len(words)), key=words.__getitem__), np.int64)
+    falling = -np.asarray(counts, np.int64)[by_word]
+    return by_word[np.argsort(falling, kind="stable")]
+
+
+def read_words(data: bytes, where: object) -> list[str]:
+    """The lines of a word file; `where` names it in the `InputError` for bad UTF-8."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"Line {line} of {where} is not UTF-8 ({error.reason}); convert the file, "
+            "for example with `iconv -t UTF-8`."
+        ) from error
+    if not text:
+        raise InputError(f"{where} is empty; was it copied or downloaded whole?")
+    return text.removeprefix("\ufeff").removesuffix("\n").split("\n")
+
+
+def write_words(words: Sequence[str]) -> bytes:
+    """The bytes of a word file: UTF-8, one word a line."""
+    return "".join(f"{word}\n" for word in words).encode("utf-8")
+
+
+def _check(words: tuple[str, ...], where: str) -> None:
+    if len(words) > 0 and words[0] == f"{SPECIALS[0]}\r":
+        raise InputError(
+            f"The lines of {where} end with a carriage return, as Windows writes them. "
+            "Remove them, for example with `sed -i 's/\\r$//'`."
+        )
+    if words[: len(SPECIALS)] != SPECIALS:
+        raise InputError(
+            f"The first three lines of {where} must be {', '.join(SPECIALS)}, not "
+            f"{', '.join(words[: len(SPECIALS)])}. Put them first."
+        )
+    # bytes.split() knows ASCII white space only. Other kinds (no-break space) cannot
+    # turn up in a word of our texts, but published vocabularies may hold them.
+    plain = [word.encode("utf-8", "surrogatepass") for word in words]
+    if b"\n".join(plain).split() != plain:
+        i = next(i for i, word in enumerate(plain) if word.split() != [word])
+        what = f"{words[i]!r} holds white space" if words[i] else "no word"
+        raise InputError(
+            f"Line {i + 1} of {where}: {what}. A vocabulary has one word a line."
+        )
+    if len(set(words)) != len(words):
+        seen: dict[str, int] = {}
+        for i, word in enumerate(words):
+            if seen.setdefault(word, i) != i:
+                raise InputError(
+                    f"{word!r} is in {where} twice, on lines {seen[word] + 1} and "
+                    f"{i + 1}. Remove one of them."
+                )

@@ -1,0 +1,1 @@
+"""Pretraining: optimiser, sharding, the step, the loop, evaluation, checkpoints."""

@@ -1,0 +1,110 @@
+"""Exact evaluation of a biLM on held-out text: every token once, both directions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from elmojax.errors import InputError
+from elmojax.model.lstm import LstmState
+from elmojax.shapes import Params
+from elmojax.text.batches import Words, heldout_batches
+from elmojax.text.prepared import Corpus
+from elmojax.text.vocabulary import Vocabulary
+from elmojax.training.sharding import shardings
+from elmojax.training.step import LanguageModel, evaluation_step
+
+ROWS = 64
+"""Streams the text is dealt to; fixed, so that a result depends on nothing else."""
+WINDOW = 20
+
+
+class Evaluator:
+    """A held-out corpus ready to be measured; compiles once."""
+
+    def __init__(
+        self, lm: LanguageModel, corpus: Corpus, vocabulary: Vocabulary
+    ) -> None:
+        self.lm, self.corpus = lm, corpus
+        data = 1 if lm.mesh is None else lm.mesh.shape["data"]
+        self.rows = -(-ROWS // data) * data
+        self.words = Words(corpus, vocabulary, lm.config, data)
+        known = self.words.targets != vocabulary.ids(["<UNK>"])[0]
+        self._unknown = int(np.asarray(corpus.counts)[~known].sum())
+        self._step = jax.jit(partial(evaluation_step, lm), donate_argnums=1)
+
+    def __call__(
+        self, params: Params, progress: Callable[[int], Any] = lambda tokens: None
+    ) -> dict[str, float]:
+        """Perplexities and their company; see `summarize` for the keys.
+
+        Rows start from a zero state and carry it from sentence to sentence, as in
+        training. `progress` is told the tokens of each batch.
+        """
+        started = time.perf_counter()
+        carry = LstmState.zeros(self.lm.config.lstm, self.rows)
+        carry = place(self.lm, carry, "carry.")
+        total, tokens, sums = np.zeros(2), 0, np.zeros(2)
+        for batch in heldout_batches(self.corpus, self.words, self.rows, WINDOW):
+            late = sums  # read one step late: the device never waits for the host
+            sums, carry = self._step(params, carry, place(self.lm, batch, "batch."))
+            total += np.asarray(late, np.float64)
+            tokens += (counted := int(batch.weights.sum()))
+            progress(counted)
+        total += np.asarray(sums, np.float64)
+        seconds = time.perf_counter() - started
+        return summarize(total, tokens, self.corpus, self._unknown, seconds)
+
+
+def place(lm: LanguageModel, tree: Any, prefix: str) -> Any:
+    """Host arrays on the devices, split as the sharding table says."""
+    if lm.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(tree, shardings(lm.mesh, tree, prefix))
+
+
+def summarize(
+    nll: np.ndarray | Array, tokens: int, corpus: Corpus, unknown: int, seconds: float
+) -> dict[str, float]:
+    """Sums of -log p (nats), [forward, backward], to the numbers that are reported.
+
+    forward_perplexity, backward_perplexity: exp of the mean -log p of one direction.
+    mean_perplexity: their arithmetic mean. geometric_perplexity: their geometric mean,
+    exp of the mean loss of both directions (what bilm-tf calls perplexity).
+    bits_per_byte: mean of the directions, over the UTF-8 bytes of the text.
+    oov_rate: share of words outside the vocabulary. tokens: predictions a direction,
+    one for each word and one for the end of each sentence.
+
+    Raises `InputError` if a sum is not finite.
+    """
+    if not np.isfinite(nll).all():
+        raise InputError(
+            f"The model gives {corpus.directory} a probability that is not a number; "
+            "its weights are damaged or training diverged: take an earlier checkpoint."
+        )
+    forward, backward = (float(direction) / tokens for direction in nll)
+    words, mean = len(corpus.words), (forward + backward) / 2
+    return {
+        "forward_perplexity": _exp(forward),
+        "backward_perplexity": _exp(backward),
+        "mean_perplexity": (_exp(forward) + _exp(backward)) / 2,
+        "geometric_perplexity": _exp(mean),
+        "loss": mean,
+        "bits_per_byte": mean * tokens / math.log(2) / corpus.info["bytes"],
+        "oov_rate": unknown / words,
+        "tokens": tokens,
+        "words": words,
+        "sentences": len(corpus.offsets) - 1,
+        "seconds": seconds,
+    }
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # exp overflows a float beyond

@@ -1,0 +1,131 @@
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and a plot if asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    """Hears what a run does; numbers are plain floats."""
+
+    def begin(self, step: int, steps: int) -> None:
+        """The run starts (or goes on) at `step` of `steps`."""
+
+    def step(self, step: int, loss: float) -> None:
+        """Every step, and nothing slow: its number and its loss."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of some steps; keys as in metrics.jsonl."""
+
+    def note(self, text: str) -> None:
+        """A sentence for people."""
+
+    def close(self) -> None:
+        """The run is over, for whatever reason."""
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a line, each with its `step`."""
+
+    def __init__(self, path: Path, resume_at: int) -> None:
+        """Lines after step `resume_at` are dropped: they will be written again."""
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_at]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(map(_line, kept)), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def begin(self, step: int, steps: int) -> None:
+        pass
+
+    def step(self, step: int, loss: float) -> None:
+        pass
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(_line({"step": step, **metrics}))
+        self._file.flush()
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(values: Mapping[str, float]) -> str:
+    return json.dumps(values) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class TensorBoard:
+    """Scalars for TensorBoard; needs the extra `tensorboard`."""
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def begin(self, step: int, steps: int) -> None:
+        pass
+
+    def step(self, step: int, loss: float) -> None:
+        pass
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def has_tensorboard() -> bool:
+    """Whether the extra `tensorboard` is installed."""
+    return importlib.util.find_spec("tensorboardX") is not None
+
+
+def plot_losses(run: Path) -> Path | None:
+    """Draws loss.png from metrics.jsonl; None where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(run / "metrics.jsonl")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (
+        ("loss", "training loss", {"color": "tab:blue", "linewidth": 1}),
+        ("heldout_loss", "held-out loss", {"color": "tab:red", "marker": "o"}),
+    ):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("negative log-likelihood a token (nats)")
+    axes.set_title(f"Pretraining of {run.name}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = run / "loss.png"
+    figure.savefig(path, dpi=120)
+    return path

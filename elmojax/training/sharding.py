@@ -1,0 +1,92 @@
+"""The device mesh, and one table that says how every array lies on it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from elmojax.config import MeshConfig
+from elmojax.errors import InputError
+
+SHARDINGS: tuple[tuple[str, P], ...] = (
+    # Adafactor's factored moments have other shapes than their parameters.
+    (r"optimizer\..*\.(v_row|v_col|v)\.", P()),
+    # Cells of the LSTM over `model`: gates and projection of a cell stay together.
+    (r"lstm\.kernel_\d+$", P(None, None, None, "model")),
+    (r"lstm\.bias_\d+$", P(None, None, "model")),
+    (r"lstm\.projection_\d+$", P(None, "model")),
+    (r"encoder\.highway_\d+_\w+_kernel$", P(None, "model")),
+    (r"encoder\.highway_\d+_\w+_bias$", P("model")),
+    (r"encoder\.", P()),
+    (r"head\.", P()),
+    (r"carry\.cell$", P(None, None, "data", "model")),
+    (r"carry\.hidden$", P(None, None, "data")),
+    (r"optimizer\.[^a-z]*(count|hyperparams.*|mini_step|gradient_step)$", P()),
+    (r"optimizer\..*(count)$", P()),
+    (r"(step|key)$", P()),
+    # A batch: the table of words is encoded in shares, rows are split.
+    (r"batch\.words$", P("data")),
+    (r"batch\.(inputs|targets)$", P(None, "data")),
+    (r"batch\.weights$", P("data")),
+)
+"""(pattern of the path, how it is split): the first row that matches counts."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh with axes `data` and `model` over the first devices.
+
+    Raises `InputError` when there are not enough devices.
+    """
+    devices = jax.devices()
+    data = config.data or len(devices) // config.model
+    wanted = max(data, 1) * config.model
+    if wanted > len(devices):
+        raise InputError(
+            f"The mesh of data={max(data, 1)} x model={config.model} needs {wanted} "
+            f"devices and there are {len(devices)} ({devices[0].platform}); lower "
+            "--mesh.data or --mesh.model, or start with more devices (virtual ones on "
+            f"a CPU: JAX_NUM_CPU_DEVICES={wanted})."
+        )
+    axes = (AxisType.Auto, AxisType.Auto)
+    shape = (data, config.model)
+    return jax.make_mesh(
+        shape, ("data", "model"), axis_types=axes, devices=devices[:wanted]
+    )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path as dotted names: `params.lstm.kernel_0`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
+    """The sharding of every leaf by the table, for arrays or their shapes.
+
+    Raises `InputError` for an axis that does not divide; `KeyError` (a bug of ours)
+    for a leaf that no row of the table matches.
+    """
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = prefix + path_name(path)
+        for pattern, spec in SHARDINGS:
+            if re.search(pattern, name):
+                _check(mesh, name, leaf.shape, spec)
+                return NamedSharding(mesh, spec)
+        raise KeyError(f"no row of SHARDINGS matches {name}")
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _check(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> None:
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            remedy = "--rows" if axis == "data" else "the model's sizes"
+            raise InputError(
+                f"{name} has {size} entries along mesh axis {axis!r}, which has "
+                f"{mesh.shape[axis]} devices and does not divide them; change "
+                f"--mesh.{axis} or {remedy}."
+            )

@@ -1,0 +1,183 @@
+"""The start of a run, in this order, before the first step:
+
+(1) the mesh, (2) text and vocabulary, (3) the record: every choice made, compared with
+the run that is already in the directory, (4) abstract state and its shardings, which
+refuses what does not divide, (5) the run directory, (6) the state: own checkpoint,
+else fresh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
+from elmojax.errors import InputError
+from elmojax.shapes import Params
+from elmojax.text.batches import TrainingText, Words
+from elmojax.text.prepared import Corpus
+from elmojax.text.sample import sample_corpora
+from elmojax.training import checkpoint
+from elmojax.training.checkpoint import Checkpoints, RunRecord
+from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.evaluate import Evaluator
+from elmojax.training.optim import make_optimizer
+from elmojax.training.sharding import make_mesh, shardings
+from elmojax.training.step import LanguageModel, TrainState, init_state
+
+FIXED = ("model", "head", "optimizer", "rows", "window", "dropout", "seed")
+"""What must not change when a run goes on."""
+
+Initialize = Callable[[Params], Params]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready for its next step."""
+
+    record: RunRecord
+    lm: LanguageModel
+    text: TrainingText
+    optimizer: optax.GradientTransformation
+    steps: int
+    """Length of the whole run."""
+    state: TrainState
+    step: int
+    """Steps already done: 0 in a fresh run."""
+    checkpoints: Checkpoints
+    evaluator: Evaluator | None
+
+
+def start(
+    config: TrainConfig, version: str, initialize: Initialize | None = None
+) -> Run:
+    """Builds or resumes the run of a configuration.
+
+    Args:
+      version: of elmojax, for the record.
+      initialize: changes the parameters of a fresh run, for example word vectors.
+
+    Raises:
+      InputError: for whatever the user can put right; a fresh run directory is made
+        only after everything else was found good.
+    """
+    mesh = make_mesh(config.mesh)
+    corpus, heldout = open_corpora(config)
+    record = _record(config, corpus, version)
+    config, fresh = record.train, not (config.workdir / "config.json").exists()
+    if not fresh:
+        _check_same(record)
+    lm = checkpoint.language_model(
+        record, dropout=config.dropout, dtype=_dtype(config), mesh=mesh
+    )
+    words = Words(corpus, corpus.vocabulary, config.model, mesh.shape["data"])
+    text = TrainingText(corpus, words, config.rows, config.window, config.seed)
+    steps = config.steps or text.steps(config.epochs)
+    optimizer = make_optimizer(config.optimizer, steps)
+    create = partial(init_state, lm, optimizer, config.rows, config.seed)
+    places = shardings(mesh, shapes := jax.eval_shape(create))
+    if fresh:
+        checkpoint.create_run(config.workdir, record, corpus.vocabulary)
+    checkpoints = Checkpoints(config.workdir, config.keep)
+    if checkpoints.latest is None:
+        step, state = 0, jax.jit(create, out_shardings=places)()
+        if initialize is not None:
+            params = jax.device_put(initialize(state.params), places.params)
+            state = state.replace(params=params)
+    else:
+        step = checkpoints.latest
+        state = _load(checkpoints, step, shapes, places)
+    evaluator = heldout and Evaluator(lm, heldout, corpus.vocabulary)
+    return Run(
+        record, lm, text, optimizer, steps, state, step, checkpoints, evaluator
+    )
+
+
+def open_corpora(config: TrainConfig) -> tuple[Corpus, Corpus | None]:
+    """Training and held-out text: as given, or the sample, prepared in the workdir."""
+    if config.data is None:
+        train, sample = sample_corpora(config.workdir)
+        return train, Corpus.open(config.heldout) if config.heldout else sample
+    heldout = Corpus.open(config.heldout) if config.heldout else None
+    return Corpus.open(config.data), heldout
+
+
+def _dtype(config: TrainConfig) -> Any:
+    if config.precision == "auto":
+        on_cpu = jax.default_backend() == "cpu"
+        return jnp.float32 if on_cpu else jnp.bfloat16
+    return jnp.float32 if config.precision == "float32" else jnp.bfloat16
+
+
+def _record(config: TrainConfig, corpus: Corpus, version: str) -> RunRecord:
+    """The configuration with nothing left automatic."""
+    vocabulary = corpus.vocabulary
+    model, head = config.model, config.head
+    if config.encoder == "words" and isinstance(model.encoder, CharCnnConfig):
+        table = WordTableConfig(len(vocabulary), model.lstm.projection)
+        model = replace(model, encoder=table)
+    if head.kind == "adaptive":
+        targets = corpus.targets(vocabulary)
+        counts = np.bincount(targets, corpus.counts, minlength=len(vocabulary))
+        if not config.allow_unsorted_vocabulary:
+            vocabulary.check_sorted(counts)
+        counts[:2] += len(corpus.offsets) - 1  # each sentence ends, in each direction
+        if not head.cutoffs:
+            dim = model.lstm.projection
+            cutoffs = automatic_cutoffs(counts, dim, head.div_value)
+            head = replace(head, cutoffs=cutoffs)
+    elif head.cutoffs:
+        raise InputError("A full softmax has no cutoffs; leave --head.cutoffs out.")
+    train = replace(config, model=model, head=head)
+    return RunRecord(train, corpus.fingerprint, len(vocabulary), elmojax=version)
+
+
+def _check_same(record: RunRecord) -> None:
+    """A run goes on only as what it was."""
+    run = record.train.workdir
+    before = checkpoint.read_record(run)
+    if before.corpus != record.corpus:
+        raise InputError(
+            f"{run} was trained on another corpus than {record.train.data}; give the "
+            "same --data, or another --workdir for a new run."
+        )
+    for name in FIXED:
+        was, now = getattr(before.train, name), getattr(record.train, name)
+        if was != now:
+            what, old, new = _difference(name, was, now)
+            raise InputError(
+                f"{run} was started with {what} = {old}, and now it is {new}; leave "
+                "it out to go on, or give another --workdir for a new run."
+            )
+
+
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    if dataclasses.is_dataclass(was) and type(was) is type(now):
+        for field in dataclasses.fields(was):
+            one, other = getattr(was, field.name), getattr(now, field.name)
+            if one != other:
+                return _difference(f"{name}.{field.name}", one, other)
+    return name, was, now
+
+
+def _load(
+    checkpoints: Checkpoints, step: int, shapes: TrainState, places: TrainState
+) -> TrainState:
+    wanted = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+    rest = wanted.replace(params={})
+    parts = checkpoints.load(step, params=wanted.params, training=rest)
+    return parts["training"].replace(params=parts["params"])
+
+

@@ -1,0 +1,181 @@
+"""The loss and one pure training step: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from elmojax.config import ElmoConfig
+from elmojax.model import softmax
+from elmojax.model.bilm import BiLM, init_tree
+from elmojax.model.lstm import LstmState
+from elmojax.shapes import Params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    params: Params
+    """{"encoder", "lstm", "head"}: float32 arrays."""
+    optimizer: Any
+    carry: LstmState
+    """LSTM state of every row after the last window."""
+    key: Array
+    """Random key of the run as uint32 data; a step folds its own number in."""
+    step: Array
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What is fixed in a run: shapes, dropout, precision and where arrays lie."""
+
+    config: ElmoConfig
+    vocabulary: int
+    cutoffs: tuple[int, ...] = ()
+    div_value: float = 4.0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    """Of matrix products; parameters and sums stay float32."""
+    mesh: Mesh | None = None
+
+    def init(self, key: Array) -> Params:
+        """Parameters of a fresh biLM with its head."""
+        body, top = jax.random.split(key)
+        head = softmax.Softmax(self.vocabulary, self.cutoffs, self.div_value)
+        hidden = jnp.zeros((1, self.config.lstm.projection), jnp.float32)
+        tree = init_tree(self.config, body)
+        return {**tree, "head": head.init(top, hidden)["params"]}
+
+    def outputs(
+        self, params: Params, carry: LstmState, batch: Any, key: Array | None
+    ) -> tuple[Array, LstmState]:
+        """Top layer [window, two, rows, projection] of a batch; `key` for dropout."""
+        dropout = 0.0 if key is None else self.dropout
+        model = BiLM(self.config, dropout, self.mesh)
+        variables = {"params": {name: params[name] for name in ("encoder", "lstm")}}
+        words = model.apply(variables, batch.words, method="encode_words")
+        if self.mesh is not None:  # encoded in shares, looked up by every device
+            whole = NamedSharding(self.mesh, P())
+            words = jax.lax.with_sharding_constraint(words, whole)
+        inputs = words[batch.inputs.transpose(2, 0, 1)]
+        rngs = {} if key is None else {"dropout": key}
+        outputs, carry = model.apply(
+            variables, inputs, carry, method="contextualize", rngs=rngs
+        )
+        top = outputs[-1]
+        if dropout:
+            kept = jax.random.bernoulli(
+                jax.random.fold_in(key, 1), 1 - dropout, top.shape
+            )
+            top = jnp.where(kept, top / (1 - dropout), 0.0)
+        return top, carry
+
+    def nll(self, head: Params, top: Array, batch: Any, *, train: bool):
+        """Weighted sum of -log p, and each one [window, two, rows] (natural log)."""
+        targets = batch.targets.transpose(2, 0, 1)
+        weights = jnp.broadcast_to(batch.weights.T[:, None], targets.shape)
+        if self.mesh is None:
+            return _nll(head, top, targets, weights, train=train)
+        window, split = targets.shape[0], self.mesh.shape["model"]
+        pad = ((0, -window % split), (0, 0), (0, 0))
+        place = P("model", None, "data")  # the softmax runs on every device
+        total, each = jax.shard_map(
+            partial(_nll, train=train, axes=("data", "model")),
+            mesh=self.mesh,
+            in_specs=(P(), place, place, place),
+            out_specs=(P(), place),
+            check_vma=False,
+        )(
+            head,
+            jnp.pad(top, (*pad, (0, 0))),
+            jnp.pad(targets, pad),
+            jnp.pad(weights, pad),
+        )
+        return total, each[:window]
+
+
+def _nll(head, top, targets, weights, *, train, axes=()):
+    flat = (top.reshape(-1, top.shape[-1]), targets.reshape(-1))
+    if train:
+        total, each = softmax.negative_log_likelihood(head, *flat, weights.reshape(-1))
+    else:
+        each = -softmax.log_prob(head, *flat)
+        total = jnp.vdot(each, weights.reshape(-1))
+    return jax.lax.psum(total, axes) if axes else total, each.reshape(targets.shape)
+
+
+def _cast(params: Params, dtype: Any) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def loss(
+    lm: LanguageModel, params: Params, carry: LstmState, batch: Any, key: Array | None
+) -> tuple[Array, tuple[dict[str, Array], LstmState]]:
+    """The training objective of a batch, and its metrics and new carry.
+
+    The objective is the negative log-likelihood (natural log) summed over the window
+    and averaged over rows and directions: the scale on which the paper's learning
+    rate and gradient norm are meant (bilm-tf multiplies its mean loss by the window).
+    """
+    half = _cast(params, lm.dtype)
+    top, after = lm.outputs(half, carry, batch, key)
+    total, each = lm.nll(half["head"], top, batch, train=True)
+    weights = batch.weights.T[:, None]
+    forward, backward = (each * weights).sum((0, 2)) / weights.sum()
+    metrics = {
+        "loss": (forward + backward) / 2,
+        "forward_loss": forward,
+        "backward_loss": backward,
+    }
+    return total / (2 * batch.weights.shape[0]), (metrics, jax.lax.stop_gradient(after))
+
+
+def train_step(
+    lm: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Any,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update: gradient of `loss`, clipping, optimiser; the carry moves on."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    value_and_grad = jax.value_and_grad(partial(loss, lm), has_aux=True)
+    (_, (metrics, carry)), gradient = value_and_grad(
+        state.params, state.carry, batch, key
+    )
+    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+    metrics["gradient_norm"] = optax.global_norm(gradient)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, moments, carry, state.key, state.step + 1), metrics
+
+
+def evaluation_step(
+    lm: LanguageModel, params: Params, carry: LstmState, batch: Any
+) -> tuple[Array, LstmState]:
+    """Weighted sums of -log p, [forward, backward], and the new carry."""
+    half = _cast(params, lm.dtype)
+    top, carry = lm.outputs(half, carry, batch, None)
+    _, each = lm.nll(half["head"], top, batch, train=False)
+    return (each * batch.weights.T[:, None]).sum((0, 2)), carry
+
+
+def init_state(
+    lm: LanguageModel, optimizer: optax.GradientTransformation, rows: int, seed: int
+) -> TrainState:
+    """The state before the first step; a pure function, to be jitted with shardings."""
+    start, run = jax.random.split(jax.random.key(seed))
+    params = lm.init(start)
+    carry = LstmState.zeros(lm.config.lstm, rows)
+    key = jax.random.key_data(run)
+    return TrainState(
+        params, optimizer.init(params), carry, key, jnp.zeros((), jnp.int32)
+    )

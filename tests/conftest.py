@@ -1,0 +1,103 @@
+"""Strict JAX on eight CPU devices, and the data that tests share.
+
+What JAX would quietly put right elsewhere raises here: mixed dtypes
+(`jax_numpy_dtype_promotion`) and mixed ranks (`jax_numpy_rank_promotion`).
+`JAX_PLATFORMS=cuda pytest` runs the tests on a GPU instead. `pytest --shapes` checks
+the type and shape of every argument and result of elmojax as the tests run.
+"""
+
+from __future__ import annotations
+
+import functools
+import lzma
+import os
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis
+import jax
+import optax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile("elmojax", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("elmojax")
+
+
+def _with_standard_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, and the functions that it returns, free to mix dtypes."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            result = function(*args, **kwargs)
+        if isinstance(result, optax.GradientTransformation):
+            return result._replace(update=_with_standard_promotion(result.update))
+        return _with_standard_promotion(result) if callable(result) else result
+
+    return call
+
+
+# These compute float ** int32; what we hand to them stays under the strict rule.
+for _name in (
+    "adam",
+    "adamw",
+    "cosine_decay_schedule",
+    "scale_by_adam",
+    "warmup_cosine_decay_schedule",
+):
+    setattr(optax, _name, _with_standard_promotion(getattr(optax, _name)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shapes",
+        action="store_true",
+        help="check types and shapes of arguments and results (jaxtyping, beartype)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--shapes"):
+        import jaxtyping
+
+        jaxtyping.install_import_hook("elmojax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _subprocesses_import_this_checkout() -> None:
+    """As `pythonpath` in setup.cfg does it for the tests themselves."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of what other programs computed; without it, the test is skipped."""
+    default = REPOSITORY.parent / "shared" / "fixtures"
+    folder = Path(os.environ.get("ELMOJAX_FIXTURES", default))
+    if not folder.is_dir():
+        pytest.skip("no fixtures; ELMOJAX_FIXTURES names their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_lines() -> Callable[..., list[str]]:
+    """`sample_lines(count, name="train")`: first lines of a text in the package."""
+
+    def lines(count: int, name: str = "train") -> list[str]:
+        packed = resources.files("elmojax") / "sample" / f"{name}.txt.xz"
+        text = lzma.decompress(packed.read_bytes()).decode("utf-8")
+        return text.splitlines()[:count]
+
+    return lines
