@@ -49,19 +49,33 @@ def encode(
     """
     config = params.config
     _check(config, tokens)
-    model = BiLM(config)
     mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
-    batch, lengths = tokens.shape[0], mask.sum(axis=1) + 2
-    words = model.apply(
-        params.variables, _with_marks(config, tokens, lengths), method="encode_words"
-    )
+    marked = _with_marks(config, tokens, mask.sum(axis=1) + 2)
+    return contextualize(params, encode_words(params, marked), mask, state)
+
+
+def encode_words(params: ElmoParams, words: Array) -> Array:
+    """Ids of words, [..., characters] or [...], to vectors [..., projection]."""
+    return BiLM(params.config).apply(params.variables, words, method="encode_words")
+
+
+def contextualize(
+    params: ElmoParams, words: Array, mask: Mask, state: LstmState | None = None
+) -> Encoded:
+    """The rest of `encode`, from the vectors of words and sentence marks on.
+
+    Args:
+      words: [batch, time + 2, projection]: `<S>`, the words, `</S>`, then anything.
+      mask: [batch, time], True where there is a word.
+    """
+    batch, lengths = mask.shape[0], mask.sum(axis=1) + 2
     time = jnp.arange(words.shape[1])[None]
     valid = time < lengths[:, None]
     words = jnp.where(valid[..., None], words, 0.0)
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     start = params.initial_state if state is None else state
-    outputs, state = model.apply(
+    outputs, state = BiLM(params.config).apply(
         params.variables,
         inputs.transpose(2, 0, 1, 3),
         start.for_batch(batch),
