@@ -184,7 +184,9 @@ def _pretrain(argv: list[str]) -> None:
     trackers: list[Any] = [Progress()]
     if asked.tensorboard:
         if not has_tensorboard():
-            raise InputError("--tensorboard needs the extra: pip install 'elmojax[tensorboard]'.")
+            raise InputError(
+                "--tensorboard needs the extra: pip install 'elmojax[tensorboard]'."
+            )
         trackers.append(TensorBoard(config.workdir / "tensorboard"))
     initialize = None
     fresh = not (config.workdir / "config.json").exists()

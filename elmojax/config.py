@@ -64,7 +64,7 @@ class CharCnnConfig:
 
 @dataclass(frozen=True)
 class WordTableConfig:
-    """Words as rows of a table, one a vocabulary entry; id 0 is padding, row = id - 1."""
+    """Words as rows of a table, one a vocabulary entry: row = id - 1, 0 = padding."""
 
     size: int
     dim: int
@@ -140,7 +140,9 @@ class HeadConfig:
     def __post_init__(self) -> None:
         good = self.kind in ("adaptive", "full")
         _require(good, self, "kind", "'adaptive' or 'full'")
-        rising = all(a < b for a, b in zip((0, *self.cutoffs), self.cutoffs))
+        rising = all(
+            a < b for a, b in zip((0, *self.cutoffs), self.cutoffs, strict=False)
+        )
         _require(rising, self, "cutoffs", "above 0 and strictly increasing")
         _require(self.div_value >= 1, self, "div_value", "1 or more")
 

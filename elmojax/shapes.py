@@ -1,22 +1,36 @@
 """Array types: the axis letters once, then a name for every array that travels.
 
-    batch       sentences handed in together        time        words of a sentence
-    rows        streams of a training batch         window      positions a step of a stream
-    characters  columns of a word's character ids   words       distinct words of a batch
-    two         0 = forward, 1 = backward           layers      LSTM layers
-    dim         cells of a layer and direction      projection  width of one direction
-    vector      2 * projection: forward, backward   gates       4 * dim: i, j, f, o
-    positions   rows * window * two                 mixes       mixes of layers at once
+    batch       sentences handed in together     time        words of a sentence
+    rows        streams of a training batch      window      positions of a row a step
+    characters  columns of character ids         words       distinct words of a batch
+    two         0 = forward, 1 = backward        layers      LSTM layers
+    dim         cells of a layer and direction   projection  width of one direction
+    vector      2 * projection                   gates       4 * dim: i, j, f, o
+    positions   rows * window * two              mixes       mixes of layers at once
 
-Ids are int32, masks bool, everything else floating point.
+Ids are int32, masks bool, everything else floating point. The names are checked as the
+tests run (`pytest --shapes`); otherwise they are just `jax.Array`, and jaxtyping is not
+needed.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import os
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
-from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING or os.environ.get("ELMOJAX_SHAPES"):
+    from jaxtyping import Bool, Float, Int
+else:
+
+    class Float:
+        """Stands in for jaxtyping: `Float[jax.Array, "..."]` is `jax.Array`."""
+
+        def __class_getitem__(cls, item: tuple[type, str]) -> type:
+            return item[0]
+
+    Bool = Int = Float
 
 Params: TypeAlias = Any
 """Nested dict of arrays, as Linen keeps parameters."""

@@ -71,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--shapes"):
         import jaxtyping
 
+        os.environ["ELMOJAX_SHAPES"] = "1"
         jaxtyping.install_import_hook("elmojax", "beartype.beartype")
 
 

@@ -74,7 +74,9 @@ class Embedder:
             size = max(1, self._batch_tokens // time)
             fits = [i for i in order[:size] if len(sentences[i]) <= time]
             order = order[len(fits) :]
-            for i, layers in zip(fits, self._run(table, rows, fits, size, time)):
+            for i, layers in zip(
+                fits, self._run(table, rows, fits, size, time), strict=False
+            ):
                 results[i] = layers
         return results
 
@@ -98,7 +100,12 @@ class Embedder:
         return jnp.concatenate([encode(ids[b : b + WORD_BLOCK]) for b in blocks]), rows
 
     def _run(
-        self, table: Array, rows: list[np.ndarray], which: list[int], size: int, time: int
+        self,
+        table: Array,
+        rows: list[np.ndarray],
+        which: list[int],
+        size: int,
+        time: int,
     ) -> Iterator[np.ndarray]:
         index = np.zeros((size, time + 2), np.int32)
         lengths = np.zeros(size, np.int32)

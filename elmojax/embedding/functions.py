@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
@@ -56,7 +57,7 @@ def encode(
 
 def encode_words(params: ElmoParams, words: Array) -> Array:
     """Ids of words, [..., characters] or [...], to vectors [..., projection]."""
-    return BiLM(params.config).apply(params.variables, words, method="encode_words")
+    return bilm.encode_words(BiLM(params.config), params.tree, words)
 
 
 def contextualize(
@@ -75,12 +76,12 @@ def contextualize(
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     start = params.initial_state if state is None else state
-    outputs, state = BiLM(params.config).apply(
-        params.variables,
+    outputs, after = bilm.contextualize(
+        BiLM(params.config),
+        params.tree,
         inputs.transpose(2, 0, 1, 3),
         start.for_batch(batch),
         valid.T,
-        method="contextualize",
     )
     outputs = outputs.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
     backward = jnp.take_along_axis(outputs[:, 1], flip[None], axis=2)
@@ -88,7 +89,7 @@ def contextualize(
     token_layer = jnp.concatenate([words, words], axis=-1)
     layers = jnp.concatenate([token_layer[None], contextual]).swapaxes(0, 1)
     layers = jnp.where(mask[:, None, :, None], layers[:, :, 1:-1], 0.0)
-    return Encoded(layers, mask, state)
+    return Encoded(layers, mask, after)
 
 
 def embed(

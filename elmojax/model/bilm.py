@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -26,8 +28,10 @@ class BiLM(nn.Module):
 
     def setup(self) -> None:
         encoder, lstm = self.config.encoder, self.config.lstm
-        module = CharCnn if isinstance(encoder, CharCnnConfig) else WordTable
-        self.encoder = module(encoder, lstm.projection)
+        if isinstance(encoder, CharCnnConfig):
+            self.encoder: nn.Module = CharCnn(encoder, lstm.projection)
+        else:
+            self.encoder = WordTable(encoder, lstm.projection)
         self.lstm = BiLstm(lstm, self.dropout, self.mesh, self.backend)
 
     def __call__(self, words: Array, state: LstmState) -> Array:
@@ -65,9 +69,32 @@ class ElmoParams:
     config: ElmoConfig = flax.struct.field(pytree_node=False)
 
     @property
-    def variables(self) -> dict[str, Params]:
-        """As `BiLM(params.config).apply` takes them."""
-        return {"params": {"encoder": self.encoder, "lstm": self.lstm}}
+    def tree(self) -> Params:
+        """Parameters as `encode_words` and `contextualize` take them."""
+        return {"encoder": self.encoder, "lstm": self.lstm}
+
+
+def encode_words(model: BiLM, tree: Params, words: Array) -> Array:
+    """`BiLM.encode_words` with the parameters of a tree (which may hold more)."""
+    variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
+    return cast(Array, model.apply(variables, words, method="encode_words"))
+
+
+def contextualize(
+    model: BiLM,
+    tree: Params,
+    inputs: Inputs,
+    state: LstmState,
+    valid: Valid | None = None,
+    dropout: Array | None = None,
+) -> tuple[Array, LstmState]:
+    """`BiLM.contextualize` with the parameters of a tree; `dropout` is a random key."""
+    variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
+    rngs = {} if dropout is None else {"dropout": dropout}
+    result = model.apply(
+        variables, inputs, state, valid, method="contextualize", rngs=rngs
+    )
+    return cast(tuple[Array, LstmState], result)
 
 
 def init_tree(config: ElmoConfig, key: Array) -> Params:

@@ -6,7 +6,9 @@ Both directions are stacked on a leading axis of size two: 0 reads the sentence 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -99,12 +101,16 @@ class BiLstm(nn.Module):
         options = Options(*clips, "model", self.backend)
         return self._sharded(options)(x, weights, state, valid)
 
-    def _sharded(self, options: Options):
+    def _sharded(self, options: Options) -> Callable[..., tuple[Array, State]]:
         """The layer with rows split over `data` and cells over `model`."""
-        state = State(P(None, "data", "model"), P(None, "data"))
         rows = P(None, None, "data")
-        kernel, bias = P(None, None, None, "model"), P(None, None, "model")
-        weights = Weights(kernel, bias, P(None, "model"))
+        cell: Any = P(None, "data", "model")
+        hidden: Any = P(None, "data")
+        state = State(cell, hidden)
+        kernel: Any = P(None, None, None, "model")
+        bias: Any = P(None, None, "model")
+        projection: Any = P(None, "model")
+        weights = Weights(kernel, bias, projection)
         return jax.shard_map(
             partial(_run_layer, options),
             mesh=self.mesh,

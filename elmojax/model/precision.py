@@ -16,9 +16,7 @@ def contract(subscripts: str, left: Array, right: Array, dtype: jnp.dtype) -> Ar
     which gives the same numbers.
     """
     if dtype == jnp.float32:
-        return jnp.einsum(
-            subscripts, left, right, precision=jax.lax.Precision.HIGHEST
-        )
+        return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST)
     left, right = left.astype(dtype), right.astype(dtype)
     return jax.lax.platform_dependent(
         left,

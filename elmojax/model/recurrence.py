@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -112,42 +112,59 @@ def _step(
     return z, State(cell, jnp.clip(hidden, -limit, limit))
 
 
-def _reference(options, inputs, weights, state, valid):
-    def step(state: State, now):
+def _reference(
+    options: Options,
+    inputs: Array,
+    weights: Weights,
+    state: State,
+    valid: Array | None,
+) -> tuple[Array, State]:
+    def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
         x, real = now
         _, new = _step(options, x, weights, state)
         if real is None:
             return new, new.hidden
-        keep = partial(jnp.where, real[None, :, None])
-        return State(*map(keep, new, state)), keep(new.hidden, 0.0)
+        here = real[None, :, None]
+        cell = jnp.where(here, new.cell, state.cell)
+        hidden = jnp.where(here, new.hidden, state.hidden)
+        return State(cell, hidden), jnp.where(here, new.hidden, 0.0)
 
     state, outputs = lax.scan(step, state, (inputs, valid))
     return outputs, state
 
 
+Saved: TypeAlias = tuple[Array, Weights, State, Array, State]
+"""Inputs, weights, first state; gates before activation and states of every step."""
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _lean(options, inputs, weights, state):
+def _lean(
+    options: Options, inputs: Array, weights: Weights, state: State
+) -> tuple[Array, Array, Array]:
     return _lean_forward(options, inputs, weights, state)[0]
 
 
-def _lean_forward(options, inputs, weights, state):
-    """Keeps the gates before activation, the cells and the outputs of every step."""
-
-    def step(state, x):
+def _lean_forward(
+    options: Options, inputs: Array, weights: Weights, state: State
+) -> tuple[tuple[Array, Array, Array], Saved]:
+    def step(state: State, x: Array) -> tuple[State, tuple[Array, State]]:
         z, state = _step(options, x, weights, state)
         return state, (z, state)
 
     last, (gates, states) = lax.scan(step, state, inputs)
-    return (states.hidden, *last), (inputs, weights, state, gates, states)
+    results = (states.hidden, last.cell, last.hidden)
+    return results, (inputs, weights, state, gates, states)
 
 
-def _lean_backward(options, saved, cotangents):
+def _lean_backward(
+    options: Options, saved: Saved, cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Weights, State]:
     """Back through time with two products a step; weight gradients in one product."""
     inputs, weights, first, gates, states = saved
     d_outputs, d_cell, d_hidden = cotangents
-    kernel, bias, projection = weights
+    kernel, _, projection = weights
 
-    def step(carry, t):
+    def step(carry: State, t: Array) -> tuple[State, tuple[Array, ...]]:
         d_cell, d_hidden = carry
         i, j, f, o = _activate(gates[t])
         cell, hidden = states.cell[t], states.hidden[t]
@@ -172,11 +189,11 @@ def _lean_backward(options, saved, cotangents):
         )
         both = contract("nbg,nig->nbi", d_gates, kernel, kernel.dtype)
         d_x, d_hidden = jnp.split(both, [inputs.shape[-1]], axis=-1)
-        return (d_cell * f, d_hidden), (d_x, d_gates, d_product, o * squashed)
+        return State(d_cell * f, d_hidden), (d_x, d_gates, d_product, o * squashed)
 
     times = jnp.arange(inputs.shape[0])
     d_state, (d_x, d_gates, d_products, m) = lax.scan(
-        step, (d_cell, d_hidden), times, reverse=True
+        step, State(d_cell, d_hidden), times, reverse=True
     )
     hidden = jnp.concatenate([first.hidden[None], states.hidden[:-1]])
     read = jnp.concatenate([inputs, hidden], axis=-1)
@@ -185,8 +202,8 @@ def _lean_backward(options, saved, cotangents):
         d_gates.sum(axis=(0, 2)),
         contract("tnbd,tnbp->ndp", m, d_products, projection.dtype),
     )
-    d_weights = Weights(*(d.astype(w.dtype) for d, w in zip(d_weights, weights)))
-    return d_x, d_weights, State(*d_state)
+    like_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+    return d_x, like_weights, d_state
 
 
 _lean.defvjp(_lean_forward, _lean_backward)

@@ -12,8 +12,9 @@ only its own positions, in blocks, and its gradient is made in the same pass.
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -52,7 +53,7 @@ class Softmax(nn.Module):
             "kernel": self.param("kernel", start, (entries, dim)),
             "bias": self.param("bias", nn.initializers.zeros, (entries,)),
         }
-        for k, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        for k, (low, high) in enumerate(itertools.pairwise(edges)):
             narrow = max(1, int(dim // self.div_value ** (k + 1)))
             down, up = (dim, narrow), (high - low, narrow)
             params[f"down_{k}"] = self.param(f"down_{k}", start, down)
@@ -64,7 +65,7 @@ class Softmax(nn.Module):
 def check_cutoffs(cutoffs: tuple[int, ...], vocabulary: int) -> None:
     """Raises `InputError` unless cutoffs increase inside the vocabulary."""
     edges = (0, *cutoffs, vocabulary)
-    if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if any(low >= high for low, high in itertools.pairwise(edges)):
         raise InputError(
             f"Softmax cutoffs {tuple(cutoffs)} must increase strictly and lie between "
             f"0 and the vocabulary of {vocabulary} words; choose others, or none."
@@ -100,11 +101,10 @@ def log_prob_all(params: Params, hidden: Positions) -> Array:
 
 def log_prob(params: Params, hidden: Positions, targets: Targets) -> PerPosition:
     """Log-probability of each target, natural logarithm, float32 [positions]."""
-    clusters = _clusters(params, targets)
-    return -sum(
-        _run(cluster, hidden, jnp.ones(hidden.shape[0]), gradient=False)[0]
-        for cluster in clusters
-    )
+    ones, each = jnp.ones(hidden.shape[0]), jnp.zeros(hidden.shape[0])
+    for cluster in _clusters(params, targets):
+        each = each - _run(cluster, hidden, ones, gradient=False)[0]
+    return each
 
 
 @jax.custom_vjp
@@ -120,7 +120,9 @@ def negative_log_likelihood(
     return jnp.vdot(each, weights), each
 
 
-def _nll_forward(params, hidden, targets, weights):
+def _nll_forward(
+    params: Params, hidden: Array, targets: Array, weights: Array
+) -> tuple[tuple[Array, Array], tuple[Params, Array]]:
     each = jnp.zeros(hidden.shape[0], jnp.float32)
     d_hidden = jnp.zeros(hidden.shape, jnp.float32)
     d_params: dict[str, Array] = {}
@@ -132,8 +134,12 @@ def _nll_forward(params, hidden, targets, weights):
     return (jnp.vdot(each, weights), each), (d_params, d_hidden.astype(hidden.dtype))
 
 
-def _nll_backward(saved, cotangents):
-    d_params, d_hidden = jax.tree.map(lambda d: d * cotangents[0].astype(d.dtype), saved)
+def _nll_backward(
+    saved: tuple[Params, Array], cotangents: tuple[Array, Array]
+) -> tuple[Params, Array, None, None]:
+    d_params, d_hidden = jax.tree.map(
+        lambda d: d * cotangents[0].astype(d.dtype), saved
+    )
     return d_params, d_hidden, None, None
 
 
@@ -155,11 +161,12 @@ class Cluster(NamedTuple):
 
 def _clusters(params: Params, targets: Targets) -> list[Cluster]:
     edges = edges_of(params)
-    number = sum((targets >= edge).astype(jnp.int32) for edge in edges[:-1])
+    number = (targets[None] >= jnp.array(edges[:-1], jnp.int32)[:, None]).sum(0)
+    number = number.astype(jnp.int32)
     in_head = jnp.where(targets < edges[0], targets, edges[0] - 1 + number)
     head = (params["kernel"], params["bias"])
     clusters = [Cluster(("kernel", "bias"), head, in_head, None)]
-    for k, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+    for k, (low, high) in enumerate(itertools.pairwise(edges)):
         names = (f"down_{k}", f"up_{k}")
         weights = (params[names[0]], params[names[1]])
         inside = jnp.clip(targets - low, 0, high - low - 1)
@@ -167,7 +174,13 @@ def _clusters(params: Params, targets: Targets) -> list[Cluster]:
     return clusters
 
 
-def _run(cluster: Cluster, hidden: Array, weights: Array, *, gradient: bool):
+Gradients: TypeAlias = tuple[Array, ...]
+"""Of the two weights of a cluster; empty where no gradient is asked for."""
+
+
+def _run(
+    cluster: Cluster, hidden: Array, weights: Array, *, gradient: bool
+) -> tuple[Array, Any, Gradients]:
     """-log p inside one cluster of its members, 0 elsewhere; with gradients if asked.
 
     Members are sorted to the front and taken in blocks; a while loop runs as many
@@ -185,7 +198,7 @@ def _run(cluster: Cluster, hidden: Array, weights: Array, *, gradient: bool):
     kind = _block_head if cluster.members is None else _block_tail
     one_block = partial(kind, cluster.weights)
 
-    def body(state):
+    def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
         start, losses, d_rows, d_weights = state
         rows = lax.dynamic_slice_in_dim(order, start, block)
         rows = jnp.where(start + jnp.arange(block) < count, rows, positions)
@@ -200,16 +213,28 @@ def _run(cluster: Cluster, hidden: Array, weights: Array, *, gradient: bool):
         return start + block, losses, d_rows, d_weights
 
     zeros = partial(jnp.zeros, dtype=jnp.float32)
-    d_rows = zeros(hidden.shape) if gradient else ()
-    d_weights = tuple(zeros(w.shape) for w in cluster.weights) if gradient else ()
+    d_rows: Any = zeros(hidden.shape) if gradient else ()
+    d_weights: Gradients = ()
+    if gradient:
+        d_weights = tuple(zeros(w.shape) for w in cluster.weights)
     state = (jnp.int32(0), zeros(positions), d_rows, d_weights)
-    state = lax.while_loop(lambda state: state[0] < count, body, state)
-    return state[1:]
+    _, losses, d_rows, d_weights = lax.while_loop(
+        lambda state: state[0] < count, body, state
+    )
+    return losses, d_rows, d_weights
 
 
-def _block_head(weights, x, target, weight, gradient: bool):
+def _block_head(
+    weights: tuple[Array, Array],
+    x: Array,
+    target: Array,
+    weight: Array,
+    gradient: bool,
+) -> tuple[Array, Any, Gradients]:
     kernel, bias = weights
-    logits = contract("pd,vd->pv", x, kernel, kernel.dtype) + bias.astype(jnp.float32)[None]
+    logits = (
+        contract("pd,vd->pv", x, kernel, kernel.dtype) + bias.astype(jnp.float32)[None]
+    )
     loss, d_logits = _cross_entropy(logits, target, weight)
     if not gradient:
         return loss, (), ()
@@ -218,7 +243,13 @@ def _block_head(weights, x, target, weight, gradient: bool):
     return loss, d_x, (d_kernel, d_logits.sum(axis=0))
 
 
-def _block_tail(weights, x, target, weight, gradient: bool):
+def _block_tail(
+    weights: tuple[Array, Array],
+    x: Array,
+    target: Array,
+    weight: Array,
+    gradient: bool,
+) -> tuple[Array, Any, Gradients]:
     down, up = weights
     narrow = contract("pd,dn->pn", x, down, down.dtype)
     logits = contract("pn,vn->pv", narrow, up, up.dtype)
@@ -231,7 +262,7 @@ def _block_tail(weights, x, target, weight, gradient: bool):
     return loss, contract("pn,dn->pd", d_narrow, down, down.dtype), (d_down, d_up)
 
 
-def _cross_entropy(logits: Array, target: Array, weight: Array):
+def _cross_entropy(logits: Array, target: Array, weight: Array) -> tuple[Array, Array]:
     """-log softmax at the target, and the gradient of its weighted sum by logits."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(shifted)

@@ -62,10 +62,15 @@ class Words:
         else:
             self._ids = (self.targets + 1).astype(np.int32)
 
-    def unique(self, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The table of distinct words of `types`, and the row of each."""
+    def unique(
+        self, types: np.ndarray, least: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The table of distinct words of `types`, and the row of each.
+
+        The table has at least `least` rows; rows without a word are 0.
+        """
         distinct, rows = np.unique(types, return_inverse=True)
-        size = _bucket(len(distinct), self._multiple)
+        size = _bucket(max(len(distinct), least), self._multiple)
         if self._ids.ndim == 1:
             table = np.zeros(size, np.int32)
             table[: len(distinct)] = self._ids[distinct]
@@ -173,13 +178,18 @@ def heldout_batches(
     order = _order(corpus, np.arange(sentences))
     marks = np.arange(rows + 1) * order.starts[-1] // rows
     bounds = order.starts[np.searchsorted(order.starts, marks)]
+    least = 0  # the few words of the last windows need no shape of their own
     for start in range(0, int(np.diff(bounds).max()), window):
         where = bounds[:-1, None] + start + np.arange(window)
         counts = where < bounds[1:, None]
         types = _read(corpus, order, np.where(counts, where, 0))
-        yield _batch(words, types, counts.astype(np.float32))
+        batch = _batch(words, types, counts.astype(np.float32), least)
+        least = least or len(batch.words)
+        yield batch
 
 
-def _batch(words: Words, types: np.ndarray, weights: np.ndarray) -> Batch:
-    table, inputs = words.unique(types[0])
+def _batch(
+    words: Words, types: np.ndarray, weights: np.ndarray, least: int = 0
+) -> Batch:
+    table, inputs = words.unique(types[0], least)
     return Batch(table, inputs, words.targets[types[1]].astype(np.int32), weights)

@@ -25,8 +25,6 @@ def sample_corpora(directory: Path) -> tuple[Corpus, Corpus]:
         if (out / "corpus.json").exists():
             continue
         with resources.as_file(source / f"{out.name[7:]}.txt.xz") as path:
-            minimum = {"min_count": MIN_COUNT} if vocabulary is None else {}
-            prepare(out, patterns=[str(path)], vocabulary=vocabulary, **minimum)
+            least = MIN_COUNT if vocabulary is None else 1
+            prepare(out, patterns=[str(path)], vocabulary=vocabulary, min_count=least)
     return Corpus.open(train), Corpus.open(heldout)
-
-

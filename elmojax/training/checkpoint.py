@@ -271,5 +271,3 @@ def restore(
     """
     record, _, tree = load_language_model(run_directory, step)
     return from_tree(record.train.model, tree)
-
-

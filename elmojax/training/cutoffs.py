@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def automatic_cutoffs(
     def cost(cutoffs: tuple[int, ...]) -> float:
         edges = (*cutoffs, size)
         total = (edges[0] + len(cutoffs)) * (dim + LOGIT_COST)
-        for k, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+        for k, (low, high) in enumerate(pairwise(edges)):
             narrow = max(1, int(dim // div_value ** (k + 1)))
             work = dim * narrow + (high - low) * (narrow + LOGIT_COST)
             total += (share[high] - share[low]) * work

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,8 @@ class _Loop:
     def _save(self, scores: dict[str, float] | None) -> None:
         metric = {METRIC: scores["geometric_perplexity"]} if scores else {}
         with self._clock.paused():
-            state = self.state
-            rest = state.replace(params={})
-            self.run.checkpoints.save(self.step, state.params, rest, **metric)
+            rest = replace(self.state, params={})
+            self.run.checkpoints.save(self.step, self.state.params, rest, **metric)
 
     def _log(self, step: int, numbers: dict[str, float]) -> None:
         for tracker in self.trackers:
@@ -227,5 +226,3 @@ def _prefetched(run: Run, first: int) -> Iterator[Any]:
             if step + PREFETCH < run.steps:
                 ahead.append(thread.submit(make, step + PREFETCH))
             yield ahead.pop(0).result()
-
-

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and a plot if asked."""
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, a plot."""
 
 from __future__ import annotations
 

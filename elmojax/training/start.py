@@ -96,9 +96,7 @@ def start(
         step = checkpoints.latest
         state = _load(checkpoints, step, shapes, places)
     evaluator = heldout and Evaluator(lm, heldout, corpus.vocabulary)
-    return Run(
-        record, lm, text, optimizer, steps, state, step, checkpoints, evaluator
-    )
+    return Run(record, lm, text, optimizer, steps, state, step, checkpoints, evaluator)
 
 
 def open_corpora(config: TrainConfig) -> tuple[Corpus, Corpus | None]:
@@ -172,12 +170,12 @@ def _load(
     checkpoints: Checkpoints, step: int, shapes: TrainState, places: TrainState
 ) -> TrainState:
     wanted = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
         shapes,
         places,
     )
     rest = wanted.replace(params={})
     parts = checkpoints.load(step, params=wanted.params, training=rest)
     return parts["training"].replace(params=parts["params"])
-
-

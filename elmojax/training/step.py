@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import ElmoConfig
-from elmojax.model import softmax
+from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
 from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
@@ -62,25 +62,23 @@ class LanguageModel:
         """Top layer [window, two, rows, projection] of a batch; `key` for dropout."""
         dropout = 0.0 if key is None else self.dropout
         model = BiLM(self.config, dropout, self.mesh)
-        variables = {"params": {name: params[name] for name in ("encoder", "lstm")}}
-        words = model.apply(variables, batch.words, method="encode_words")
+        words = bilm.encode_words(model, params, batch.words)
         if self.mesh is not None:  # encoded in shares, looked up by every device
             whole = NamedSharding(self.mesh, P())
             words = jax.lax.with_sharding_constraint(words, whole)
         inputs = words[batch.inputs.transpose(2, 0, 1)]
-        rngs = {} if key is None else {"dropout": key}
-        outputs, carry = model.apply(
-            variables, inputs, carry, method="contextualize", rngs=rngs
-        )
+        outputs, carry = bilm.contextualize(model, params, inputs, carry, dropout=key)
         top = outputs[-1]
-        if dropout:
+        if key is not None and dropout:
             kept = jax.random.bernoulli(
                 jax.random.fold_in(key, 1), 1 - dropout, top.shape
             )
             top = jnp.where(kept, top / (1 - dropout), 0.0)
         return top, carry
 
-    def nll(self, head: Params, top: Array, batch: Any, *, train: bool):
+    def nll(
+        self, head: Params, top: Array, batch: Any, *, train: bool
+    ) -> tuple[Array, Array]:
         """Weighted sum of -log p, and each one [window, two, rows] (natural log)."""
         targets = batch.targets.transpose(2, 0, 1)
         weights = jnp.broadcast_to(batch.weights.T[:, None], targets.shape)
@@ -104,7 +102,15 @@ class LanguageModel:
         return total, each[:window]
 
 
-def _nll(head, top, targets, weights, *, train, axes=()):
+def _nll(
+    head: Params,
+    top: Array,
+    targets: Array,
+    weights: Array,
+    *,
+    train: bool,
+    axes: tuple[str, ...] = (),
+) -> tuple[Array, Array]:
     flat = (top.reshape(-1, top.shape[-1]), targets.reshape(-1))
     if train:
         total, each = softmax.negative_log_likelihood(head, *flat, weights.reshape(-1))
