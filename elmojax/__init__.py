@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from elmojax.config import ElmoConfig, TrainConfig
 from elmojax.embedding.functions import Encoded, embed, encode
+from elmojax.embedding.warm import warm
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, init
 from elmojax.model.lstm import LstmState
@@ -33,6 +34,7 @@ __all__ = [
     "mix_penalty",
     "mix_weights",
     "restore",
+    "warm",
 ]
 
 _LAZY = {"load": "elmojax.loading", "restore": "elmojax.training.checkpoint"}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import runpy
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,12 +22,30 @@ import tyro
 from tqdm import tqdm
 
 import elmojax
-from elmojax.config import TrainConfig
+from elmojax.config import CharCnnConfig, TrainConfig
 from elmojax.errors import InputError
 from elmojax.text import corpus as corpora
-from elmojax.text.files import read_lines
+from elmojax.text.files import Errors, read_lines
 
-Model = Annotated[str, tyro.conf.Positional]
+_arg = tyro.conf.arg
+Model = Annotated[
+    str, tyro.conf.Positional, _arg(metavar="MODEL", help="Run directory.")
+]
+Files = Annotated[
+    tuple[tuple[str, ...], ...],
+    tyro.conf.UseAppendAction,
+    _arg(metavar="FILE [FILE ...]", help_behavior_hint="(may be repeated)"),
+]
+Step = Annotated[int | None, _arg(help="Checkpoint to take; none = the newest.")]
+BadBytes = Annotated[Errors, _arg(help="What to do with bytes that are not UTF-8.")]
+Overwrite = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, _arg(help="Replace --out if it is there.")
+]
+Json = Annotated[
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    _arg(help="Print exactly one JSON object on standard output."),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _say("interrupted; checkpoints that were whole stay whole.")
+        _say("interrupted; what was whole stays whole, and pretraining can go on.")
         sys.exit(130)
 
 
@@ -76,7 +94,7 @@ def _overview() -> str:
 
 
 def _parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) -> Any:
-    plain = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
     prog = f"elmojax {command}"
     return tyro.cli(kind, prog=prog, args=argv, config=plain, **more)
 
@@ -94,27 +112,27 @@ class PrepareArguments:
 
     out: Path
     """Directory to make."""
-    text: tuple[str, ...] = ()
+    text: Files = ()
     """Files or quoted globs: one tokenised sentence a line; .gz .xz .bz2 too."""
     tfds: str | None = None
     """TensorFlow data set instead of files, for example lm1b (array_record)."""
     split: str = "train"
+    """Split of the data set."""
     data_dir: str | None = None
-    """Where TFDS keeps its data sets."""
+    """Where TFDS keeps its data sets; none = where TFDS looks itself."""
     feature: str = "text"
     """Feature of the data set that holds the text."""
     vocabulary: Path | None = None
-    """Vocabulary file to use; else one is built from this text."""
+    """Vocabulary file to use; none = one is built from this text."""
     max_vocabulary: int | None = None
     """Most words of the vocabulary, `<S> </S> <UNK>` among them."""
     min_count: int = 1
     """Least occurrences of a word of the vocabulary."""
-    errors: Literal["strict", "replace"] = "strict"
-    """What to do with bytes that are not UTF-8."""
+    errors: BadBytes = "strict"
     max_characters: int = 50
     """Character columns a word; words over this less 2 bytes count as truncated."""
-    overwrite: bool = False
-    json: bool = False
+    overwrite: Overwrite = False
+    json: Json = False
 
 
 def _prepare(argv: list[str]) -> None:
@@ -131,7 +149,7 @@ def _prepare(argv: list[str]) -> None:
 
         report = corpora.prepare(
             asked.out,
-            patterns=asked.text,
+            patterns=sum(asked.text, ()),
             tfds=tfds,
             vocabulary=asked.vocabulary,
             max_vocabulary=asked.max_vocabulary,
@@ -160,42 +178,39 @@ def _prepare(argv: list[str]) -> None:
 
 @dataclass(frozen=True)
 class PretrainArguments(TrainConfig):
-    """Trains a biLM, or goes on with the run in --workdir."""
+    """Trains a biLM, or goes on with the run in --workdir as it was started."""
 
-    preset: Literal["mini", "small", "medium", "original"] = "mini"
+    start_from: Annotated[
+        Literal["mini", "small", "medium", "original"], _arg(name="preset")
+    ] = "mini"
     """Model size and recipe to start from."""
     config: Path | None = None
     """Python file with `config() -> TrainConfig` to start from."""
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write TensorBoard events into the run directory."""
-    json: bool = False
+    json: Json = False
 
 
 def _pretrain(argv: list[str]) -> None:
     """train a biLM (no arguments: a small one, on the text inside)"""
-    from elmojax.loading import WordVectors
-    from elmojax.text.prepared import Corpus
+    from elmojax.loading import with_word_vectors
+    from elmojax.training.checkpoint import has_checkpoint
     from elmojax.training.loop import pretrain
-    from elmojax.training.metrics import TensorBoard, has_tensorboard
+    from elmojax.training.metrics import TensorBoard
 
     asked = _parse(PretrainArguments, "pretrain", argv, default=_defaults(argv))
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     config = TrainConfig(**{name: getattr(asked, name) for name in names})
     trackers: list[Any] = [Progress()]
     if asked.tensorboard:
-        if not has_tensorboard():
-            raise InputError(
-                "--tensorboard needs the extra: pip install 'elmojax[tensorboard]'."
-            )
         trackers.append(TensorBoard(config.workdir / "tensorboard"))
     initialize = None
-    fresh = not (config.workdir / "config.json").exists()
-    if config.word_vectors is not None and fresh:
-        if config.data is None:
-            raise InputError("--word-vectors needs --data: the words to look up.")
-        vectors = WordVectors(config.word_vectors, Corpus.open(config.data).vocabulary)
-        _say(f"{vectors.found.sum():,} words of the vocabulary have a vector.")
-        config, initialize = vectors.shape(config), vectors.fill
+    if not has_checkpoint(config.workdir):
+        if (config.workdir / "config.json").exists():
+            _say(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
+        if config.word_vectors is not None:
+            config, initialize, found = with_word_vectors(config)
+            _say(f"{found:,} words of the vocabulary have a vector.")
     result = pretrain(config, trackers, elmojax.__version__, initialize)
     if asked.json:
         _print_json(dataclasses.asdict(result))
@@ -205,44 +220,37 @@ def _pretrain(argv: list[str]) -> None:
 
 def _defaults(argv: list[str]) -> PretrainArguments:
     """What flags fall back to: the run that is there, else --config, else --preset."""
-    given = {}
-    for name in ("--preset", "--config", "--workdir"):
-        for at, word in enumerate(argv):
-            if word == name and at + 1 < len(argv):
-                given[name] = argv[at + 1]
-            elif word.startswith(name + "="):
-                given[name] = word.partition("=")[2]
+    from elmojax.loading import read_config
+    from elmojax.training.checkpoint import read_record
+
+    given = _given(argv, "--preset", "--config", "--workdir", "--steps", "--epochs")
+    for one, other in (("--preset", "--config"), ("--steps", "--epochs")):
+        if one in given and other in given:
+            raise InputError(f"Give {one} or {other}, not both.")
     chosen: dict[str, Any] = {}
     if "--config" in given:
-        if "--preset" in given:
-            raise InputError("Give --preset or --config, not both.")
-        path = Path(given["--config"])
-        base, chosen["config"] = _read_config(path), path
+        chosen["config"] = Path(given["--config"])
+        base = read_config(chosen["config"])
     else:
-        name = given.get("--preset", "mini")
-        base = TrainConfig.preset(name)
-        chosen["preset"] = name
+        chosen["start_from"] = given.get("--preset", "mini")
+        base = TrainConfig.preset(chosen["start_from"])
         run = Path(given.get("--workdir", base.workdir))
         if "--preset" not in given and (run / "config.json").exists():
-            from elmojax.training.checkpoint import read_record
-
             base = dataclasses.replace(read_record(run).train, workdir=run)
+    if "--epochs" in given:
+        base = dataclasses.replace(base, steps=None)
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
     return PretrainArguments(**values, **chosen)
 
 
-def _read_config(path: Path) -> TrainConfig:
-    if not path.is_file():
-        raise InputError(f"--config {path}: there is no such file.")
-    try:
-        config = runpy.run_path(str(path))["config"]()
-    except KeyError as error:
-        raise InputError(f"--config {path} defines no function config().") from error
-    except SyntaxError as error:
-        raise InputError(f"--config {path} is not Python: {error}.") from error
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"config() of {path} must return an elmojax.TrainConfig.")
-    return config
+def _given(argv: list[str], *names: str) -> dict[str, str]:
+    """The values of some flags, which others fall back on: read before the rest."""
+    given = {}
+    for word, after in zip(argv, [*argv, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if name in names:
+            given[name] = value if equals else after
+    return given
 
 
 class Progress:
@@ -254,11 +262,16 @@ class Progress:
 
     def begin(self, step: int, steps: int) -> None:
         self._bar = tqdm(
-            total=steps, initial=step, unit="step", desc="pretrain", disable=None
+            total=steps,
+            initial=step,
+            desc="pretrain",
+            disable=None,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            "[{elapsed}{postfix}]",
         )
 
     def step(self, step: int, loss: float) -> None:
-        self._bar.update(step - self._bar.n if not self._bar.disable else 0)
+        self._bar.update(step - self._bar.n)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if "heldout_loss" in metrics:
@@ -270,14 +283,16 @@ class Progress:
                 f"{metrics['heldout_seconds']:.0f} s)"
             )
             return
-        rate, loss = metrics["tokens_per_second"], metrics["loss"]
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s, loss {loss:.3f}")
-        if self._bar.disable and time.monotonic() - self._said > 15:
+        rate, bar = metrics["tokens_per_second"], self._bar
+        status = f"loss {metrics['loss']:.3f}"
+        if rate:  # the first step only compiles
+            left = (bar.total - step) * metrics["tokens"] / step / rate
+            left = tqdm.format_interval(left)
+            status += f", {rate:,.0f} tokens/s, {left} left"
+        bar.set_postfix_str(status)
+        if bar.disable and time.monotonic() - self._said > 15:
             self._said = time.monotonic()
-            total, left = self._bar.total, self._bar.total - step
-            tokens = metrics["tokens"] / step
-            eta = f"{left * tokens / rate:,.0f} s left" if rate else "compiled"
-            _say(f"step {step}/{total}: loss {loss:.3f}, {rate:,.0f} tokens/s, {eta}")
+            _say(f"step {step}/{bar.total}: {status}")
 
     def note(self, text: str) -> None:
         _say(text)
@@ -288,23 +303,31 @@ class Progress:
 
 
 def _farewell(result: Any, config: TrainConfig) -> str:
-    run = result.run
-    lines = [f"\n{run}: step {result.step}, checkpoint saved."]
-    if result.before and result.after:
-        before, after = (s["mean_perplexity"] for s in (result.before, result.after))
-        lines.append(f"Held-out perplexity: {before:,.1f} before, {after:,.1f} after.")
+    run = shlex.quote(str(result.run))
+    lines = [f"\n{result.run}: step {result.step}, checkpoint saved."]
+    if result.after:
+        was = (
+            f"{result.before['mean_perplexity']:,.1f} before, " if result.before else ""
+        )
+        now = result.after["mean_perplexity"]
+        lines.append(f"Held-out perplexity: {was}{now:,.1f} after.")
     if result.plot:
         lines.append(f"Losses: {result.plot}")
-    heldout = config.heldout or (None if config.data else run / "sample-heldout")
-    text = f"--data {heldout}" if heldout else "--text heldout.txt"
+    heldout = config.heldout or (None if config.data else result.run / "sample-heldout")
+    text = f"--data {shlex.quote(str(heldout))}" if heldout else "--text heldout.txt"
+    use = f"params = elmojax.restore({str(result.run)!r}); print("
+    if isinstance(config.model.encoder, CharCnnConfig) and config.encoder != "words":
+        gammas = [1] * (config.model.lstm.layers + 1)
+        tokens = "elmojax.batch_to_ids([['The', 'river', 'bank']])"
+        use += f"elmojax.embed(params, {tokens}, {gammas}).shape)"
+    else:
+        use += "params.config)"
     lines += [
         "\nWhat to type next:",
         f"  elmojax evaluate {run} {text}",
         f"  echo 'The river bank .' > words.txt && elmojax embed {run} "
         "--text words.txt --out vectors.hdf5",
-        f'  python -c "import elmojax; params = elmojax.restore({str(run)!r}); '
-        "print(elmojax.embed(params, elmojax.batch_to_ids([['The', 'river', 'bank']]), "
-        '[0, 0.5, 0.5]).shape)"',
+        f'  python -c "import elmojax; {use}"',
     ]
     return "\n".join(lines)
 
@@ -317,14 +340,13 @@ class EvaluateArguments:
     """Exact perplexity of a model on held-out text, every token once."""
 
     model: Model
-    """Run directory."""
     data: Path | None = None
     """Prepared corpus."""
-    text: tuple[str, ...] = ()
+    text: Files = ()
     """Or text files: one tokenised sentence a line."""
-    step: int | None = None
-    """Checkpoint; default the newest."""
-    json: bool = False
+    errors: BadBytes = "strict"
+    step: Step = None
+    json: Json = False
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -334,15 +356,16 @@ def _evaluate(argv: list[str]) -> None:
     from elmojax.training.evaluate import Evaluator
 
     asked = _parse(EvaluateArguments, "evaluate", argv)
-    if (asked.data is None) == (not asked.text):
+    files = sum(asked.text, ())
+    if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")
-    model = open_model(asked.model, asked.step)
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
         directory = asked.data
         if directory is None:
             directory = Path(temporary) / "text"
-            corpora.prepare(directory, patterns=asked.text)
+            corpora.prepare(directory, patterns=files, errors=asked.errors)
         text = corpora.Corpus.open(directory)
+        model = open_model(asked.model, asked.step)
         evaluator = Evaluator(language_model(model.record), text, model.vocabulary)
         total = len(text.words) + len(text.offsets) - 1
         with tqdm(total=total, unit="token", desc="evaluate", disable=None) as bar:
@@ -364,19 +387,16 @@ class EmbedArguments:
     (layers + 1, words, 2 * projection); blank lines have no words."""
 
     model: Model
-    """Run directory."""
     text: Path
     """One tokenised sentence a line."""
     out: Path
     """HDF5 file to make."""
-    step: int | None = None
-    """Checkpoint; default the newest."""
+    step: Step = None
     batch_tokens: int = 2048
     """Positions a batch, padding included: bounds memory."""
-    errors: Literal["strict", "replace"] = "strict"
-    """What to do with bytes that are not UTF-8."""
-    overwrite: bool = False
-    json: bool = False
+    errors: BadBytes = "strict"
+    overwrite: Overwrite = False
+    json: Json = False
 
 
 def _embed(argv: list[str]) -> None:
@@ -392,7 +412,7 @@ def _embed(argv: list[str]) -> None:
     words = 0
     with tqdm(unit="line", desc="embed", disable=None) as bar:
 
-        def lines() -> Any:
+        def lines() -> Iterator[list[str]]:
             nonlocal words
             for _, sentence in read_lines(asked.text, asked.errors):
                 words += len(sentence)

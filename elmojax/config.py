@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -37,12 +38,18 @@ class CharCnnConfig:
     filters: tuple[tuple[int, int], ...] = PublishedFilters
     """(width in characters, number of filters), one pair a convolution."""
     embedding_dim: int = 16
+    """Width of a character's vector."""
     highway_layers: int = 2
+    """Highway layers (Srivastava et al. 2015) after the convolutions."""
     activation: Literal["relu", "tanh"] = "relu"
+    """Of the convolutions."""
     max_characters: int = 50
     """Character columns of a word; its first max_characters - 2 UTF-8 bytes count."""
     characters: int = 261
     """Rows of the character table: 256 bytes and 5 marks."""
+    project: bool = True
+    """End with a linear projection. bilm-tf has none where there are as many filters
+    as the LSTM takes inputs, and only there can it be left out."""
 
     def __post_init__(self) -> None:
         pairs = all(len(f) == 2 and min(f) > 0 for f in self.filters)
@@ -67,11 +74,20 @@ class WordTableConfig:
     """Words as rows of a table, one a vocabulary entry: row = id - 1, 0 = padding."""
 
     size: int
+    """Rows: one a vocabulary entry."""
     dim: int
+    """Width of a row."""
+    begin_row: int = 0
+    """Row of `<S>`."""
+    end_row: int = 1
+    """Row of `</S>`."""
 
     def __post_init__(self) -> None:
         _require(self.size > 0, self, "size", "above 0")
         _require(self.dim > 0, self, "dim", "above 0")
+        for name in ("begin_row", "end_row"):
+            good = 0 <= getattr(self, name) < max(self.size, 2)
+            _require(good, self, name, f"a row of the table, below {self.size}")
 
 
 @dataclass(frozen=True)
@@ -83,8 +99,11 @@ class LstmConfig:
     projection: int = 512
     """Width of the output of one direction; an ELMo vector is twice as wide."""
     layers: int = 2
+    """LSTM layers, each of both directions."""
     cell_clip: float = 3.0
+    """Cells stay within +-cell_clip; math.inf = no clipping."""
     projection_clip: float = 3.0
+    """Outputs of a direction stay within it; math.inf = no clipping."""
     skip_connections: bool = True
     """Add its input to a layer's output, from the second layer on."""
 
@@ -101,6 +120,17 @@ class ElmoConfig:
 
     encoder: CharCnnConfig | WordTableConfig = field(default_factory=CharCnnConfig)
     lstm: LstmConfig = field(default_factory=LstmConfig)
+
+    def __post_init__(self) -> None:
+        encoder = self.encoder
+        if not isinstance(encoder, CharCnnConfig) or encoder.project:
+            return
+        wanted = (
+            f"True, as {encoder.filter_count} filters are not the "
+            f"{self.lstm.projection} inputs of the LSTM"
+        )
+        good = encoder.filter_count == self.lstm.projection
+        _require(good, encoder, "project", wanted)
 
     @classmethod
     def preset(cls, name: str) -> ElmoConfig:
@@ -132,6 +162,7 @@ class HeadConfig:
     """The softmax over the vocabulary, shared by both directions."""
 
     kind: Literal["adaptive", "full"] = "adaptive"
+    """Both are exact; adaptive is cheap for a large, sorted vocabulary."""
     cutoffs: tuple[int, ...] = ()
     """Ranks at which the clusters of the adaptive softmax begin; () = automatic."""
     div_value: float = 4.0
@@ -152,7 +183,9 @@ class OptimizerConfig:
     """How gradients move parameters."""
 
     name: Literal["adagrad", "adamw", "adafactor"] = "adagrad"
+    """The rule; the paper's is adagrad."""
     learning_rate: float = 0.2
+    """Its highest value, after warm-up."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
     decay: Literal["constant", "cosine"] = "constant"
@@ -181,6 +214,7 @@ class MeshConfig:
     data: int = 0
     """Devices along `data`; 0 = all that `model` leaves."""
     model: int = 1
+    """Devices along `model`."""
 
     def __post_init__(self) -> None:
         _require(self.data >= 0, self, "data", "0 (all devices) or more")
@@ -208,11 +242,15 @@ class TrainConfig:
     steps: int | None = None
     """Train this many steps in all (instead of epochs)."""
     epochs: float = 1.0
+    """Passes over the text."""
     rows: int = 64
     """Global batch: continuous streams of text, each `window` positions a step."""
     window: int = 20
+    """Positions a row a step; backpropagation stops at its beginning."""
     dropout: float = 0.1
+    """Share of the LSTM's inputs and outputs that training sets to 0."""
     seed: int = 0
+    """Of parameters, dropout and the order of sentences."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Of matrix products; auto = float32 on CPU, bf16 elsewhere."""
     checkpoint_every: int = 1000
@@ -227,13 +265,16 @@ class TrainConfig:
     """Accept a vocabulary that is not sorted by its counts in the training text."""
 
     def __post_init__(self) -> None:
+        for name in ("data", "workdir", "heldout", "word_vectors"):
+            if isinstance(path := getattr(self, name), str):
+                object.__setattr__(self, name, Path(path))
         for name in ("rows", "window", "log_every", "keep"):
             _require(getattr(self, name) > 0, self, name, "above 0")
         for name in ("checkpoint_every", "evaluate_every", "seed"):
             _require(getattr(self, name) >= 0, self, name, "0 or more")
         good = self.steps is None or self.steps > 0
         _require(good, self, "steps", "above 0")
-        _require(self.epochs > 0, self, "epochs", "above 0")
+        _require(0 < self.epochs < math.inf, self, "epochs", "above 0 and finite")
         _require(0 <= self.dropout < 1, self, "dropout", "at least 0 and below 1")
         good = self.precision in ("auto", "float32", "bf16")
         _require(good, self, "precision", "'auto', 'float32' or 'bf16'")
@@ -272,6 +313,8 @@ def from_json(cls: type[T], text: str, where: object) -> T:
     """
     try:
         return _build(cls, json.loads(text))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{where} does not hold a {cls.__name__}: {error}. Was it edited or cut "
@@ -296,4 +339,7 @@ def _build(hint: Any, value: Any) -> Any:
         return tuple(_build(arguments[0], v) for v in value)
     if hint is Path:
         return Path(value)
+    kinds = (float, int) if hint is float else hint
+    if isinstance(hint, type) and not isinstance(value, kinds):
+        raise TypeError(f"{value!r} is no {hint.__name__}")
     return value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import lzma
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,21 @@ def _subprocesses_import_this_checkout() -> None:
     """As `pythonpath` in setup.cfg does it for the tests themselves."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Half the time to compile, for tests of many small programs that run once.
+
+    JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them like all others.
+    """
+    name = "jax_disable_most_optimizations"
+    ours = name.upper() not in os.environ
+    if ours:
+        jax.config.update(name, True)
+    yield
+    if ours:
+        jax.config.update(name, False)
 
 
 @pytest.fixture(scope="session")

@@ -1,56 +1,56 @@
 """The lean recurrence against the reference scan and against plain NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from jax.test_util import check_grads
+from toys import drawn
 
 from elmojax.model.recurrence import Backend, Options, State, Weights, recurrence
 
-TIME, BATCH, DIM, PROJECTION = 7, 3, 6, 4
+TIME, BATCH, DIM, PROJECTION, INPUTS = 7, 3, 6, 4, 5
+LOW, SOME, NO = (0.5, 0.4), (3.0, 3.0), (1e9, 1e9)
+"""Clips: so low that many act, as published, and none."""
 
 
-INPUTS = 5
+def problem(scale=0.8):
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    shapes = (
+        shape(TIME, 2, BATCH, INPUTS),
+        Weights(
+            shape(2, INPUTS + PROJECTION, 4 * DIM),
+            shape(2, 4 * DIM),
+            shape(2, DIM, PROJECTION),
+        ),
+        State(shape(2, BATCH, DIM), shape(2, BATCH, PROJECTION)),
+    )
+    return drawn(shapes, scale=scale)
 
 
-def problem(seed=0, scale=0.8):
-    keys = iter(jax.random.split(jax.random.key(seed), 6))
-
-    def draw(*shape):
-        return scale * jax.random.normal(next(keys), shape)
-
-    inputs = draw(TIME, 2, BATCH, INPUTS)
-    kernel, bias = draw(2, INPUTS + PROJECTION, 4 * DIM), draw(2, 4 * DIM)
-    weights = Weights(kernel, bias, draw(2, DIM, PROJECTION))
-    return inputs, weights, State(draw(2, BATCH, DIM), draw(2, BATCH, PROJECTION))
-
-
+@partial(jax.jit, static_argnums=(0, 1))
 def run(backend, clips, problem, valid=None):
     return recurrence(*problem, Options(*clips, None, backend), valid)
 
 
 def numpy_lstm(problem, clips, valid=None):
-    """The published equations, one number at a time, in float64."""
-    inputs, weights, state = problem
-    kernel, bias, projection = (np.float64(w) for w in weights)
-    cell, hidden = (np.float64(s) for s in state)
+    inputs, weights, state = jax.tree.map(np.float64, problem)
     outputs = np.zeros((TIME, 2, BATCH, PROJECTION))
     for n in range(2):
+        layer = [leaf[n] for leaf in weights]
         for b in range(BATCH):
-            c, h = cell[n, b], hidden[n, b]
+            c, h = state.cell[n, b], state.hidden[n, b]
             for t in range(TIME):
-                if valid is not None and not valid[t, b]:
-                    continue
-                z = np.concatenate([inputs[t, n, b], h]) @ kernel[n] + bias[n]
-                i, j, f, o = np.split(z, 4)
-                i, f, o = (1 / (1 + np.exp(-x)) for x in (i, f + 1, o))
-                c = np.clip(f * c + i * np.tanh(j), -clips[0], clips[0])
-                h = (o * np.tanh(c)) @ projection[n]
-                h = np.clip(h, -clips[1], clips[1])
-                outputs[t, n, b] = h
-            cell[n, b], hidden[n, b] = c, h
-    return outputs, cell, hidden
+                if valid is None or valid[t, b]:
+                    c, h = reference.lstm_step(inputs[t, n, b], c, h, *layer, clips)
+                    outputs[t, n, b] = h
+            state.cell[n, b], state.hidden[n, b] = c, h
+    return outputs, *state
 
 
 RAGGED = np.arange(TIME)[:, None] < np.array([7, 0, 4])
@@ -59,59 +59,62 @@ RAGGED = np.arange(TIME)[:, None] < np.array([7, 0, 4])
 @pytest.mark.parametrize("valid", [None, RAGGED], ids=["full", "ragged"])
 @pytest.mark.parametrize("backend", Backend)
 def test_values_are_the_published_equations(backend, valid):
-    clips = (0.5, 0.4)
-    outputs, state = run(backend, clips, problem(), valid)
-    expected = numpy_lstm(problem(), clips, valid)
-    assert (np.abs(expected[0]) == clips[1]).mean() > 0.1, "no clip is active"
+    outputs, state = run(backend, LOW, problem(), valid)
+    expected = numpy_lstm(problem(), LOW, valid)
+    assert (np.abs(expected[0]) == LOW[1]).mean() > 0.1, "no clip is active"
+    assert (np.abs(expected[1]) == LOW[0]).mean() > 0.1, "no clip is active"
     for got, wanted in zip((outputs, *state), expected, strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize("clips", [(0.5, 0.4), (3.0, 3.0), (1e9, 1e9)])
+@partial(jax.jit, static_argnums=(0, 1))
+def gradients(backend, clips, problem):
+    """Of a loss that reads every output and the last state, each differently."""
+    weights = jnp.sin(jnp.arange(TIME * 2 * BATCH * PROJECTION, dtype=jnp.float32))
+
+    def loss(problem):
+        outputs, state = run(backend, clips, problem)
+        last = jnp.sin(state.cell).sum() + (state.hidden**2).sum()
+        return jnp.vdot(weights, outputs.reshape(-1)) + last
+
+    return jax.grad(loss)(problem)
+
+
+@pytest.mark.parametrize("clips", [LOW, SOME, NO], ids=str)
 def test_lean_gradients_equal_those_of_the_reference(clips):
-    weights = jax.random.normal(jax.random.key(9), (TIME, 2, BATCH, PROJECTION))
-
-    def loss(backend):
-        def of(problem):
-            outputs, state = run(backend, clips, problem)
-            last = jnp.sin(state.cell).sum() + (state.hidden**2).sum()
-            return (weights * outputs).sum() + last
-
-        return jax.grad(of)(problem(scale=0.7))
-
-    lean, reference = loss(Backend.LEAN), loss(Backend.REFERENCE)
-    leaves = zip(*map(jax.tree.leaves, (lean, reference)), strict=True)
-    for got, wanted in leaves:
+    lean = gradients(Backend.LEAN, clips, problem(0.7))
+    plain = gradients(Backend.REFERENCE, clips, problem(0.7))
+    for got, wanted in zip(*map(jax.tree.leaves, (lean, plain)), strict=True):
         assert np.abs(wanted).max() > 1e-3
         error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
         assert error < 2e-6
 
 
 def test_gradients_equal_finite_differences():
-    clips = (3.0, 3.0)
-
+    @jax.jit
     def of(problem):
-        return jnp.sin(run(Backend.LEAN, clips, problem)[0]).sum()
+        return jnp.sin(run(Backend.LEAN, SOME, problem)[0]).sum()
 
-    check_grads(of, (problem(scale=0.3),), 1, ["rev"], 2e-2, 2e-2)
+    check_grads(of, (problem(0.3),), 1, ["rev"], 2e-2, 2e-2)
 
 
 def test_carrying_the_state_equals_one_pass():
-    clips = (0.5, 0.4)
     inputs, weights, state = problem()
-    whole, end = run(Backend.LEAN, clips, (inputs, weights, state))
-    first, middle = run(Backend.LEAN, clips, (inputs[:3], weights, state))
-    second, last = run(Backend.LEAN, clips, (inputs[3:], weights, middle))
-    np.testing.assert_allclose(np.concatenate([first, second]), whole, atol=1e-6)
-    np.testing.assert_allclose(last.cell, end.cell, atol=1e-6)
+    whole, end = run(Backend.LEAN, LOW, (inputs, weights, state))
+    outputs = []
+    for t in range(TIME):
+        y, state = run(Backend.LEAN, LOW, (inputs[t : t + 1], weights, state))
+        outputs.append(y[0])
+    np.testing.assert_allclose(np.stack(outputs), whole, atol=1e-6)
+    for got, wanted in zip(state, end, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
 def test_half_width_products_keep_a_float32_cell():
-    inputs, weights, state = problem(scale=0.7)
+    inputs, weights, state = problem(0.7)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
-    clips = (3.0, 3.0)
-    outputs, last = run(Backend.LEAN, clips, (inputs, half, state))
-    exact, _ = run(Backend.LEAN, clips, (inputs, weights, state))
+    outputs, last = run(Backend.LEAN, SOME, (inputs, half, state))
+    exact, _ = run(Backend.LEAN, SOME, (inputs, weights, state))
     assert last.cell.dtype == outputs.dtype == jnp.float32
     error = np.abs(outputs - exact).max()
     assert 0 < error < 0.05

@@ -13,6 +13,7 @@ from jax import Array
 
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.functions import contextualize, encode_words
+from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import encode_words as character_ids
@@ -35,11 +36,12 @@ class Embedder:
     def __init__(
         self,
         params: ElmoParams,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: Vocabulary | WordIndex | None = None,
         batch_tokens: int = 2048,
     ) -> None:
-        """`vocabulary` is for models with a word table; `batch_tokens` bounds the
-        positions, padding included, of one run of the LSTM."""
+        """`vocabulary` is for models with a word table (of `cache_words`: the
+        WordIndex); `batch_tokens` bounds the positions, padding included, of one run
+        of the LSTM."""
         if batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}; it must be above 0.")
         if not isinstance(params.config.encoder, CharCnnConfig) and vocabulary is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -38,7 +39,10 @@ def encode(
       tokens: int32 [batch, time, characters] as `batch_to_ids` makes them; padding is
         0 and comes after the words. For a model with a word table, word ids
         [batch, time], 0 = padding.
-      state: LSTM state to start from, [.., batch, ..]; None = params.initial_state.
+      state: LSTM state to start from, as an earlier call returned it; None =
+        params.initial_state. A batch may have other sizes than the one before, as
+        in bilm-tf and AllenNLP: rows beyond a smaller batch keep their state, rows
+        that the state lacks start from params.initial_state.
 
     Returns:
       Encoded. Layer 0 is the token layer twice, [x; x]; layer j is [forward_j;
@@ -75,14 +79,18 @@ def contextualize(
     words = jnp.where(valid[..., None], words, 0.0)
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
-    start = params.initial_state if state is None else state
+    first = params.initial_state
+    before = (first if state is None else state).for_batch(batch, first)
     outputs, after = bilm.contextualize(
         BiLM(params.config),
         params.tree,
         inputs.transpose(2, 0, 1, 3),
-        start.for_batch(batch),
+        before,
         valid.T,
     )
+    if state is not None and state.cell.ndim == 4:  # rows beyond a smaller batch stay
+        rest = jax.tree.map(lambda leaf: leaf[:, :, batch:], state)
+        after = after.joined(rest)
     outputs = outputs.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
     backward = jnp.take_along_axis(outputs[:, 1], flip[None], axis=2)
     contextual = jnp.concatenate([outputs[:, 0], backward], axis=-1)
@@ -159,5 +167,6 @@ def _with_marks(config: ElmoConfig, tokens: Array, lengths: Array) -> Array:
         )
         begin, end, ends = begin[None], end[None, None], ends[..., None]
     else:
-        begin, end = jnp.array([1, 2], tokens.dtype)  # rows 0 and 1 of a vocabulary
+        rows = (config.encoder.begin_row, config.encoder.end_row)
+        begin, end = jnp.array(rows, tokens.dtype) + 1
     return jnp.where(ends, end, padded.at[:, 0].set(begin))

@@ -28,12 +28,22 @@ def write_hdf5(
             f"{out} is there already; give another --out, or --overwrite to replace "
             "it (a file only)."
         )
+    if not out.parent.is_dir():
+        raise InputError(
+            f"{out} cannot be written: there is no directory {out.parent}. Make it, or "
+            "choose another --out."
+        )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     count = 0
     try:
         with h5py.File(partial, "w") as file:
             for count, layers in enumerate(sentences, 1):
                 file.create_dataset(str(count - 1), data=layers)
+        if not count:
+            raise InputError(
+                f"The text has no lines at all, so {out} is not written. Was it "
+                "downloaded or written whole?"
+            )
         os.replace(partial, out)
     except OSError as error:
         raise InputError(

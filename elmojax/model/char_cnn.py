@@ -46,6 +46,8 @@ class CharCnn(nn.Module):
         x = jax.nn.relu(x) if config.activation == "relu" else jnp.tanh(x)
         for number in range(config.highway_layers):
             x = self._highway(x, number)
+        if not config.project:
+            return x
         return self._linear("projection", x, self.projection, 0.0)
 
     def _convolution(
@@ -89,8 +91,9 @@ class CharCnn(nn.Module):
 class WordTable(nn.Module):
     """Word ids [...] (0 = padding, row = id - 1) -> vectors [..., projection].
 
-    The alternative encoder: one trained row a vocabulary entry, followed by a linear
-    projection where the rows have another width than the LSTM takes.
+    The alternative encoder: one row a word, followed by a linear projection where the
+    rows have another width than the LSTM takes. An id past the table gives NaN, never
+    the vector of another word.
     """
 
     config: WordTableConfig
@@ -101,7 +104,8 @@ class WordTable(nn.Module):
         size, dim = self.config.size, self.config.dim
         start = nn.initializers.normal(dim**-0.5)
         table = self.param("embedding", start, (size, dim))
-        x = table[jnp.clip(ids - 1, 0, size - 1)]
+        rows = jnp.maximum(ids - 1, 0)
+        x = table.at[rows].get(mode="fill", fill_value=jnp.nan)
         if dim == self.projection:
             return x.astype(jnp.float32)
         start = nn.initializers.normal(dim**-0.5)

@@ -43,12 +43,26 @@ class LstmState:
             jnp.zeros((*lead, config.projection), jnp.float32),
         )
 
-    def for_batch(self, batch: int) -> LstmState:
-        """The state with a batch axis: itself, or repeated `batch` times."""
-        if self.cell.ndim == 4:
-            return self
-        repeat = partial(jnp.repeat, repeats=batch, axis=2)
-        return LstmState(repeat(self.cell[:, :, None]), repeat(self.hidden[:, :, None]))
+    def for_batch(self, batch: int, start: LstmState | None = None) -> LstmState:
+        """The state of `batch` rows.
+
+        Without a batch axis it is repeated. With one, its first rows are taken; rows
+        that it lacks begin as `start` (without a batch axis; None = zeros).
+        """
+        if self.cell.ndim == 3:
+            repeat = partial(jnp.repeat, repeats=batch, axis=2)
+            return jax.tree.map(lambda leaf: repeat(leaf[:, :, None]), self)
+        more = batch - self.cell.shape[2]
+        if more <= 0:
+            return jax.tree.map(lambda leaf: leaf[:, :, :batch], self)
+        if start is None:
+            start = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, :, 0]), self)
+        return self.joined(start.for_batch(more))
+
+    def joined(self, further: LstmState) -> LstmState:
+        """The rows of both, one after the other."""
+        join = partial(jnp.concatenate, axis=2)
+        return jax.tree.map(lambda one, other: join([one, other]), self, further)
 
 
 class BiLstm(nn.Module):

@@ -21,7 +21,8 @@ def mix_weights(s: Array, gamma: Array | float = 1.0) -> Array:
       Weights of the shape of `s`.
     """
     weights = jax.nn.softmax(jnp.asarray(s, jnp.float32), axis=-1)
-    return jnp.asarray(gamma, jnp.float32)[..., None] * weights
+    scale = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), weights.shape[:-1])
+    return scale[..., None] * weights
 
 
 def mix_layers(layers: Layers, gammas: Gammas, bias: Array | float = 0.0) -> Mix:

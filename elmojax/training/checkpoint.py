@@ -10,9 +10,11 @@ It is all that `evaluate`, `embed` and `restore` need. Only this module knows Or
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,15 @@ from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree
 from elmojax.shapes import Params
-from elmojax.text.vocabulary import Vocabulary
+from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.sharding import path_name
 from elmojax.training.step import LanguageModel
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves
 
 METRIC = "heldout_perplexity"
+FORMAT = 1
+"""Version of the layout of run directories, in config.json."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,10 @@ class RunRecord:
     """Fingerprint of the training corpus."""
     vocabulary: int
     """Words of the softmax."""
-    format: int = 1
-    elmojax: str = field(default="")
+    words: str = ""
+    """SHA-256 of vocabulary.txt."""
+    format: int = FORMAT
+    elmojax: str = ""
     """Version that started the run."""
 
 
@@ -55,19 +61,48 @@ def read_record(run: Path) -> RunRecord:
     """
     path = run / "config.json"
     if not path.is_file():
-        what = "has no config.json" if run.is_dir() else "does not exist"
+        what = "has no config.json" if run.is_dir() else "is no directory"
         raise InputError(
             f"{run} is not a run directory: it {what}. Give the --workdir of "
             "`elmojax pretrain`."
         )
-    return from_json(RunRecord, _read(path), path)
+    record = from_json(RunRecord, _read(path), path)
+    if record.format != FORMAT:
+        raise InputError(
+            f"{run} has format {record.format!r}, and this elmojax reads format "
+            f"{FORMAT}; use elmojax {record.elmojax}, which made it."
+        )
+    return record
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+        raise InputError(
+            f"{path} cannot be read ({error}); restore it from a copy."
+        ) from error
+
+
+def fingerprint(vocabulary: Vocabulary) -> str:
+    """SHA-256 of its file."""
+    return hashlib.sha256(write_words(vocabulary.words)).hexdigest()
+
+
+def _read_vocabulary(run: Path, record: RunRecord) -> Vocabulary:
+    path = run / "vocabulary.txt"
+    vocabulary = Vocabulary.read(path)
+    if len(vocabulary) != record.vocabulary:
+        raise InputError(
+            f"{path} has {len(vocabulary)} words and the run was trained with "
+            f"{record.vocabulary}; put the original file back."
+        )
+    if record.words and fingerprint(vocabulary) != record.words:
+        raise InputError(
+            f"{path} holds other words than the run was trained with; put the "
+            "original file back."
+        )
+    return vocabulary
 
 
 def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary) -> None:
@@ -103,10 +138,22 @@ def _flat(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in leaves}
 
 
+def _steps(run: Path) -> list[int]:
+    """Steps of the checkpoints that are there, whole or damaged."""
+    names = [path.name for path in (run / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has something to go on from."""
+    return bool(_steps(run))
+
+
 class Checkpoints:
     """The checkpoints of a run: saved without waiting, newest N and best kept."""
 
-    def __init__(self, run: Path, keep: int = 3) -> None:
+    def __init__(self, run: Path, keep: int = 3, clean: bool = False) -> None:
+        """Finds what is there; `clean` removes what a killed run left unfinished."""
         self.directory = run.absolute() / "checkpoints"
         policies = ocp.training.preservation_policies
         best = policies.BestN(
@@ -120,19 +167,25 @@ class Checkpoints:
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+                cleanup_tmp_directories=clean,
             )
             self.steps = [c.step for c in self._orbax.checkpoints]
         except (OSError, ValueError, KeyError, TypeError) as error:
+            self._find_damaged_metrics()
             raise self._unreadable(self.directory, error) from error
-        self._check_none_is_hidden()
-
-    def _check_none_is_hidden(self) -> None:
-        """A damaged checkpoint must never read as no checkpoint at all."""
-        there = [p.name for p in self.directory.glob("*") if p.name.isdigit()]
-        hidden = sorted(set(map(int, there)) - set(self.steps))
+        # A damaged checkpoint must never read as no checkpoint at all.
+        hidden = sorted(set(_steps(run)) - set(self.steps))
         if hidden:
             path = self.directory / str(hidden[-1])
             raise self._unreadable(path, "its metadata is missing or cut short")
+
+    def _find_damaged_metrics(self) -> None:
+        """Orbax reads the metrics of all checkpoints at once and names none."""
+        for path in self.directory.glob("*/metrics/metrics"):
+            try:
+                json.loads(path.read_bytes())
+            except ValueError as error:
+                raise self._unreadable(path.parent.parent, error) from error
 
     @staticmethod
     def _unreadable(path: Path, why: object) -> InputError:
@@ -144,6 +197,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
         return max(self.steps, default=None)
 
     @property
@@ -181,13 +235,16 @@ class Checkpoints:
         wanted = {name: _flat(tree) for name, tree in parts.items()}
         try:
             stored = self._orbax.checkpointables_metadata(step).metadata
-            for name, leaves in wanted.items():
-                _compare(path, stored[name], leaves)
-            loaded = self._orbax.load_checkpointables(step, wanted)
-        except InputError:
-            raise
         except Exception as error:  # whatever a damaged file makes Orbax raise
             raise self._unreadable(path, error) from error
+        for name, leaves in wanted.items():
+            if not stored.get(name):  # Orbax: None
+                raise self._unreadable(path, f"its part {name!r} is damaged or gone")
+            _compare(path, stored[name], leaves)
+        try:
+            loaded = self._orbax.load_checkpointables(step, wanted)
+        except Exception as error:
+            raise self._unreadable(path, _root(error)) from error
         return {
             name: jax.tree.unflatten(
                 jax.tree.structure(tree), [loaded[name][key] for key in _flat(tree)]
@@ -198,6 +255,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being saved."""
         self._orbax.close()
+
+
+def _root(error: BaseException) -> BaseException:
+    """What it all began with."""
+    while before := error.__cause__ or error.__context__:
+        error = before
+    return error
 
 
 def _compare(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -227,14 +291,9 @@ def load_language_model(
     """
     run = Path(run)
     record = read_record(run)
-    vocabulary = Vocabulary.read(run / "vocabulary.txt")
-    if len(vocabulary) != record.vocabulary:
-        raise InputError(
-            f"{run / 'vocabulary.txt'} has {len(vocabulary)} words and the run was "
-            f"trained with {record.vocabulary}; put the original file back."
-        )
+    vocabulary = _read_vocabulary(run, record)
     checkpoints = open_existing(run)
-    step = checkpoints.latest if step is None else step
+    step = checkpoints.steps[-1] if step is None else step
     lm = language_model(record)
     here = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(

@@ -7,11 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
@@ -20,7 +17,7 @@ from elmojax.training.evaluate import place
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses
 from elmojax.training.optim import make_schedule
 from elmojax.training.start import Initialize, Run, start
-from elmojax.training.step import train_step
+from elmojax.training.step import compile_train_step
 
 PREFETCH = 2
 """Batches made and sent to the devices ahead of the step that takes them."""
@@ -88,8 +85,7 @@ class _Loop:
         self._late: tuple[int, dict[str, Any]] | None = None
         self._rate = make_schedule(self.config.optimizer, run.steps)
         self._clock = _Clock(self.config.rows * self.config.window)
-        step = partial(train_step, run.lm, run.optimizer)
-        self._train_step = jax.jit(step, donate_argnums=0)
+        self._train_step = compile_train_step(run.lm, run.optimizer, run.state)
 
     def train(self) -> None:
         run, config = self.run, self.config

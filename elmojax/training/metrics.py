@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from elmojax.errors import InputError
+
 
 class Tracker(Protocol):
     """Hears what a run does; numbers are plain floats."""
@@ -35,7 +37,7 @@ class JsonLines:
     def __init__(self, path: Path, resume_at: int) -> None:
         """Lines after step `resume_at` are dropped: they will be written again."""
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_at]
+        kept = [line for line in read_metrics(path) if 0 < resume_at >= line["step"]]
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(map(_line, kept)), encoding="utf-8")
         os.replace(partial, path)
@@ -63,28 +65,35 @@ def _line(values: Mapping[str, float]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut short is left out."""
+    """The lines of metrics.jsonl; a line that was cut short or damaged is left out."""
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            values = json.loads(line)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            lines.append(values)
     return lines
 
 
 class TensorBoard:
-    """Scalars for TensorBoard; needs the extra `tensorboard`."""
+    """Scalars for TensorBoard; `InputError` without the extra `tensorboard`."""
 
     def __init__(self, directory: Path) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(directory))
+        if importlib.util.find_spec("tensorboardX") is None:
+            raise InputError(
+                "--tensorboard needs the extra: pip install 'elmojax[tensorboard]'."
+            )
+        self._directory = directory
+        self._writer: Any = None
 
     def begin(self, step: int, steps: int) -> None:
-        pass
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._directory), purge_step=step + 1)
 
     def step(self, step: int, loss: float) -> None:
         pass
@@ -97,12 +106,8 @@ class TensorBoard:
         pass
 
     def close(self) -> None:
-        self._writer.close()
-
-
-def has_tensorboard() -> bool:
-    """Whether the extra `tensorboard` is installed."""
-    return importlib.util.find_spec("tensorboardX") is not None
+        if self._writer is not None:
+            self._writer.close()
 
 
 def plot_losses(run: Path) -> Path | None:

@@ -33,7 +33,16 @@ from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, shardings
 from elmojax.training.step import LanguageModel, TrainState, init_state
 
-FIXED = ("model", "head", "optimizer", "rows", "window", "dropout", "seed")
+FIXED = (
+    "encoder",
+    "model",
+    "head",
+    "optimizer",
+    "rows",
+    "window",
+    "dropout",
+    "seed",
+)
 """What must not change when a run goes on."""
 
 Initialize = Callable[[Params], Params]
@@ -70,11 +79,14 @@ def start(
         only after everything else was found good.
     """
     mesh = make_mesh(config.mesh)
-    corpus, heldout = open_corpora(config)
-    record = _record(config, corpus, version)
-    config, fresh = record.train, not (config.workdir / "config.json").exists()
-    if not fresh:
-        _check_same(record)
+    fresh = not (config.workdir / "config.json").exists()
+    before = None if fresh else checkpoint.read_record(config.workdir)
+    corpus, heldout = _open_corpora(config, before)
+    record = _record(config, corpus, version, before)
+    config = record.train
+    if before is not None:
+        _check_same(before, record)
+    _check_use(config, mesh.shape["data"], heldout)
     lm = checkpoint.language_model(
         record, dropout=config.dropout, dtype=_dtype(config), mesh=mesh
     )
@@ -86,7 +98,7 @@ def start(
     places = shardings(mesh, shapes := jax.eval_shape(create))
     if fresh:
         checkpoint.create_run(config.workdir, record, corpus.vocabulary)
-    checkpoints = Checkpoints(config.workdir, config.keep)
+    checkpoints = Checkpoints(config.workdir, config.keep, clean=True)
     if checkpoints.latest is None:
         step, state = 0, jax.jit(create, out_shardings=places)()
         if initialize is not None:
@@ -95,17 +107,30 @@ def start(
     else:
         step = checkpoints.latest
         state = _load(checkpoints, step, shapes, places)
-    evaluator = heldout and Evaluator(lm, heldout, corpus.vocabulary)
+    evaluator = None if heldout is None else Evaluator(lm, heldout, corpus.vocabulary)
     return Run(record, lm, text, optimizer, steps, state, step, checkpoints, evaluator)
 
 
-def open_corpora(config: TrainConfig) -> tuple[Corpus, Corpus | None]:
+def _open_corpora(
+    config: TrainConfig, before: RunRecord | None
+) -> tuple[Corpus, Corpus | None]:
     """Training and held-out text: as given, or the sample, prepared in the workdir."""
-    if config.data is None:
-        train, sample = sample_corpora(config.workdir)
-        return train, Corpus.open(config.heldout) if config.heldout else sample
+    other = InputError(
+        f"{config.workdir} was trained on another corpus than "
+        f"{config.data or 'the sample text'}; give the same --data, or another "
+        "--workdir for a new run."
+    )
     heldout = Corpus.open(config.heldout) if config.heldout else None
-    return Corpus.open(config.data), heldout
+    if config.data is not None:
+        train = Corpus.open(config.data)
+    elif before is not None and before.train.data is not None:
+        raise other
+    else:
+        train, sample = sample_corpora(config.workdir)
+        heldout = heldout or sample
+    if before is not None and before.corpus != train.fingerprint:
+        raise other
+    return train, heldout
 
 
 def _dtype(config: TrainConfig) -> Any:
@@ -115,13 +140,17 @@ def _dtype(config: TrainConfig) -> Any:
     return jnp.float32 if config.precision == "float32" else jnp.bfloat16
 
 
-def _record(config: TrainConfig, corpus: Corpus, version: str) -> RunRecord:
+def _record(
+    config: TrainConfig, corpus: Corpus, version: str, before: RunRecord | None
+) -> RunRecord:
     """The configuration with nothing left automatic."""
     vocabulary = corpus.vocabulary
     model, head = config.model, config.head
     if config.encoder == "words" and isinstance(model.encoder, CharCnnConfig):
-        table = WordTableConfig(len(vocabulary), model.lstm.projection)
-        model = replace(model, encoder=table)
+        encoder = before and before.train.model.encoder
+        if not isinstance(encoder, WordTableConfig):  # else as wide as it was
+            encoder = WordTableConfig(len(vocabulary), model.lstm.projection)
+        model = replace(model, encoder=encoder)
     if head.kind == "adaptive":
         targets = corpus.targets(vocabulary)
         counts = np.bincount(targets, corpus.counts, minlength=len(vocabulary))
@@ -135,18 +164,32 @@ def _record(config: TrainConfig, corpus: Corpus, version: str) -> RunRecord:
     elif head.cutoffs:
         raise InputError("A full softmax has no cutoffs; leave --head.cutoffs out.")
     train = replace(config, model=model, head=head)
-    return RunRecord(train, corpus.fingerprint, len(vocabulary), elmojax=version)
+    return RunRecord(
+        train=train,
+        corpus=corpus.fingerprint,
+        vocabulary=len(vocabulary),
+        words=checkpoint.fingerprint(vocabulary),
+        elmojax=version,
+    )
 
 
-def _check_same(record: RunRecord) -> None:
+def _check_use(config: TrainConfig, data: int, heldout: Corpus | None) -> None:
+    """Refuses settings that do not go together."""
+    if config.rows % data:
+        raise InputError(
+            f"--rows {config.rows} cannot be split evenly over {data} devices along "
+            f"`data`; make it a multiple of {data}, or set --mesh.data."
+        )
+    if config.evaluate_every and heldout is None:
+        raise InputError(
+            "--evaluate-every needs --heldout DIRECTORY, a prepared corpus to "
+            "evaluate on."
+        )
+
+
+def _check_same(before: RunRecord, record: RunRecord) -> None:
     """A run goes on only as what it was."""
     run = record.train.workdir
-    before = checkpoint.read_record(run)
-    if before.corpus != record.corpus:
-        raise InputError(
-            f"{run} was trained on another corpus than {record.train.data}; give the "
-            "same --data, or another --workdir for a new run."
-        )
     for name in FIXED:
         was, now = getattr(before.train, name), getattr(record.train, name)
         if was != now:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -159,9 +160,22 @@ def train_step(
         state.params, state.carry, batch, key
     )
     updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-    metrics["gradient_norm"] = optax.global_norm(gradient)
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, moments, carry, state.key, state.step + 1), metrics
+
+
+def compile_train_step(
+    lm: LanguageModel, optimizer: optax.GradientTransformation, state: TrainState
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+    """`train_step` as one program, which takes over the memory of its old state.
+
+    The new state lies on the devices as `state` does. Left to the compiler, it would
+    drift from the sharding table, and the second step would be another program.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = partial(train_step, lm, optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
 
 
 def evaluation_step(

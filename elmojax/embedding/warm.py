@@ -1,0 +1,75 @@
+"""The converged LSTM state: the start that vectors settle to when text goes on.
+
+The published models were trained with a state that is carried from sentence to sentence
+and never reset, so their first sentences after zeros differ from the rest. Reading the
+same text again and again, the state converges; starting every sentence from where it
+converged to gives vectors of the carried kind that depend on the sentence alone.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from elmojax.config import CharCnnConfig
+from elmojax.embedding.functions import encode
+from elmojax.errors import InputError
+from elmojax.model.bilm import ElmoParams
+from elmojax.model.lstm import LstmState
+
+
+def warm(
+    params: ElmoParams,
+    tokens: Array | None = None,
+    *,
+    tolerance: float = 1e-6,
+    limit: int = 1000,
+) -> ElmoParams:
+    """Parameters whose initial state is the converged one.
+
+    Args:
+      params: from `init`, `restore` or `load`.
+      tokens: sentences to read over and over, [batch, time, ...] as `encode` takes
+        them, one after the other; None = an empty sentence, its two marks alone.
+      tolerance: largest change of any number of the state, from one reading of the
+        whole text to the next, that counts as converged.
+      limit: readings after which to give up.
+
+    Returns:
+      `params` with `initial_state` set; the same text gives the same state.
+
+    Raises:
+      InputError: if the state still changes by more than `tolerance` after `limit`
+        readings.
+    """
+    if tokens is None:
+        encoder = params.config.encoder
+        columns = encoder.max_characters if isinstance(encoder, CharCnnConfig) else None
+        shape = (1, 1) if columns is None else (1, 1, columns)
+        tokens = jnp.zeros(shape, jnp.int32)
+    read = jax.jit(_read)
+    state, change = LstmState.zeros(params.config.lstm, 1), float("inf")
+    for _ in range(limit):
+        state, difference = read(params, jnp.asarray(tokens), state)
+        change = float(difference)
+        if change <= tolerance:
+            start = LstmState(state.cell[:, :, 0], state.hidden[:, :, 0])
+            return params.replace(initial_state=start)
+    raise InputError(
+        f"The LSTM state still changes by {change:.1e} after {limit} readings, more "
+        f"than the tolerance of {tolerance:.1e}; raise the tolerance or the limit."
+    )
+
+
+def _read(
+    params: ElmoParams, tokens: Array, state: LstmState
+) -> tuple[LstmState, Array]:
+    """The state after all sentences, and its largest difference from before."""
+
+    def sentence(state: LstmState, tokens: Array) -> tuple[LstmState, None]:
+        return encode(params, tokens[None], state).state, None
+
+    after, _ = jax.lax.scan(sentence, state, tokens)
+    differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), after, state)
+    return after, jnp.maximum(differences.cell, differences.hidden)

@@ -1,0 +1,287 @@
+"""options.json + weights.hdf5: the files of bilm-tf and AllenNLP, read and written.
+
+    options.json    the shape of the model; see `options`
+    weights.hdf5    encoder and LSTM; names and shapes in `published`
+    softmax.hdf5    the softmax, if there is one; see `tables`
+    vocabulary.txt  the words of the softmax, or of a model that reads word ids
+
+Every number is a float32 and goes through unchanged. Only this module knows h5py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.embedding.functions import encode_words
+from elmojax.errors import InputError
+from elmojax.formats.options import config_of, options_of, read_options
+from elmojax.formats.published import Entry, Shape, check_shapes, layout
+from elmojax.model.bilm import ElmoParams, init_tree
+from elmojax.model.lstm import LstmState
+from elmojax.shapes import Params
+from elmojax.text.vocabulary import Vocabulary
+
+OPTIONS, WEIGHTS = "options.json", "weights.hdf5"
+SOFTMAX, VOCABULARY = "softmax.hdf5", "vocabulary.txt"
+PathLike: TypeAlias = str | os.PathLike[str]
+
+HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}
+
+
+# --- reading -------------------------------------------------------------------------
+
+
+def load_hdf5(options_file: PathLike, weights_file: PathLike) -> ElmoParams:
+    """A biLM in the files of AllenNLP and bilm-tf.
+
+    All their shapes: any filters and number of layers, with and without highways, skip
+    connections, clipping, projection of the CNN or of the LSTM (one that is left out
+    becomes the identity); models over words too (an `embedding` data set).
+
+    Args:
+      options_file: options.json.
+      weights_file: weights.hdf5.
+
+    Returns:
+      ElmoParams with float32 leaves and, unless `save_hdf5` wrote one, a zero initial
+      state.
+
+    Raises:
+      InputError: if a file is missing, is not what it should be or is damaged, a key
+        or data set is missing or has another shape, or a number is not finite; the
+        message names the file and the key.
+    """
+    options = read_options(Path(options_file))
+    with open_hdf5(Path(weights_file)) as file:
+        found = shapes_of(file)
+        config = config_of(options, found)
+        entries = layout(config, found)
+        check_shapes(entries, found, weights_file, options_file)
+        arrays = _allocate(config)
+        for entry in entries:
+            if entry.leaf is not None:
+                part, name = entry.leaf
+                target = arrays[part][name]
+                if entry.direction is not None:
+                    target = target[entry.direction]
+                read_array(file, entry.name, target.reshape(entry.shape), weights_file)
+    tree = {part: to_jax(leaves) for part, leaves in arrays.items()}
+    return ElmoParams(tree["encoder"], tree["lstm"], LstmState(**tree["state"]), config)
+
+
+def _allocate(config: ElmoConfig) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays to read into; a projection that no file holds is the identity."""
+    shapes = jax.eval_shape(lambda: init_tree(config, jax.random.key(0)))
+    shapes["state"] = vars(LstmState.zeros(config.lstm))
+    arrays = {
+        part: {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
+        for part, leaves in shapes.items()
+    }
+    if config.lstm.dim == config.lstm.projection:
+        for layer in range(config.lstm.layers):
+            arrays["lstm"][f"projection_{layer}"][:] = np.eye(config.lstm.dim)
+    return arrays
+
+
+def to_jax(leaves: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Leaf by leaf, so that both copies are never there as a whole."""
+    return {name: jnp.asarray(leaves.pop(name)) for name in list(leaves)}
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to read from. What goes wrong with it is an `InputError`."""
+    try:
+        with open(path, "rb") as plain:
+            start = plain.read(8)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if not h5py.is_hdf5(path):
+        what = "text" if start.strip() and start.isascii() else "something else"
+        raise InputError(
+            f"{path} is not an HDF5 file but {what if start else 'empty'}. Give the "
+            "weights as they were published, not their options or a web page."
+        )
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged or cut short ({error}). Get it again, whole."
+        ) from error
+
+
+def shapes_of(file: h5py.File) -> dict[str, Shape | None]:
+    """All data sets with their shapes; None for one that does not hold floats."""
+    found: dict[str, Shape | None] = {}
+
+    def visit(name: str | bytes, item: Any) -> None:
+        if not isinstance(name, str):
+            raise ValueError(f"{name!r} is no name")
+        if isinstance(item, h5py.Dataset):
+            found[name] = item.shape if item.dtype.kind == "f" else None
+
+    with _damage():
+        file.visititems(visit)
+    return found
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """h5py stumbles over a damaged file in many ways; for `open_hdf5` they are one."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise OSError(str(error)) from error
+
+
+def read_array(file: h5py.File, name: str, into: np.ndarray, where: object) -> None:
+    """Reads a data set into a float32 array of its shape; `InputError` for NaN."""
+    with _damage():
+        if into.size:
+            file[name].read_direct(into)
+    if not np.isfinite(into).all():
+        raise InputError(
+            f"{where}: {name} has values that are not finite (NaN or infinite); the "
+            "model that was saved had diverged, or the file is damaged."
+        )
+
+
+# --- writing -------------------------------------------------------------------------
+
+
+def save_hdf5(
+    params: ElmoParams,
+    directory: PathLike,
+    head: Params | None = None,
+    vocabulary: Vocabulary | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a biLM as options.json and weights.hdf5, to be loaded unedited elsewhere.
+
+    AllenNLP loads character models with skip connections, bilm-tf nearly all (`notes`
+    of `check_hdf5` says when not). `load_hdf5` gives back the same float32 arrays, bit
+    by bit. An initial state other than zero is saved too; only elmojax reads it.
+
+    Args:
+      params: any model; its leaves are stored as float32.
+      directory: made if need be. It is a model once options.json is there, which
+        comes last: what was cut short has none.
+      head: parameters of the softmax, for softmax.hdf5.
+      vocabulary: written to vocabulary.txt.
+      overwrite: replace the model in `directory`, if there is one.
+
+    Raises:
+      InputError: if a file is there already, cannot be written, or a number of the
+        model is not finite.
+    """
+    arrays = {WEIGHTS: dict(_arrays(params))}
+    if head is not None:
+        arrays[SOFTMAX] = head_arrays(head)
+    with staged(Path(directory), overwrite) as stage:
+        for name, content in arrays.items():
+            write_arrays(stage / name, content)
+        if vocabulary is not None:
+            vocabulary.write(stage / VOCABULARY)
+        text = json.dumps(options_of(params.config), indent=2) + "\n"
+        (stage / OPTIONS).write_text(text, encoding="utf-8")
+
+
+def _arrays(params: ElmoParams) -> Iterator[tuple[str, np.ndarray]]:
+    state = vars(params.initial_state)
+    if any(np.any(leaf) for leaf in state.values()):
+        if params.initial_state.cell.ndim != 3:
+            raise InputError(
+                "params.initial_state is that of a batch; only one for all sentences, "
+                "without the batch axis, can be saved."
+            )
+        names = {f"initial_state/{name}" for name in state}
+    else:
+        names = set()
+    parts = {"encoder": params.encoder, "lstm": params.lstm, "state": state}
+    written = layout(params.config)
+    entries = written + [e for e in layout(params.config, names) if e.name in names]
+    for entry in entries:
+        if entry.leaf is None:
+            yield entry.name, _for_others(params, entry)
+            continue
+        part, name = entry.leaf
+        leaf = parts[part][name]
+        half = leaf if entry.direction is None else leaf[entry.direction]
+        yield entry.name, np.asarray(half, np.float32).reshape(entry.shape)
+
+
+def _for_others(params: ElmoParams, entry: Entry) -> np.ndarray:
+    """Arrays that bilm-tf or AllenNLP need and our parameters do not have."""
+    if isinstance(params.config.encoder, CharCnnConfig):  # CNN_proj: the identity
+        return np.eye(*entry.shape) if len(entry.shape) == 2 else np.zeros(entry.shape)
+    return np.asarray(encode_words(params, jnp.arange(1, entry.shape[0] + 1)))
+
+
+def head_arrays(head: Params) -> dict[str, np.ndarray]:
+    """The data sets of softmax.hdf5."""
+    if set(head) == set(HEAD_NAMES):
+        return {HEAD_NAMES[name]: np.asarray(leaf) for name, leaf in head.items()}
+    return {f"adaptive_softmax/{name}": np.asarray(leaf) for name, leaf in head.items()}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An HDF5 file of float32 data sets; `InputError` for a number not finite."""
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"{name} has values that are not finite (NaN or infinite): this "
+                    "model has diverged. Nothing was saved."
+                )
+            file.create_dataset(name, data=np.asarray(array, np.float32))
+
+
+@contextlib.contextmanager
+def staged(directory: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder whose files move into `directory` when all of them are there.
+
+    options.json goes away first and comes back last, so that no mixture of an old and
+    a new model passes for one.
+    """
+    names = (OPTIONS, WEIGHTS, SOFTMAX, VOCABULARY)
+    there = [name for name in names if (directory / name).exists()]
+    if there and not overwrite:
+        raise InputError(
+            f"{directory / there[0]} is there already; choose another directory, or "
+            "--overwrite (overwrite=True) to replace the model in it."
+        )
+    stage = directory / f".partial-{os.getpid()}"
+    try:
+        stage.mkdir(parents=True)
+        try:
+            yield stage
+            for name in there:
+                (directory / name).unlink()
+            for name in reversed(names):
+                if (stage / name).exists():
+                    os.replace(stage / name, directory / name)
+        finally:
+            for path in stage.iterdir():
+                path.unlink()
+            stage.rmdir()
+    except OSError as error:
+        unwritable(directory, error)
+
+
+def unwritable(path: Path, error: OSError) -> NoReturn:
+    raise InputError(
+        f"{path} cannot be written: {error.strerror or error}. Choose another place, "
+        "or free space."
+    ) from error

@@ -1,0 +1,126 @@
+"""Two tables that lie beside a biLM as HDF5 files: the softmax, and encoded words.
+
+softmax.hdf5      softmax/W [words, projection], softmax/b [words], as the softmax
+                  files of the published models have them; an adaptive softmax,
+                  which only elmojax has, is in the group adaptive_softmax
+token embeddings  embedding [words, projection], as `dump_token_embeddings` of
+                  bilm-tf writes it, rows in the order of its vocabulary file
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from elmojax.config import CharCnnConfig
+from elmojax.embedding.words import Words, with_table, word_index
+from elmojax.errors import InputError
+from elmojax.formats.hdf5 import (
+    HEAD_NAMES,
+    PathLike,
+    open_hdf5,
+    read_array,
+    shapes_of,
+    to_jax,
+    unwritable,
+    write_arrays,
+)
+from elmojax.formats.published import Entry, check_shapes
+from elmojax.model.bilm import ElmoParams
+from elmojax.shapes import Params
+from elmojax.text.characters import BEGIN, END
+
+
+def load_head(softmax_file: PathLike, projection: int) -> Params:
+    """The softmax beside a biLM, as `training` and `save_hdf5` take it.
+
+    Returns {"kernel" [words, projection], "bias" [words]}; for an adaptive softmax
+    also its tails.
+
+    Raises:
+      InputError: if the file is none, or its arrays do not fit `projection`.
+    """
+    with open_hdf5(Path(softmax_file)) as file:
+        found = shapes_of(file)
+        prefix = "adaptive_softmax/"
+        names = {n.removeprefix(prefix): n for n in found if n.startswith(prefix)}
+        names = names or HEAD_NAMES
+        for name, wanted in (("kernel", (None, projection)), ("bias", (None,))):
+            shape = found.get(names.get(name, ""))
+            if shape is None or len(shape) != len(wanted) or shape[1:] != wanted[1:]:
+                raise InputError(
+                    f"{softmax_file} has no {names.get(name, prefix + name)} with "
+                    f"{len(wanted)} axes that fits a projection of {projection}."
+                )
+        arrays = {k: np.zeros(found[n] or (), np.float32) for k, n in names.items()}
+        for name, into in arrays.items():
+            read_array(file, names[name], into, softmax_file)
+    if len(arrays["kernel"]) != len(arrays["bias"]):
+        raise InputError(
+            f"{softmax_file}: {names['kernel']} has {len(arrays['kernel'])} rows and "
+            f"{names['bias']} {len(arrays['bias'])}; they must be the same words."
+        )
+    return to_jax(arrays)
+
+
+def load_token_embeddings(
+    params: ElmoParams, embedding_file: PathLike, words: Words
+) -> ElmoParams:
+    """`cache_words(params, words)` from a file that bilm-tf or we wrote.
+
+    Args:
+      params: the model whose character CNN made the file.
+      embedding_file: `embedding` [words, projection], as bilm-tf writes it.
+      words: of its vocabulary file, in that order (`WordIndex.read`); `<S>` and
+        `</S>` among them.
+
+    Raises:
+      InputError: if the file is none, or does not fit the model or the words.
+    """
+    projection = params.config.lstm.projection
+    listed = tuple(words.words if hasattr(words, "words") else words)
+    if not {BEGIN, END} <= set(listed):
+        raise InputError(
+            f"The vocabulary of {embedding_file} has no {BEGIN} and {END}; bilm-tf's "
+            "token embeddings need both."
+        )
+    table = np.zeros((len(listed), projection), np.float32)
+    with open_hdf5(Path(embedding_file)) as file:
+        entries = [Entry("embedding", table.shape, None)]
+        what = f"a vocabulary of {len(listed)} words and a projection of {projection}"
+        check_shapes(entries, shapes_of(file), embedding_file, what)
+        read_array(file, "embedding", table, embedding_file)
+    return with_table(params, word_index(listed), jnp.asarray(table))
+
+
+def save_token_embeddings(
+    params: ElmoParams, embedding_file: PathLike, overwrite: bool = False
+) -> None:
+    """Writes the table of `cache_words` as bilm-tf's token embeddings.
+
+    Its rows are those of `WordIndex(words).words`; bilm-tf reads them beside a
+    vocabulary file with one of these words a line.
+
+    Raises:
+      InputError: if `params` have no such table, or the file is there already or
+        cannot be written.
+    """
+    path = Path(embedding_file)
+    config = params.config
+    if isinstance(config.encoder, CharCnnConfig) or (
+        config.encoder.dim != config.lstm.projection
+    ):
+        raise InputError("save_token_embeddings takes what cache_words returns.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; choose another name.")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        write_arrays(partial, {"embedding": np.asarray(params.encoder["embedding"])})
+        os.replace(partial, path)
+    except OSError as error:
+        unwritable(path, error)
+    finally:
+        partial.unlink(missing_ok=True)

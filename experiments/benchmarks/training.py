@@ -1,0 +1,216 @@
+"""Training throughput of one machine: elmojax, and PyTorch beside it in the same run.
+
+    python experiments/benchmarks/training.py --preset mini --rows 64 --vocabulary 30000
+    python experiments/benchmarks/training.py --preset original \\
+        --rows 128 384 512 1024 --vocabulary 793471 --out training.json
+
+Text is synthetic with Zipf's law, so nothing is read from disk. Both programs take the
+same batches (unique words encoded once) and do forward, backward and an Adagrad update.
+PyTorch's LSTM has no clips and no skip connection inside; where torch is not installed
+that column is left out. Prints a table and writes JSON: tokens/s (median of the rounds,
+a token is one position trained in both directions), CPU-seconds a token, temporary
+memory, and the share of the matmul rate that was measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elmojax.config import CharCnnConfig, ElmoConfig, OptimizerConfig
+from elmojax.text.batches import TrainingText, Words
+from elmojax.text.prepared import Corpus
+from elmojax.text.vocabulary import SPECIALS, Vocabulary
+from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.optim import make_optimizer
+from elmojax.training.step import LanguageModel, init_state, train_step
+
+
+def zipf_corpus(types: int, words: int, seed: int = 0) -> Corpus:
+    """A corpus of made-up words: frequencies 1/rank, 24 words a sentence."""
+    random = np.random.default_rng(seed)
+    share = 1 / np.arange(1, types + 1)
+    text = 3 + random.choice(types, size=words, p=share / share.sum()).astype(np.int32)
+    lengths = random.integers(2, 18, types)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    drawn = letters[random.integers(0, 26, (types, 18))]
+    pairs = zip(drawn, lengths, strict=True)
+    names = [f"{''.join(row[:n])}{i}" for i, (row, n) in enumerate(pairs)]
+    counts = np.bincount(text, minlength=types + 3)
+    offsets = np.arange(0, words + 1, 24)
+    offsets[-1] = words
+    every = [*SPECIALS, *names]
+    vocabulary = Vocabulary(tuple(every))
+    parts = (vocabulary, every, counts, text, offsets)
+    return Corpus(Path("synthetic"), {}, "", *parts)
+
+
+def matmul_rate(dtype: Any) -> float:
+    """Floating-point operations a second of one large product."""
+    n = 8192 if jax.default_backend() == "gpu" else 2048
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, a))
+    rates = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        rates.append(2 * n**3 / (time.perf_counter() - begin))
+    return max(rates)
+
+
+def flops_a_token(config: ElmoConfig, unique: float, columns: int) -> float:
+    """Products of LSTM and encoder for one position, forward and backward pass."""
+    lstm = config.lstm
+    cell = (2 * lstm.projection * 4 + lstm.projection) * lstm.dim
+    recurrent = 2 * cell * 2 * lstm.layers
+    encoder = config.encoder
+    assert isinstance(encoder, CharCnnConfig)
+    width = encoder.filter_count
+    windows = sum(w * n * (columns - w + 1) for w, n in encoder.filters)
+    word = 2 * (windows * encoder.embedding_dim + width * lstm.projection)
+    word += 2 * encoder.highway_layers * 2 * width**2
+    return 3 * (recurrent + unique * word)
+
+
+def measure(run: Callable[[int], Any], rounds: int, steps: int) -> dict[str, float]:
+    """Median seconds and CPU-seconds of `steps` steps, after a warm-up."""
+    run(0)
+    walls, cpus = [], []
+    for number in range(rounds):
+        wall, cpu = time.perf_counter(), time.process_time()
+        run(1 + number)
+        walls.append((time.perf_counter() - wall) / steps)
+        cpus.append((time.process_time() - cpu) / steps)
+    return {"seconds": statistics.median(walls), "cpu": statistics.median(cpus)}
+
+
+def ours(
+    text: TrainingText, config: ElmoConfig, cutoffs: tuple[int, ...], args: Any
+) -> dict[str, float]:
+    dtype = jnp.float32 if args.precision == "float32" else jnp.bfloat16
+    size = len(text.corpus.vocabulary)
+    lm = LanguageModel(config, size, cutoffs, args.div_value, 0.1, dtype)
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    state = jax.jit(partial(init_state, lm, optimizer, text.rows, 0))()
+    batches = [jax.device_put(text.batch(i)) for i in range(args.steps)]
+    step = jax.jit(partial(train_step, lm, optimizer), donate_argnums=0)
+    begin = time.perf_counter()
+    compiled = step.lower(state, batches[0]).compile()
+    seconds = time.perf_counter() - begin
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    metrics: dict[str, Any] = {}
+
+    def run(_: int) -> None:
+        nonlocal state, metrics
+        for batch in batches:
+            state, metrics = step(state, batch)
+        jax.block_until_ready(state.params)
+
+    result = measure(run, args.rounds, args.steps)
+    return {
+        **result,
+        "compile_seconds": seconds,
+        "temporary_bytes": temporary,
+        "loss": float(metrics["loss"]),
+    }
+
+
+def torch_peer(
+    text: TrainingText, config: ElmoConfig, cutoffs: tuple[int, ...], args: Any
+) -> dict[str, float]:
+    from torch_bilm import TorchBiLM, torch_step
+
+    half = args.precision != "float32"
+    size = len(text.corpus.vocabulary)
+    model = TorchBiLM(config, size, cutoffs or (size // 2,), args.div_value)
+    step = torch_step(model, text.rows, half)
+    batches = [text.batch(i) for i in range(args.steps)]
+
+    def run(_: int) -> None:
+        for batch in batches:
+            loss = step(batch)
+        float(loss)
+
+    return measure(run, args.rounds, args.steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--rows", type=int, nargs="+", default=[64])
+    parser.add_argument("--window", type=int, default=20)
+    parser.add_argument("--vocabulary", type=int, default=30000)
+    parser.add_argument("--div-value", type=float, default=4.0)
+    parser.add_argument("--precision", choices=["float32", "bf16"])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    backend = jax.default_backend()
+    args.precision = args.precision or ("float32" if backend == "cpu" else "bf16")
+    config = ElmoConfig.preset(args.preset)
+    corpus = zipf_corpus(args.vocabulary - 3, max(2_000_000, 60 * args.vocabulary))
+    words = Words(corpus, corpus.vocabulary, config, 1)
+    counts = np.sort(np.asarray(corpus.counts, np.float64))[::-1]
+    cutoffs = automatic_cutoffs(counts, config.lstm.projection, args.div_value)
+    half = jnp.float32 if args.precision == "float32" else jnp.bfloat16
+    peak = matmul_rate(half)
+    with_torch = not args.no_torch and importlib.util.find_spec("torch") is not None
+    rows = []
+    for count in args.rows:
+        text = TrainingText(corpus, words, count, args.window, 0)
+        batch = text.batch(0)
+        unique = len(np.unique(batch.inputs)) / (count * args.window)
+        flops = flops_a_token(config, unique, batch.words.shape[1])
+        tokens = count * args.window
+        row: dict[str, Any] = {"rows": count, "flops_a_token": flops}
+        row["elmojax"] = found = ours(text, config, cutoffs, args)
+        row["share_of_peak"] = flops * tokens / found["seconds"] / peak
+        if with_torch:
+            row["torch"] = torch_peer(text, config, cutoffs, args)
+        for name in ("elmojax", "torch"):
+            if name in row:
+                row[name]["tokens_per_second"] = tokens / row[name]["seconds"]
+        rows.append(row)
+        print(describe(row), flush=True)
+    report = {
+        "machine": f"{jax.devices()[0].device_kind}, {platform.platform()}",
+        "jax": jax.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "arguments": {k: str(v) for k, v in vars(args).items()},
+        "cutoffs": cutoffs,
+        "matmul_flops_per_second": peak,
+        "config": dataclasses.asdict(config),
+        "rows": rows,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def describe(row: dict[str, Any]) -> str:
+    line = f"rows {row['rows']:5}: "
+    for name in ("elmojax", "torch"):
+        if name in row:
+            line += f"{name} {row[name]['tokens_per_second']:12,.0f} tokens/s   "
+    ours = row["elmojax"]
+    line += f"{row['share_of_peak']:.0%} of the matmul rate, "
+    return line + f"{ours['temporary_bytes'] / 1e9:.2f} GB temporary"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The character CNN against loops in NumPy and against `lax.conv`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from toys import drawn
+
+from elmojax.config import CharCnnConfig
+from elmojax.model.char_cnn import CharCnn
+from elmojax.text.characters import encode_words
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+FILTERS = ((1, 3), (2, 4), (4, 6))
+WORDS = ["a", "", "<S>", "word", "日本", "seventeen-letters", "No", "no"]
+SIZE, PROJECTION = 20, 5
+
+
+def config(activation="relu", highway_layers=1):
+    return CharCnnConfig(FILTERS, 4, highway_layers, activation, SIZE)
+
+
+def parameters(config, seed=0):
+    ids = jnp.ones((1, SIZE), jnp.int32)
+    module = CharCnn(config, PROJECTION)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]
+    return drawn(shapes, seed)
+
+
+@partial(jax.jit, static_argnums=0)
+def vectors(config, params, ids):
+    return CharCnn(config, PROJECTION).apply({"params": params}, ids)
+
+
+IDS = encode_words(WORDS, SIZE)
+
+
+@pytest.mark.parametrize("highway_layers", [0, 1, 2])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_equals_loops_in_numpy(activation, highway_layers):
+    made = config(activation, highway_layers)
+    params = parameters(made)
+    widths = [width for width, _ in FILTERS]
+    wanted = reference.char_cnn(params, IDS, widths, activation)
+    got = vectors(made, params, IDS)
+    assert got.dtype == jnp.float32 and np.abs(wanted).max() > 0.5
+    np.testing.assert_allclose(got, wanted, atol=3e-6)
+    assert len(np.unique(wanted.round(3), axis=0)) == len(WORDS)
+
+
+def test_columns_of_padding_change_nothing():
+    """One window of padding for the widest filter is as good as many."""
+    params = parameters(config())
+    short = [i for i, word in enumerate(WORDS) if len(word.encode()) <= 6]
+    whole = vectors(config(), params, IDS)
+    cut = vectors(config(), params, IDS[short, : 6 + 2 + 4])
+    np.testing.assert_allclose(cut, whole[np.array(short)], atol=1e-6)
+
+
+def by_convolution(params, ids, activation):
+    """The same with XLA's convolution, summed and differentiated by JAX."""
+    letters = params["embedding"][ids - 1]
+    features = []
+    for number in range(len(FILTERS)):
+        kernel = params[f"convolution_{number}_kernel"]
+        responses = jax.lax.conv_general_dilated(
+            letters, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        bias = params[f"convolution_{number}_bias"]
+        features.append((responses + bias[None, None]).max(axis=1))
+    x = getattr(jax.nn, activation)(jnp.concatenate(features, axis=-1))
+
+    def linear(name, x):
+        return x @ params[f"{name}_kernel"] + params[f"{name}_bias"][None]
+
+    carry = jax.nn.sigmoid(linear("highway_0_carry", x))
+    x = carry * jax.nn.relu(linear("highway_0_transform", x)) + (1 - carry) * x
+    return linear("projection", x)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_gradients_equal_those_of_a_convolution(activation):
+    made = config(activation)
+    params = parameters(made)
+    weights = np.random.default_rng(1).standard_normal((len(WORDS), PROJECTION))
+    weights = jnp.asarray(weights, jnp.float32)
+
+    @jax.jit
+    def both(params):
+        ours = jax.grad(lambda p: (weights * vectors(made, p, IDS)).sum())
+        plain = jax.grad(lambda p: (weights * by_convolution(p, IDS, activation)).sum())
+        return ours(params), plain(params)
+
+    ours, plain = both(params)
+    for name, wanted in plain.items():
+        assert np.abs(wanted).max() > 1e-3, name
+        error = np.abs(ours[name] - wanted).max() / np.abs(wanted).max()
+        assert error < 1e-5, name
+    unread = np.setdiff1d(np.arange(261), IDS.astype(int) - 1)
+    assert not np.any(ours["embedding"][unread])
+
+
+def test_id_zero_is_no_error():
+    """No word: its vector means nothing, and is finite."""
+    made = vectors(config(), parameters(config()), np.zeros_like(IDS))
+    assert np.isfinite(made).all()

@@ -1,0 +1,823 @@
+"""The commands as a user types them: the whole chain, going on, refusals, help."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import lzma
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import elmojax
+from elmojax.cli import COMMANDS, main
+from elmojax.embedding.embedder import Embedder
+from elmojax.loading import open_model, with_word_vectors
+from elmojax.training.checkpoint import (
+    Checkpoints,
+    has_checkpoint,
+    load_language_model,
+    read_record,
+)
+from elmojax.training.metrics import read_metrics
+from elmojax.training.start import start
+
+LSTM = "--model.lstm.dim 16 --model.lstm.projection 8".split()
+CHARACTERS = (
+    "--model.encoder.filters 1 4 2 4 --model.encoder.embedding-dim 4 "
+    "--model.encoder.max-characters 16"
+).split()
+SMALL = ["--rows", "8", "--window", "10", "--mesh.data", "1", "--log-every", "1"]
+TINY = [*LSTM, *CHARACTERS, *SMALL]
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class World(NamedTuple):
+    """A text, its prepared corpora, and a run of six steps with two checkpoints."""
+
+    folder: Path
+    text: Path
+    data: Path
+    heldout_text: Path
+    heldout: Path
+    run: Path
+    prepared: dict[str, Any]
+    trained: Outcome
+
+
+pytestmark = [  # what Orbax leaves behind when it fails to load a damaged checkpoint
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory) -> Iterator[None]:
+    """One cache of compiled programs for all these commands, subprocesses too."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
+        yield
+        gc.collect()
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def run(*arguments: object) -> Outcome:
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: object) -> Outcome:
+    outcome = run(*arguments)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def answer(*arguments: object) -> dict[str, Any]:
+    """What --json prints: one object, on one line, and nothing else."""
+    out = done(*arguments, "--json").out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def refused(*arguments: object, says: str = "") -> str:
+    """Exit status 2 and one sentence that holds the words of `says`, no traceback."""
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, ""), f"{status}: {out}{err}"
+    assert err.startswith("elmojax: ") and err.count("\n") == 1, err
+    assert err.rstrip()[-1] in ".?", err
+    assert "Traceback" not in err and len(err) < 500, err
+    for part in says.split(" ... "):
+        assert part in err, err
+    return err
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, sample_lines) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    text, heldout_text = folder / "text.txt", folder / "heldout.txt.xz"
+    text.write_text("\n".join(sample_lines(60)) + "\n", encoding="utf-8")
+    lines = "\n".join(sample_lines(12, "heldout")) + "\n\n"
+    heldout_text.write_bytes(lzma.compress(lines.encode()))
+    data, heldout, workdir = (folder / name for name in ("data", "heldout", "run"))
+    done("prepare", "--text", text, "--out", data, "--max-vocabulary", 60)
+    words = ("--vocabulary", data / "vocabulary.txt")
+    prepared = answer("prepare", "--text", heldout_text, "--out", heldout, *words)
+    trained = done(
+        *("pretrain", "--data", data, "--heldout", heldout, "--workdir", workdir),
+        *("--steps", 6, "--checkpoint-every", 3, "--keep", 5, *TINY),
+    )
+    return World(folder, text, data, heldout_text, heldout, workdir, prepared, trained)
+
+
+@pytest.fixture
+def copied(world, tmp_path) -> Path:
+    """The run of the world, to be damaged."""
+    return shutil.copytree(world.run, tmp_path / "run")
+
+
+# --- the whole chain -----------------------------------------------------------------
+
+
+def test_prepare_reports_what_it_wrote(world):
+    with lzma.open(world.heldout_text, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[:-1]
+    words = [word for line in lines for word in line.split()]
+    known = set((world.data / "vocabulary.txt").read_text("utf-8").split("\n"))
+    report = world.prepared
+    assert report["tokens"] == len(words) and report["types"] == len({*words}) + 3
+    assert report["sentences"] == sum(bool(line.split()) for line in lines)
+    assert report["blank_lines"] == sum(not line.split() for line in lines)
+    assert report["vocabulary"] == 60
+    assert report["oov_rate"] == sum(w not in known for w in words) / len(words)
+    assert json.loads((world.heldout / "corpus.json").read_text())["tokens"] == len(
+        words
+    )
+    again = done(
+        *("prepare", "--text", world.heldout_text, "--out", world.heldout),
+        *("--vocabulary", world.data / "vocabulary.txt"),
+    )
+    assert "(unchanged)" in again.out and again.err == ""
+
+
+def test_prepare_takes_files_after_one_flag_and_after_several(tmp_path, world):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name} words\n")
+    a, b, c = (tmp_path / f"{name}.txt" for name in "abc")
+    files = ("--text", a, b, "--text", c)
+    assert answer("prepare", *files, "--out", tmp_path / "d")["sentences"] == 3
+    scores = answer("evaluate", world.run, *files)
+    assert (scores["sentences"], scores["words"]) == (3, 6)
+
+
+def test_pretrain_leaves_a_whole_run(world):
+    there = {path.name for path in world.run.iterdir()}
+    assert {"config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints"} <= there
+    vocabulary = (world.data / "vocabulary.txt").read_bytes()
+    assert (world.run / "vocabulary.txt").read_bytes() == vocabulary
+    assert {p.name for p in (world.run / "checkpoints").iterdir()} == {"3", "6"}
+    metrics = read_metrics(world.run / "metrics.jsonl")
+    training = [line for line in metrics if "loss" in line]
+    heldout = [line for line in metrics if "heldout_loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in heldout] == [0, 6]
+    keys = {"loss", "forward_loss", "backward_loss", "gradient_norm", "learning_rate"}
+    keys |= {"step", "epoch", "tokens", "tokens_per_second"}
+    assert all(line.keys() == keys for line in training)
+    assert training[-1]["tokens"] == 6 * 8 * 10
+    assert "step 1/6: loss" in world.trained.err
+    assert "step 6: held-out perplexity" in world.trained.err
+    assert "before," in world.trained.out and "loss.png" in world.trained.out
+
+
+def test_the_commands_that_pretrain_suggests_work(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suggested = world.trained.out.partition("What to type next:\n")[2].splitlines()
+    evaluate, embed, python = map(shlex.split, suggested)
+    done(*evaluate[1:])
+    assert embed[0] == "echo" and embed[2:6] == [">", "words.txt", "&&", "elmojax"]
+    Path("words.txt").write_text(embed[1] + "\n")
+    done(*embed[6:])
+    assert Path("vectors.hdf5").exists()
+    out = io.StringIO()
+    monkeypatch.setattr(elmojax, "embed", jax.jit(elmojax.embed))
+    with contextlib.redirect_stdout(out):
+        exec(python[2], {})
+    assert out.getvalue() == "(1, 3, 16)\n"
+
+
+def test_evaluate_counts_every_token_and_agrees_with_itself(world):
+    scores = answer("evaluate", world.run, "--data", world.heldout)
+    packed = answer("evaluate", world.run, "--text", world.heldout_text)
+    assert packed.pop("seconds") > 0 and packed.items() <= scores.items()
+    assert scores["tokens"] == scores["words"] + scores["sentences"]
+    assert scores["words"] == world.prepared["tokens"]
+    forward, backward = scores["forward_perplexity"], scores["backward_perplexity"]
+    assert scores["mean_perplexity"] == pytest.approx((forward + backward) / 2)
+    geometric = math.sqrt(forward * backward)
+    assert scores["geometric_perplexity"] == pytest.approx(geometric)
+    bits = math.log2(geometric) * scores["tokens"] / world.prepared["bytes"]
+    assert scores["bits_per_byte"] == pytest.approx(bits)
+    assert scores["oov_rate"] == world.prepared["oov_rate"]
+    last = read_metrics(world.run / "metrics.jsonl")[-1]
+    for name in set(scores) - {"seconds"}:
+        assert scores[name] == pytest.approx(last[f"heldout_{name}"], rel=1e-5)
+    earlier = answer("evaluate", world.run, "--data", world.heldout, "--step", 3)
+    assert earlier["mean_perplexity"] != scores["mean_perplexity"]
+    printed = done("evaluate", world.run, "--data", world.heldout).out
+    assert f"mean_perplexity        {scores['mean_perplexity']:,.4f}" in printed
+
+
+def test_embed_writes_what_encode_gives(world, tmp_path):
+    lines = [
+        "The river bank .",
+        "",
+        "Hi",
+        "Über 日本語 naïve 🙂 donaudampfschifffahrtsgesellschaft",
+        "word " * 130 + ".",
+        "   ",
+    ]
+    text, out = tmp_path / "in.txt", tmp_path / "out.hdf5"
+    text.write_text("\n".join(lines), encoding="utf-8")
+    report = answer("embed", world.run, "--text", text, "--out", out)
+    sentences = [line.split() for line in lines]
+    assert (report["lines"], report["words"]) == (6, sum(map(len, sentences)))
+    params, tokens = elmojax.restore(world.run), elmojax.batch_to_ids(sentences, 16)
+    encoded = jax.jit(elmojax.encode)(params, tokens).layers
+    middle = jax.jit(elmojax.embed)(params, tokens, np.float32([0, 1, 0]))
+    with h5py.File(out) as file:
+        assert set(file) == set("012345")
+        for number, sentence in enumerate(sentences):
+            layers, words = file[str(number)][:], len(sentence)
+            assert layers.dtype == np.float32 and layers.shape == (3, words, 16)
+            np.testing.assert_allclose(layers, encoded[number, :, :words], atol=1e-6)
+            np.testing.assert_allclose(layers[1], middle[number, :words], atol=1e-6)
+    refused("embed", world.run, "--text", text, "--out", out, says="is there already")
+    done("embed", world.run, "--text", text, "--out", out, "--overwrite")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_load_restore_and_steps(world):
+    newest, third = elmojax.load(world.run), elmojax.restore(world.run, step=3)
+    assert newest.config == read_record(world.run).train.model
+    same = jax.tree.map(np.array_equal, newest, elmojax.restore(str(world.run), 6))
+    assert jax.tree.all(same)
+    assert not np.array_equal(newest.lstm["kernel_0"], third.lstm["kernel_0"])
+
+
+def test_pretrain_has_a_text_and_a_place_of_its_own(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done("pretrain", "--steps", 2, "--heldout", world.heldout, *TINY)
+    assert read_record(Path("runs/mini")).train.data is None
+    assert "runs/mini has done its 2 steps already" in done("pretrain").err
+    says = "another corpus than ... give the same --data"
+    refused("pretrain", "--data", world.data, says=says)
+
+
+@pytest.mark.slow
+def test_the_first_command_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = done("pretrain", "--steps", 40, "--mesh.data", 1)
+    scores = re.search(r"perplexity: ([\d,.]+) before, ([\d,.]+) after", outcome.out)
+    before, after = (float(score.replace(",", "")) for score in scores.groups())
+    assert after < before / 5
+    assert "elmojax evaluate runs/mini --data runs/mini/sample-heldout" in outcome.out
+
+
+# --- going on ------------------------------------------------------------------------
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [(m["step"], m.get("loss", m.get("heldout_loss"))) for m in lines]
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(world, copied):
+    shutil.rmtree(copied / "checkpoints" / "6")
+    with (copied / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # killed while it wrote
+    outcome = done("pretrain", "--workdir", copied)
+    assert "Going on from the checkpoint of step 3" in outcome.err
+    assert losses(copied) == losses(world.run)
+    ended, never = (load_language_model(path)[2] for path in (copied, world.run))
+    assert jax.tree.all(jax.tree.map(np.array_equal, ended, never))
+    assert read_record(copied).train.rows == 8
+
+
+def test_the_same_command_line_again_is_no_error(world, tmp_path):
+    command = [
+        *("pretrain", "--data", world.data, "--workdir", tmp_path / "run"),
+        *("--steps", 1, "--model.lstm.no-skip-connections", *TINY),
+        "--allow-unsorted-vocabulary",
+    ]
+    done(*command)
+    assert "has done its 1 steps already" in done(*command).err
+    assert "has done its 1 steps already" in done(*command, "--json").err
+    assert answer(*command)["step"] == 1
+
+
+def test_a_run_without_a_checkpoint_begins_again_and_says_so(world, copied):
+    shutil.rmtree(copied / "checkpoints")
+    outcome = done("pretrain", "--workdir", copied)
+    assert "no checkpoint yet; it begins at step 0" in outcome.err
+    assert losses(copied) == losses(world.run)
+
+
+def test_epochs_replace_the_steps_of_a_run(world, copied):
+    corpus = json.loads((world.data / "corpus.json").read_text())
+    steps = math.ceil(math.ceil(corpus["positions"] / 8) * 0.9 / 10)
+    assert answer("pretrain", "--workdir", copied, "--epochs", 0.9)["step"] == steps > 6
+    says = "Give --steps or --epochs, not both"
+    refused("pretrain", "--steps", 3, "--epochs=1", says=says)
+
+
+def test_ctrl_c_ends_with_130_and_the_run_goes_on(world, tmp_path):
+    workdir = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "elmojax", "pretrain", "--data", world.data),
+        *("--workdir", workdir, "--steps", 10**6, "--checkpoint-every", 2, *TINY),
+    ]
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not has_checkpoint(workdir):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "elmojax: interrupted" in err and "Traceback" not in err
+    newest = Checkpoints(workdir).latest
+    outcome = done("pretrain", "--workdir", workdir, "--steps", newest + 1)
+    assert f"Going on from the checkpoint of step {newest}" in outcome.err
+    steps = [step for step, _ in losses(workdir)]
+    assert steps == list(range(1, newest + 2))
+
+
+# --- words instead of characters -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vectors(world) -> Path:
+    """A GloVe file of twelve numbers for half of the vocabulary."""
+    words = (world.data / "vocabulary.txt").read_text("utf-8").split("\n")[3:-1:2]
+    rows = np.arange(len(words) * 12, dtype=np.float32).reshape(-1, 12) / 500
+    path = world.folder / "glove.txt"
+    lines = [f"{w} {' '.join(map(str, row))}\n" for w, row in zip(words, rows)]  # noqa: B905
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def test_word_vectors_are_the_start_of_the_table(world, vectors, tmp_path):
+    workdir = tmp_path / "run"
+    command = [
+        *("pretrain", "--data", world.data, "--heldout", world.heldout),
+        *("--encoder", "words", "--word-vectors", vectors, "--workdir", workdir),
+        *("--steps", 2, *LSTM, *SMALL),
+    ]
+    first = done(*command)
+    assert "29 words of the vocabulary have a vector" in first.err
+    config = read_record(workdir).train
+    assert config.model.encoder.dim == 12
+    scores = answer("evaluate", workdir, "--text", world.heldout_text)
+    assert scores["tokens"] == scores["words"] + scores["sentences"]
+    text = tmp_path / "in.txt"
+    text.write_text("the of unheard-of\n")
+    done("embed", workdir, "--text", text, "--out", tmp_path / "out.hdf5")
+    model = open_model(workdir)
+    tokens = model.vocabulary.ids("the of unheard-of".split())[None] + 1
+    with h5py.File(tmp_path / "out.hdf5") as file:
+        alone = jax.jit(elmojax.encode)(model.params, tokens).layers[0]
+        np.testing.assert_allclose(file["0"][:], alone, atol=1e-6)
+    before = losses(workdir)
+    assert "has done its 2 steps already" in done(*command, "--preset", "mini").err
+    shutil.rmtree(workdir / "checkpoints")  # as if killed before the first of them
+    assert "29 words" in done("pretrain", "--workdir", workdir).err
+    assert losses(workdir) == before
+    vectors.rename(vectors.with_name("gone"))  # not needed to go on
+    done("pretrain", "--workdir", workdir)
+    vectors.with_name("gone").rename(vectors)
+
+
+@pytest.mark.parametrize("kind", ["glove", "text", "binary"])
+def test_every_format_of_word_vectors_fills_the_same_rows(
+    world, vectors, tmp_path, kind
+):
+    rows = [line.split(" ") for line in vectors.read_text("utf-8").splitlines()]
+    header, path = f"{len(rows)} 12\n".encode(), tmp_path / "vectors"
+    plain = vectors.read_bytes()
+    packed = b"".join(
+        f"{word} ".encode() + np.array(v, "<f4").tobytes() for word, *v in rows
+    )
+    path.write_bytes(
+        {"glove": plain, "text": header + plain, "binary": header + packed}[kind]
+    )
+    train = elmojax.TrainConfig(data=world.data, encoder="words", word_vectors=path)
+    config, initialize, found = with_word_vectors(train)
+    assert found == len(rows) == 29
+    table = np.full((60, config.model.encoder.dim), 7.0, np.float32)
+    filled = initialize({"encoder": {"embedding": table}})["encoder"]["embedding"]
+    np.testing.assert_array_equal(filled[3], np.array(rows[0][1:], np.float32))
+    np.testing.assert_array_equal(filled[4], table[4])
+
+
+# --- refusals ------------------------------------------------------------------------
+
+BAD_TEXTS: dict[str, tuple[bytes | None, str]] = {
+    "empty": (b"", "holds no words at all"),
+    "blank": (b"\n \n\t\n", "holds no words at all"),
+    "missing": (None, "No text file matches"),
+    "latin-1": (
+        b"good\ncaf\xe9 .\n",
+        "Line 2 of ... is not UTF-8 ... --errors replace",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_text_that_will_not_do(world, tmp_path, name):
+    content, says = BAD_TEXTS[name]
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    if content is not None:
+        text.write_bytes(content)
+    refused("prepare", "--text", text, "--out", out, says=says)
+    refused("evaluate", world.run, "--text", text, says=says)
+    if name == "blank":
+        assert answer("embed", world.run, "--text", text, "--out", out)["lines"] == 3
+        return
+    says = says if content else "has no lines at all" if name == "empty" else "no file"
+    refused("embed", world.run, "--text", text, "--out", out, says=says)
+    assert set(tmp_path.iterdir()) <= {text}
+    if name == "latin-1":
+        replace = ("--errors", "replace")
+        done("prepare", "--text", text, "--out", tmp_path / "data", *replace)
+        done("evaluate", world.run, "--text", text, *replace)
+        done("embed", world.run, "--text", text, "--out", out, *replace)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("prepare --text {text} --text {out}*.txt --out {out}", "No text file matches"),
+        ("prepare --text {text} --out {text}/out", "cannot be written"),
+        ("prepare --out {out}", "Give the text either as --text FILES or as --tfds"),
+        ("prepare --text --out {out}", "Give the text either as"),
+        ("prepare --text {text} --out {out} --min-count 0", "min_count"),
+        ("prepare --text {text} --out {out} --max-vocabulary -5", "--max-vocabulary"),
+        ("prepare --text {text} --out {out} --max-characters 1", "max_characters"),
+        ("prepare --text {text} --out {out} --vocabulary {text}", "first three lines"),
+        ("prepare --text {text} --out {out} --vocabulary {out}", "cannot be read"),
+        ("prepare --tfds lm1b --data-dir {out} --out {out}", "No TFDS data set"),
+        ("evaluate {run}", "Give either --data DIRECTORY or --text FILE"),
+        ("evaluate {run} --data {data} --text {text}", "Give either"),
+        ("evaluate {run} --data {run}", "is not a prepared corpus"),
+        ("evaluate {out} --data {data}", "There is no model"),
+        ("evaluate {text} --data {data}", "is not a run directory"),
+        ("evaluate {data} --data {data}", "has no config.json"),
+        ("evaluate {run} --data {data} --step 4", "no checkpoint of step 4 ... 3, 6"),
+        ("embed {run} --text {text} --out {out}/a.hdf5", "there is no directory"),
+        ("embed {run} --text {text} --out {data} --overwrite", "a file only"),
+        ("embed {run} --text {text} --out {out} --batch-tokens 0", "must be above 0"),
+        ("pretrain --data {run} --workdir {out}", "is not a prepared corpus"),
+        ("pretrain --data {out} --workdir {out}", "is not a prepared corpus"),
+        ("pretrain --data {data} --heldout {out}x --workdir {out}", "not a prepared"),
+        ("pretrain --data {data} --workdir {text}", "cannot be written"),
+        ("pretrain --data {data} --workdir {text}/run", "cannot be written"),
+        ("pretrain --workdir {text}", "cannot be written ... is no directory"),
+        ("pretrain --preset huge", "no preset 'huge'; choose one of mini, small"),
+        ("pretrain --preset mini --config x.py", "--preset or --config, not both"),
+        ("pretrain --config {out}.py", "there is no such file"),
+        ("pretrain --data {data} --workdir {out} --rows 9 --mesh.data 2", "--rows 9"),
+        ("pretrain --data {data} --workdir {out} --mesh.data 99", "99 devices"),
+        ("pretrain --data {data} --workdir {out} --mesh.model 99", "devices"),
+        (
+            "pretrain --data {data} --workdir {out} --model.lstm.dim 15 --mesh.model 2",
+            "15 entries ... --mesh.model",
+        ),
+        ("pretrain --data {data} --workdir {out} --head.cutoffs 99", "cutoffs"),
+        (
+            "pretrain --data {data} --workdir {out} --head.kind full --head.cutoffs 9",
+            "A full softmax has no cutoffs",
+        ),
+        ("pretrain --data {data} --workdir {out} --evaluate-every 5", "--heldout"),
+        (
+            "pretrain --workdir {out} --encoder words --word-vectors {text}",
+            "--word-vectors needs --data",
+        ),
+        (
+            "pretrain --data {data} --workdir {out} --encoder words "
+            "--word-vectors {out}x",
+            "word vectors ... cannot be read",
+        ),
+        (
+            "pretrain --data {data} --workdir {out} --encoder words "
+            "--word-vectors {text}",
+            "give a word2vec",
+        ),
+        ("pretrain --workdir {run} --rows 16", "rows = 8, and now it is 16"),
+        ("pretrain --workdir {run} --seed 5", "seed = 0, and now it is 5"),
+        ("pretrain --workdir {run} --model.lstm.dim 8", "model.lstm.dim = 16 ... 8"),
+        ("pretrain --workdir {run} --encoder words", "encoder = characters"),
+        ("pretrain --workdir {run} --preset mini", "corpus than the sample text"),
+        ("pretrain --workdir {run} --preset mini --data {data}", "was started with"),
+        ("pretrain --workdir {run} --data {heldout}", "trained on another corpus"),
+        ("train", "there is no command 'train'; choose one of prepare, pretrain"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(world, tmp_path, command, says):
+    before = {path: path.stat().st_mtime_ns for path in world.folder.rglob("*")}
+    names = {**world._asdict(), "out": tmp_path / "out"}
+    refused(*command.format(**names).split(), says=says)
+    assert not list(tmp_path.iterdir())
+    assert before == {path: path.stat().st_mtime_ns for path in world.folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--rows -1", "rows is -1; it must be above 0"),
+        ("--rows many", "--rows"),
+        ("--rows 1.5", "--rows"),
+        ("--rows", "--rows"),
+        ("--steps 0", "steps is 0"),
+        ("--epochs inf", "epochs is inf"),
+        ("--epochs nan", "epochs is nan"),
+        ("--dropout 1", "dropout is 1.0"),
+        ("--mesh.data -1", "MeshConfig.data is -1"),
+        ("--optimizer.learning-rate -1", "learning_rate is -1.0"),
+        ("--optimizer.name sgd", "sgd"),
+        ("--precision fp8", "fp8"),
+        ("--model.lstm.dim 0", "LstmConfig.dim is 0"),
+        ("--head.cutoffs 5 3", "strictly increasing"),
+        ("--word-vectors x", "--encoder words"),
+        ("--bogus 3", "--bogus"),
+        ("extra", "extra"),
+    ],
+)
+def test_wrong_flags_are_named(tmp_path, monkeypatch, flags, says):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("pretrain", *flags.split())
+    assert status == 2 and out == "" and "Traceback" not in err
+    assert says in re.sub(r"[\s│]+", " ", err)
+    assert not list(tmp_path.iterdir())
+
+
+CONFIGS = {
+    "config = 3": "must define a function config()",
+    "": "must define a function config()",
+    "def config(): return 3": "must define a function config() ... not 3",
+    "def config(:": "fails in line 1 (SyntaxError",
+    "import nosuch": "fails in line 1 (ModuleNotFoundError",
+    "def config():\n    return {}['x']": "fails in line 2 (KeyError",
+    "import elmojax\n\n\ndef config(): return elmojax.TrainConfig(rows=0)": (
+        "fails in line 4 (InputError: TrainConfig.rows is 0"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", CONFIGS)
+def test_a_config_file_that_fails(tmp_path, monkeypatch, code):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(code)
+    refused("pretrain", "--config", "mine.py", says=CONFIGS[code])
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.py", "__pycache__"}
+
+
+def test_a_config_file_sets_what_flags_leave_open(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from dataclasses import replace\nfrom elmojax import TrainConfig\n"
+        "def config(): return replace(TrainConfig.preset('mini'), rows=4, steps=7, "
+        f"data={str(world.data)!r})\n"
+    )
+    done("pretrain", "--config=mine.py", *TINY, "--steps", 1, "--workdir", "run")
+    train = read_record(tmp_path / "run").train
+    assert (train.rows, train.steps, train.data) == (8, 1, world.data)
+
+
+def test_an_unsorted_vocabulary_is_refused_unless_allowed(world, tmp_path):
+    lines = (world.data / "vocabulary.txt").read_text("utf-8").splitlines()
+    path, data = tmp_path / "vocabulary.txt", tmp_path / "data"
+    path.write_text("\n".join([*lines[:3], *lines[:2:-1]]) + "\n", encoding="utf-8")
+    done("prepare", "--text", world.text, "--vocabulary", path, "--out", data)
+    command = ("pretrain", "--data", data, "--workdir", tmp_path / "run", "--steps", 1)
+    refused(*command, *TINY, says="needs words by falling count")
+    assert not (tmp_path / "run").exists()
+    done(*command, *TINY, "--allow-unsorted-vocabulary")
+    path.write_text("\n".join([*lines, lines[9]]) + "\n", encoding="utf-8")
+    words = ("--vocabulary", path)
+    out = tmp_path / "twice"
+    refused("prepare", "--text", world.text, *words, "--out", out, says="twice")
+
+
+def test_a_damaged_corpus_is_refused(world, tmp_path):
+    for path in world.data.iterdir():
+        for damage in (Path.unlink, lambda path: path.write_bytes(b"[]")):
+            data = shutil.copytree(world.data, tmp_path / "data", dirs_exist_ok=True)
+            damage(data / path.name)
+            workdir = tmp_path / "run"
+            refused("pretrain", "--data", data, "--workdir", workdir, *TINY)
+            refused("evaluate", world.run, "--data", data)
+            assert not workdir.exists()
+
+
+# --- damaged runs --------------------------------------------------------------------
+
+
+def reads_of(world: World, tmp_path: Path) -> list[tuple[object, ...]]:
+    text = tmp_path / "in.txt"
+    text.write_text("The river bank .\n")
+    return [
+        ("evaluate", tmp_path / "run", "--data", world.heldout),
+        ("embed", tmp_path / "run", "--text", text, "--out", tmp_path / "out.hdf5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", None, "has no config.json"),
+        ("config.json", b"", "does not hold a RunRecord"),
+        ("config.json", b'{"train": {"rows"', "does not hold a RunRecord"),
+        ("config.json", b"[1]", "does not hold a RunRecord"),
+        ("config.json", b'{"train": {"rows": "x"}}', "does not hold a RunRecord"),
+        ("config.json", b'{"train": {"rows": 1.5}}', "1.5 is no int"),
+        ("config.json", b'{"train": {"rows": -1}}', "config.json: TrainConfig.rows"),
+        ("config.json", b'{"train": {"colour": 1}}', "colour"),
+        ("config.json", b"\xff\xfe", "cannot be read"),
+        ("vocabulary.txt", None, "cannot be read"),
+        ("vocabulary.txt", b"", "is empty"),
+        ("vocabulary.txt", b"<S>\n</S>\n<UNK>\nthe\n", "4 words ... trained with 60"),
+    ],
+)
+def test_a_damaged_run_is_refused(world, copied, tmp_path, name, content, says):
+    (copied / name).unlink() if content is None else (copied / name).write_bytes(
+        content
+    )
+    for command in reads_of(world, tmp_path):
+        refused(*command, says=says)
+    with pytest.raises(elmojax.InputError):
+        elmojax.restore(copied)
+    if name == "config.json":
+        says = "has checkpoints but no config.json" if content is None else says
+        command = ("pretrain", "--data", world.data, "--workdir", copied, *TINY)
+        refused(*command, says=says)
+    assert not (tmp_path / "out.hdf5").exists()
+
+
+def test_a_vocabulary_of_the_same_size_is_refused(world, copied, tmp_path):
+    path = copied / "vocabulary.txt"
+    path.write_bytes(path.read_bytes()[:-2])  # the last word loses a letter
+    for command in reads_of(world, tmp_path):
+        refused(*command, says="holds other words")
+
+
+def test_a_run_of_another_format_is_refused(copied):
+    path = copied / "config.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(elmojax.InputError, match="format 2"):
+        elmojax.restore(copied)
+
+
+@pytest.mark.parametrize("part", ["_METADATA", "ocdbt.process_0/d/*"])
+@pytest.mark.parametrize("half", ["params", "training"])
+def test_a_cut_checkpoint_is_refused_by_every_command(
+    world, copied, tmp_path, half, part
+):
+    (path,) = (copied / "checkpoints" / "6" / half).glob(part)
+    os.truncate(path, path.stat().st_size // 2)
+    says = "checkpoints/6 cannot be read ... Restore it from a copy"
+    refused("pretrain", "--workdir", copied, "--steps", 7, says=says)
+    for command in reads_of(world, tmp_path):
+        if half == "params":
+            refused(*command, says=says)
+        else:
+            done(*command)
+
+
+def _state(workdir: Path) -> Any:
+    """Every array of the newest checkpoint, as evaluating and going on read them."""
+    resumed = start(read_record(workdir).train, "")
+    resumed.checkpoints.close()
+    return resumed.step, load_language_model(workdir)[2], resumed.state
+
+
+def _halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, _halve], ids=["deleted", "cut"])
+def test_no_damage_to_a_checkpoint_gives_other_numbers(world, tmp_path, damage):
+    """Every file in turn: either the same numbers to the last bit, or an InputError."""
+    whole, refusals = _state(world.run), 0
+    names = [p.relative_to(world.run) for p in world.run.glob("checkpoints/6/**/*")]
+    for name in (name for name in names if (world.run / name).is_file()):
+        workdir = tmp_path / "run"
+        shutil.copytree(world.run, workdir)
+        config = json.loads((workdir / "config.json").read_text())
+        config["train"]["workdir"] = str(workdir)
+        (workdir / "config.json").write_text(json.dumps(config))
+        damage(workdir / name)
+        try:
+            found = _state(workdir)
+        except elmojax.InputError as error:
+            assert "checkpoints/6" in str(error), name
+            refusals += 1
+        else:
+            assert jax.tree.all(jax.tree.map(np.array_equal, found, whole)), name
+        shutil.rmtree(workdir)
+    assert refusals >= 8
+
+
+def test_a_checkpoint_that_lost_all_its_metadata_is_not_overlooked(world, copied):
+    for path in (copied / "checkpoints" / "6").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    refused("evaluate", copied, "--data", world.heldout, says="checkpoints/6")
+    refused("pretrain", "--workdir", copied, says="checkpoints/6")
+
+
+def test_damaged_metrics_lose_only_their_own_line(world, copied):
+    path = copied / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = b'\xff{"step"'
+    lines[3] = b"null"
+    path.write_bytes(b"\n".join(lines))
+    done("pretrain", "--workdir", copied, "--steps", 7)
+    steps = [step for step, _ in losses(copied)]
+    assert steps == [0, 1, 4, 5, 6, 6, 7, 7]
+
+
+# --- help ----------------------------------------------------------------------------
+
+FLAGS = {
+    "prepare": "--text --out --vocabulary --max-vocabulary --min-count --tfds --split "
+    "--data-dir --feature --errors --overwrite --json",
+    "pretrain": "--data --workdir --preset --config --heldout --steps --epochs --rows "
+    "--window --seed --mesh.data --mesh.model --precision --checkpoint-every "
+    "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
+    "--model.lstm.dim --tensorboard --json",
+    "evaluate": "MODEL --data --text --step --json",
+    "embed": "MODEL --text --out --step --batch-tokens --overwrite --json",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag(command):
+    outcome = done(command, "--help")
+    text = re.sub(r"[\s│╭╮╰╯─]+", " ", outcome.out)
+    assert all(f"{flag} " in text for flag in FLAGS[command].split())
+    unexplained = r"(--[\w.-]+)( [A-Z]+| \{[^}]*\}| \[.*?\]+)? \(default"
+    assert re.findall(unexplained, text) == []
+    assert "{None}" not in text and "STR]" not in text and "subcommand" not in text
+
+
+def test_overview_names_every_command():
+    overview = done("--help").out
+    assert all(f"\n  {command} " in overview for command in COMMANDS)
+    assert run().out == overview and run().status == 2
+    assert done("--version").out == f"elmojax {elmojax.__version__}\n"
+
+
+def test_flags_may_be_written_with_underscores(world, tmp_path):
+    flags = [flag.replace("-", "_").replace("__", "--") for flag in TINY]
+    command = ("pretrain", "--data", world.data, "--workdir", tmp_path / "run")
+    done(*command, "--checkpoint_every", 0, "--steps=1", *flags)
+    assert (
+        read_record(tmp_path / "run").train.model == read_record(world.run).train.model
+    )
+
+
+def test_tensorboard_writes_events_beside_the_metrics(world, tmp_path):
+    pytest.importorskip("tensorboardX")
+    done(
+        *("pretrain", "--data", world.data, "--workdir", tmp_path, "--steps", 1),
+        *("--tensorboard", *TINY),
+    )
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_embedder_asks_for_the_vocabulary_of_a_word_table():
+    words = elmojax.ElmoConfig(encoder=elmojax.config.WordTableConfig(5, 4))
+    params = jax.eval_shape(lambda: elmojax.init(words, jax.random.key(0)))
+    with pytest.raises(elmojax.InputError, match="vocabulary is needed"):
+        Embedder(params)
