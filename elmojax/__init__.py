@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from elmojax.config import ElmoConfig, TrainConfig
 from elmojax.embedding.functions import Encoded, embed, encode
 from elmojax.embedding.warm import warm
+from elmojax.embedding.words import cache_words, word_ids
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, init
 from elmojax.model.lstm import LstmState
@@ -13,6 +14,7 @@ from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
 from elmojax.text.characters import batch_to_ids
 
 if TYPE_CHECKING:
+    from elmojax.formats.hdf5 import load_hdf5, save_hdf5
     from elmojax.loading import load
     from elmojax.training.checkpoint import restore
 
@@ -27,17 +29,26 @@ __all__ = [
     "ScalarMix",
     "TrainConfig",
     "batch_to_ids",
+    "cache_words",
     "embed",
     "encode",
     "init",
     "load",
+    "load_hdf5",
     "mix_penalty",
     "mix_weights",
     "restore",
+    "save_hdf5",
     "warm",
+    "word_ids",
 ]
 
-_LAZY = {"load": "elmojax.loading", "restore": "elmojax.training.checkpoint"}
+_LAZY = {
+    "load": "elmojax.loading",
+    "load_hdf5": "elmojax.formats.hdf5",
+    "restore": "elmojax.training.checkpoint",
+    "save_hdf5": "elmojax.formats.hdf5",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 Results go to standard output (with --json exactly one JSON object), progress and
 remarks to standard error. Exit status: 0 done, 2 bad input (one clear sentence),
-130 interrupted.
+128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint).
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class PretrainArguments(TrainConfig):
 
 def _pretrain(argv: list[str]) -> None:
     """train a biLM (no arguments: a small one, on the text inside)"""
-    from elmojax.loading import with_word_vectors
+    from elmojax.loading import with_model, with_word_vectors
     from elmojax.training.checkpoint import has_checkpoint
     from elmojax.training.loop import pretrain
     from elmojax.training.metrics import TensorBoard
@@ -211,7 +211,13 @@ def _pretrain(argv: list[str]) -> None:
         if config.word_vectors is not None:
             config, initialize, found = with_word_vectors(config)
             _say(f"{found:,} words of the vocabulary have a vector.")
+        if config.init_from is not None:
+            config, initialize, kept = with_model(config)
+            softmax = "with its softmax" if kept else "with a new softmax"
+            _say(f"The weights are those of {config.init_from}, {softmax}.")
     result = pretrain(config, trackers, elmojax.__version__, initialize)
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
     if asked.json:
         _print_json(dataclasses.asdict(result))
     else:
@@ -352,7 +358,6 @@ class EvaluateArguments:
 def _evaluate(argv: list[str]) -> None:
     """exact perplexity of a model on held-out text"""
     from elmojax.loading import open_model
-    from elmojax.training.checkpoint import language_model
     from elmojax.training.evaluate import Evaluator
 
     asked = _parse(EvaluateArguments, "evaluate", argv)
@@ -366,10 +371,11 @@ def _evaluate(argv: list[str]) -> None:
             corpora.prepare(directory, patterns=files, errors=asked.errors)
         text = corpora.Corpus.open(directory)
         model = open_model(asked.model, asked.step)
-        evaluator = Evaluator(language_model(model.record), text, model.vocabulary)
+        lm, params, vocabulary = model.language_model()
+        evaluator = Evaluator(lm, text, vocabulary)
         total = len(text.words) + len(text.offsets) - 1
         with tqdm(total=total, unit="token", desc="evaluate", disable=None) as bar:
-            scores = evaluator(model.tree, bar.update)
+            scores = evaluator(params, bar.update)
     if asked.json:
         _print_json(scores)
         return

@@ -239,6 +239,10 @@ class TrainConfig:
     """`words`: a table with one row a vocabulary entry instead of the char CNN."""
     word_vectors: Path | None = None
     """word2vec (text, .bin) or GloVe file that fills the table of `words`."""
+    init_from: str | None = None
+    """Model whose weights a fresh run starts from: run directory, HDF5, URL."""
+    freeze_steps: int = 0
+    """Steps in which only the softmax is trained."""
     steps: int | None = None
     """Train this many steps in all (instead of epochs)."""
     epochs: float = 1.0
@@ -270,8 +274,9 @@ class TrainConfig:
                 object.__setattr__(self, name, Path(path))
         for name in ("rows", "window", "log_every", "keep"):
             _require(getattr(self, name) > 0, self, name, "above 0")
-        for name in ("checkpoint_every", "evaluate_every", "seed"):
+        for name in ("checkpoint_every", "evaluate_every", "seed", "freeze_steps"):
             _require(getattr(self, name) >= 0, self, name, "0 or more")
+        _require(self.seed < 2**63, self, "seed", "below 2**63")
         good = self.steps is None or self.steps > 0
         _require(good, self, "steps", "above 0")
         _require(0 < self.epochs < math.inf, self, "epochs", "above 0 and finite")
@@ -282,6 +287,8 @@ class TrainConfig:
         _require(good, self, "encoder", "'characters' or 'words'")
         good = self.word_vectors is None or self.encoder == "words"
         _require(good, self, "word_vectors", "used with --encoder words")
+        good = self.init_from is None or self.word_vectors is None
+        _require(good, self, "init_from", "given without --word-vectors")
 
     @classmethod
     def preset(cls, name: str) -> TrainConfig:
@@ -294,7 +301,7 @@ class TrainConfig:
                 workdir=workdir,
                 head=HeadConfig(div_value=2.0),
                 optimizer=OptimizerConfig("adamw", 5e-3, 100, "cosine", 1.0),
-                epochs=3,
+                epochs=3.0,
             )
         rows, epochs = (384, 10.0) if name == "original" else (128, 10.0)
         return cls(model=model, workdir=workdir, rows=rows, epochs=epochs)
@@ -339,7 +346,8 @@ def _build(hint: Any, value: Any) -> Any:
         return tuple(_build(arguments[0], v) for v in value)
     if hint is Path:
         return Path(value)
-    kinds = (float, int) if hint is float else hint
-    if isinstance(hint, type) and not isinstance(value, kinds):
+    if hint is float and isinstance(value, int):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(value, hint):
         raise TypeError(f"{value!r} is no {hint.__name__}")
     return value

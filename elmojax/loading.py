@@ -12,53 +12,150 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import TrainConfig, WordTableConfig
+from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig, WordTableConfig
 from elmojax.errors import InputError
+from elmojax.formats import hdf5
+from elmojax.formats.addresses import fetch_model, is_url
+from elmojax.formats.tables import load_head
+from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.model.bilm import ElmoParams, from_tree
+from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.prepared import Corpus
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.training.checkpoint import RunRecord, load_language_model
-from elmojax.training.start import Initialize
+from elmojax.training.checkpoint import load_language_model
+from elmojax.training.start import Initialize, open_corpora
+from elmojax.training.step import LanguageModel
 
 
 class Model(NamedTuple):
     """A biLM with what its source knows besides."""
 
+    source: str
     params: ElmoParams
-    record: RunRecord
-    vocabulary: Vocabulary
-    tree: Params
-    """Parameters with the head, as `training` takes them."""
+    vocabulary: Vocabulary | None
+    """Of its softmax, or of the word ids that it reads."""
+    head: Params | None
+    """Parameters of its softmax."""
+    shape: HeadConfig
+    """Of its softmax."""
+
+    def language_model(self) -> tuple[LanguageModel, Params, Vocabulary]:
+        """For evaluation: shapes, parameters with the head, and its words.
+
+        Raises:
+          InputError: if the source has no softmax, or not its vocabulary.
+        """
+        if self.head is None or self.vocabulary is None:
+            what = "softmax" if self.head is None else "vocabulary.txt"
+            raise InputError(
+                f"{self.source} has no {what}, so it gives words no probability; train "
+                "one with `elmojax pretrain --init-from`."
+            )
+        lm = LanguageModel(
+            self.params.config,
+            len(self.vocabulary),
+            self.shape.cutoffs,
+            self.shape.div_value,
+        )
+        return lm, {**self.params.tree, "head": self.head}, self.vocabulary
 
 
 def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
-    """Everything that a run directory holds of its newest (or given) checkpoint.
+    """Everything that a model's files hold.
+
+    Args:
+      model: a run directory of `elmojax pretrain`; a directory with options.json and
+        weights.hdf5; a TensorFlow checkpoint of bilm-tf; or the address of a published
+        model (see `fetch_model`).
+      step: which checkpoint of a run; None = the newest.
 
     Raises:
-      InputError: if `model` is none, or cannot be read.
+      InputError: if there is no such model, or it cannot be read.
     """
-    path = Path(model)
+    path = fetch_model(str(model)) if is_url(model) else Path(model)
+    if (path / "options.json").is_file() and not (path / "config.json").exists():
+        if step is not None:
+            raise InputError(f"{path} is no run directory; leave --step out.")
+        if is_tf_checkpoint(path):
+            params, head = load_tf_checkpoint(path)
+            return Model(str(model), params, _words(path), head, FULL)
+        return _from_hdf5(path)
     if not path.exists():
         raise InputError(
-            f"There is no model {str(model)!r}: give the run directory that `elmojax "
-            "pretrain` made (its --workdir)."
+            f"There is no model {str(model)!r}: give a run directory of `elmojax "
+            "pretrain`, or a directory with options.json and weights.hdf5."
         )
     record, vocabulary, tree = load_language_model(path, step)
-    return Model(from_tree(record.train.model, tree), record, vocabulary, tree)
+    params = from_tree(record.train.model, tree)
+    return Model(str(path), params, vocabulary, tree["head"], record.train.head)
+
+
+FULL = HeadConfig("full")
+
+
+def is_tf_checkpoint(path: Path) -> bool:
+    """Whether a directory is one that bilm-tf trained in."""
+    return (path / "checkpoint").is_file() and not (path / "weights.hdf5").exists()
+
+
+def _from_hdf5(path: Path) -> Model:
+    params = hdf5.load_hdf5(path / hdf5.OPTIONS, path / hdf5.WEIGHTS)
+    if not (path / hdf5.SOFTMAX).exists():
+        return Model(str(path), params, _words(path), None, FULL)
+    head = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
+    cutoffs = edges_of(head)[:-1]
+    shape = HeadConfig("adaptive", cutoffs) if cutoffs else FULL
+    return Model(str(path), params, _words(path), head, shape)
+
+
+def _words(path: Path) -> Vocabulary | None:
+    file = path / "vocabulary.txt"
+    return Vocabulary.read(file) if file.exists() else None
 
 
 def load(model: str | os.PathLike[str]) -> ElmoParams:
     """`ElmoParams` of a model, ready for `embed`.
 
     Args:
-      model: a run directory of `elmojax pretrain`; its newest checkpoint is taken.
+      model: a run directory of `elmojax pretrain` (its newest checkpoint), a directory
+        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, or the
+        address of a published model (see `fetch_model`).
 
     Raises:
       InputError: if there is no such model, or it cannot be read.
     """
     return open_model(model).params
+
+
+def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
+    """Makes `config.init_from` the start of a fresh run.
+
+    Returns the configuration with the shape of that model, what puts its weights into
+    fresh parameters, and whether its softmax was kept: it is where its vocabulary is
+    that of the training text.
+
+    Raises:
+      InputError: if the model cannot be read, or reads ids of other words.
+    """
+    assert config.init_from is not None
+    model = open_model(config.init_from)
+    vocabulary = open_corpora(config)[0].vocabulary
+    same = model.vocabulary == vocabulary
+    if not isinstance(model.params.config.encoder, CharCnnConfig) and not same:
+        raise InputError(
+            f"{model.source} reads ids of the words in its own vocabulary; prepare "
+            "--data with `--vocabulary` of that file."
+        )
+    keep = model.head is not None and same
+
+    def initialize(params: Params) -> Params:
+        head = model.head if keep else params["head"]
+        return {**model.params.tree, "head": head}
+
+    config = replace(config, model=model.params.config)
+    return replace(config, head=model.shape) if keep else config, initialize, keep
 
 
 def with_word_vectors(config: TrainConfig) -> tuple[TrainConfig, Initialize, int]:

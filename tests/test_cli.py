@@ -349,7 +349,8 @@ def test_epochs_replace_the_steps_of_a_run(world, copied):
     refused("pretrain", "--steps", 3, "--epochs=1", says=says)
 
 
-def test_ctrl_c_ends_with_130_and_the_run_goes_on(world, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on(world, tmp_path, number):
     workdir = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "elmojax", "pretrain", "--data", world.data),
@@ -362,11 +363,12 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(world, tmp_path):
     while not has_checkpoint(workdir):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "elmojax: interrupted" in err and "Traceback" not in err
+    assert process.returncode == 128 + number, err
     newest = Checkpoints(workdir).latest
+    assert f"Stopped by {number.name} after step {newest};" in err
+    assert "Traceback" not in err
     outcome = done("pretrain", "--workdir", workdir, "--steps", newest + 1)
     assert f"Going on from the checkpoint of step {newest}" in outcome.err
     steps = [step for step, _ in losses(workdir)]
@@ -559,6 +561,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(world, tmp_path, command, 
         ("--rows 1.5", "--rows"),
         ("--rows", "--rows"),
         ("--steps 0", "steps is 0"),
+        ("--seed 9223372036854775808", "below 2**63"),
         ("--epochs inf", "epochs is inf"),
         ("--epochs nan", "epochs is nan"),
         ("--dropout 1", "dropout is 1.0"),

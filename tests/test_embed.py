@@ -144,7 +144,7 @@ def test_a_sentence_without_any_padding(params, layers):
     "batch", [[[], []], []], ids=["empty sentences", "no sentence"]
 )
 def test_nothing_to_embed(params, batch):
-    vectors = elmojax.embed(params, elmojax.batch_to_ids(batch, COLUMNS), GAMMAS)
+    vectors = embed(params, elmojax.batch_to_ids(batch, COLUMNS), GAMMAS)
     assert vectors.shape == (len(batch), 0, 2 * WIDTH)
 
 
@@ -272,6 +272,27 @@ def test_without_a_state_it_starts_from_the_initial_one(params, layers):
     np.testing.assert_array_equal(zeros.layers, layers)
 
 
+def test_the_state_goes_on_in_batches_of_other_sizes(params):
+    """Rows beyond a smaller batch keep their state; rows of a larger one begin as
+    the initial state. Each row is as in a batch of the size of the state."""
+    start = drawn(LstmState.zeros(TINY.lstm), seed=4)
+    params = params.replace(initial_state=start)
+    four = drawn(LstmState.zeros(TINY.lstm, 4), seed=5)
+    eight = four.joined(start.for_batch(4))
+    tokens = ids_of(SENTENCES)
+    wanted = encode(params, tokens, eight)
+    for size in (2, 6):
+        layers, _, after = encode(params, tokens[:size], four)
+        np.testing.assert_allclose(layers, wanted.layers[:size], atol=1e-6)
+        for name in ("cell", "hidden"):
+            got, read = getattr(after, name), getattr(wanted.state, name)
+            np.testing.assert_allclose(
+                got[:, :, :size], read[:, :, :size], atol=1e-6, err_msg=name
+            )
+            kept = getattr(four, name)[:, :, size:]
+            np.testing.assert_array_equal(got[:, :, size:], kept)
+
+
 def test_on_eight_devices_it_equals_one(params):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
@@ -325,5 +346,3 @@ def test_wrong_shapes_are_named(params):
     refused("3 character columns", params, tokens[..., :3], GAMMAS)
     refused(r"\(2,\).*3 layers", params, tokens, GAMMAS[:2])
     refused(r"\(1, 1, 3\).*\[mixes, 3\]", params, tokens, GAMMAS[None, None])
-    with pytest.raises(ValueError, match=r"3 sentences.*8"):
-        encode(params, tokens, LstmState.zeros(TINY.lstm, 3))

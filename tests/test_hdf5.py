@@ -152,40 +152,57 @@ def test_published_files_there_and_back(published_model, tmp_path):
 clips = st.floats(0.1, 9).map(float) | st.just(math.inf)
 
 
-@st.composite
-def configs(draw) -> ElmoConfig:
-    lstm = LstmConfig(
-        dim=draw(st.integers(1, 5)),
-        projection=draw(st.integers(1, 5)),
-        layers=draw(st.integers(1, 8)),
-        cell_clip=draw(clips),
-        projection_clip=draw(clips),
-        skip_connections=draw(st.booleans()),
-    )
-    if draw(st.integers(0, 3)) == 0:
-        size = draw(st.integers(2, 6))
-        rows = (draw(st.integers(0, size - 1)) for _ in range(2))
-        dim = draw(st.sampled_from([lstm.projection, 2, 7]))
-        return ElmoConfig(WordTableConfig(size, dim, *rows), lstm)
-    pairs = st.tuples(st.integers(1, 4), st.integers(1, 3))
-    cnn = CharCnnConfig(
-        filters=tuple(draw(st.lists(pairs, min_size=1, max_size=3))),
-        embedding_dim=draw(st.integers(1, 3)),
-        highway_layers=draw(st.integers(0, 2)),
-        activation=draw(st.sampled_from(["relu", "tanh"])),
-        max_characters=draw(st.integers(4, 60)),
-        characters=draw(st.sampled_from([261, 262])),
-    )
-    if draw(st.booleans()):
-        lstm = replace(lstm, projection=cnn.filter_count)
-        cnn = replace(cnn, project=draw(st.booleans()))
-    return ElmoConfig(cnn, lstm)
+lstms = st.fixed_dictionaries(
+    {
+        "dim": st.integers(1, 5),
+        "projection": st.integers(1, 5),
+        "layers": st.integers(1, 8),
+        "cell_clip": clips,
+        "projection_clip": clips,
+        "skip_connections": st.booleans(),
+    }
+)
+cnns = st.fixed_dictionaries(
+    {
+        "filters": st.lists(
+            st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=3
+        ).map(tuple),
+        "embedding_dim": st.integers(1, 3),
+        "highway_layers": st.integers(0, 2),
+        "activation": st.sampled_from(["relu", "tanh"]),
+        "max_characters": st.integers(4, 60),
+        "characters": st.sampled_from([261, 262]),
+    }
+)
+tables = st.fixed_dictionaries(
+    {
+        "size": st.just(6),
+        "dim": st.integers(1, 7),
+        "begin_row": st.integers(0, 5),
+        "end_row": st.integers(0, 5),
+    }
+)
+recipes = st.tuples(lstms, st.one_of(cnns, cnns, tables), st.booleans(), st.booleans())
+
+
+def make(lstm: dict, encoder: dict, same_width: bool, project: bool) -> ElmoConfig:
+    """`same_width`: the encoder is as wide as the LSTM's inputs, so that a projection
+    can be left out."""
+    if "size" in encoder:
+        width = lstm["projection"] if same_width else encoder["dim"]
+        table = WordTableConfig(**{**encoder, "dim": width})
+        return ElmoConfig(table, LstmConfig(**lstm))
+    cnn = CharCnnConfig(**encoder)
+    if not same_width:
+        return ElmoConfig(cnn, LstmConfig(**lstm))
+    lstm = {**lstm, "projection": cnn.filter_count}
+    return ElmoConfig(replace(cnn, project=project), LstmConfig(**lstm))
 
 
 @settings(max_examples=30)
-@given(configs(), st.booleans(), st.sampled_from([None, (), (2, 5)]))
-def test_every_shape_there_and_back(tmp_path_factory, config, warm, cutoffs):
-    directory = tmp_path_factory.mktemp("model") / "new"
+@given(recipes, st.booleans(), st.sampled_from([None, (), (2, 5)]))
+def test_every_shape_there_and_back(tmp_path_factory, recipe, warm, cutoffs):
+    directory, config = tmp_path_factory.mktemp("model") / "new", make(*recipe)
     params, head = tiny_params(config), None
     if warm:
         state = drawn(params.initial_state, seed=3)
@@ -209,9 +226,10 @@ def test_every_shape_there_and_back(tmp_path_factory, config, warm, cutoffs):
 
 
 @settings(max_examples=3)
-@given(configs())
-def test_every_shape_has_vectors(config):
+@given(recipes)
+def test_every_shape_has_vectors(recipe):
     """The model that a configuration describes runs, and its clips hold."""
+    config = make(*recipe)
     shape = (2, 3)
     if isinstance(config.encoder, CharCnnConfig):
         shape = (2, 3, config.encoder.max_characters)

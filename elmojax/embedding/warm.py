@@ -8,6 +8,8 @@ converged to gives vectors of the carried kind that depend on the sentence alone
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -55,7 +57,7 @@ def warm(
         change = float(difference)
         if change <= tolerance:
             start = LstmState(state.cell[:, :, 0], state.hidden[:, :, 0])
-            return params.replace(initial_state=start)
+            return replace(params, initial_state=start)
     raise InputError(
         f"The LSTM state still changes by {change:.1e} after {limit} readings, more "
         f"than the tolerance of {tolerance:.1e}; raise the tolerance or the limit."

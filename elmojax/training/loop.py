@@ -16,6 +16,7 @@ from elmojax.training.checkpoint import METRIC
 from elmojax.training.evaluate import place
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses
 from elmojax.training.optim import make_schedule
+from elmojax.training.signals import Stop, Stopped
 from elmojax.training.start import Initialize, Run, start
 from elmojax.training.step import compile_train_step
 
@@ -36,6 +37,8 @@ class Result:
     best: int | None
     """Step of the best checkpoint, where held-out text was given."""
     plot: Path | None
+    signal: int | None
+    """The signal that asked to stop before the last step, if one did."""
 
 
 def pretrain(
@@ -58,7 +61,8 @@ def pretrain(
     lines = JsonLines(directory / "metrics.jsonl", run.step)
     loop = _Loop(run, [lines, *trackers])
     try:
-        loop.train()
+        with loop.stop:
+            loop.train()
     finally:
         for tracker in loop.trackers:
             tracker.close()
@@ -71,6 +75,7 @@ def pretrain(
         loop.after,
         run.checkpoints.best,
         plot_losses(directory),
+        loop.stop.signal,
     )
 
 
@@ -82,6 +87,7 @@ class _Loop:
         self.state, self.step = run.state, run.step
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
+        self.stop = Stop()
         self._late: tuple[int, dict[str, Any]] | None = None
         self._rate = make_schedule(self.config.optimizer, run.steps)
         self._clock = _Clock(self.config.rows * self.config.window)
@@ -100,9 +106,23 @@ class _Loop:
                 f"Going on from the checkpoint of step {self.step} in "
                 f"{config.workdir} (epoch {epoch:.2f}): same data position and state."
             )
-        else:
+        try:
+            self._steps()
+        except Stopped as stopped:
+            self._read_late()
+            if self.step > (run.checkpoints.latest or 0):
+                self._save(None)
+            self._note(
+                f"Stopped by {stopped} after step {self.step}; the same command goes "
+                "on from there."
+            )
+
+    def _steps(self) -> None:
+        run = self.run
+        if not self.step:
             self.before = self._evaluate()
         for batch in _prefetched(run, self.step):
+            self.stop.check()
             self.state, metrics = self._train_step(self.state, batch)
             self._read_late()
             self.step += 1
@@ -155,7 +175,7 @@ class _Loop:
         if self.run.evaluator is None:
             return None
         with self._clock.paused():
-            scores = self.run.evaluator(self.state.params)
+            scores = self.run.evaluator(self.state.params, self.stop.check)
         self._log(self.step, {f"heldout_{name}": v for name, v in scores.items()})
         return scores
 

@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from elmojax.errors import InputError
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Hears what a run does; numbers are plain floats."""
 

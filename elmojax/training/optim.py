@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from elmojax.config import OptimizerConfig
@@ -25,8 +26,16 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then the rule; `steps` is the length of the run."""
+def make_optimizer(
+    config: OptimizerConfig, steps: int, freeze_steps: int = 0
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then the rule.
+
+    Args:
+      steps: length of the run.
+      freeze_steps: steps in which only the head moves; the moments of the rest are
+        gathered meanwhile.
+    """
     rate = make_schedule(config, steps)
     if config.name == "adagrad":
         rule = optax.adagrad(rate, config.initial_accumulator)
@@ -36,7 +45,21 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         )
     else:
         rule = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
-    return optax.chain(optax.clip_by_global_norm(config.gradient_norm), rule)
+    parts = [optax.clip_by_global_norm(config.gradient_norm), rule]
+    if freeze_steps:
+        thaw = optax.scale_by_schedule(
+            lambda step: (step >= freeze_steps).astype(jnp.float32)
+        )
+        parts.append(optax.masked(thaw, _body))
+    return optax.chain(*parts)
+
+
+def _body(params: Any) -> Any:
+    """All but the head."""
+    return {
+        part: jax.tree.map(lambda _: part != "head", tree)  # noqa: B023
+        for part, tree in params.items()
+    }
 
 
 def _matrices(params: Any) -> Any:

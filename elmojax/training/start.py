@@ -42,6 +42,7 @@ FIXED = (
     "window",
     "dropout",
     "seed",
+    "freeze_steps",
 )
 """What must not change when a run goes on."""
 
@@ -81,7 +82,7 @@ def start(
     mesh = make_mesh(config.mesh)
     fresh = not (config.workdir / "config.json").exists()
     before = None if fresh else checkpoint.read_record(config.workdir)
-    corpus, heldout = _open_corpora(config, before)
+    corpus, heldout = open_corpora(config, before)
     record = _record(config, corpus, version, before)
     config = record.train
     if before is not None:
@@ -93,7 +94,7 @@ def start(
     words = Words(corpus, corpus.vocabulary, config.model, mesh.shape["data"])
     text = TrainingText(corpus, words, config.rows, config.window, config.seed)
     steps = config.steps or text.steps(config.epochs)
-    optimizer = make_optimizer(config.optimizer, steps)
+    optimizer = make_optimizer(config.optimizer, steps, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
     places = shardings(mesh, shapes := jax.eval_shape(create))
     if fresh:
@@ -111,8 +112,8 @@ def start(
     return Run(record, lm, text, optimizer, steps, state, step, checkpoints, evaluator)
 
 
-def _open_corpora(
-    config: TrainConfig, before: RunRecord | None
+def open_corpora(
+    config: TrainConfig, before: RunRecord | None = None
 ) -> tuple[Corpus, Corpus | None]:
     """Training and held-out text: as given, or the sample, prepared in the workdir."""
     other = InputError(

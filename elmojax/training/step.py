@@ -50,8 +50,10 @@ class LanguageModel:
     mesh: Mesh | None = None
 
     def init(self, key: Array) -> Params:
-        """Parameters of a fresh biLM with its head."""
+        """Parameters of a fresh biLM with its head (none for vocabulary 0)."""
         body, top = jax.random.split(key)
+        if not self.vocabulary:
+            return dict(init_tree(self.config, body))
         head = softmax.Softmax(self.vocabulary, self.cutoffs, self.div_value)
         hidden = jnp.zeros((1, self.config.lstm.projection), jnp.float32)
         tree = init_tree(self.config, body)

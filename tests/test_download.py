@@ -1,0 +1,740 @@
+"""Downloads: from a server on 127.0.0.1, which misbehaves as it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elmojax.errors import InputError
+from elmojax.formats import addresses, remote
+from elmojax.formats.addresses import REGISTRY, fetch_model, is_url
+from elmojax.formats.download import cache_directory, fetch
+from elmojax.formats.hdf5 import load_hdf5
+
+DATA = bytes(range(256)) * 4000  # about a megabyte: several blocks
+SHA256 = hashlib.sha256(DATA).hexdigest()
+OTHER = hashlib.sha256(b"other").hexdigest()
+
+
+@dataclass
+class Server:
+    """What is served, how, and what was asked for."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    status: dict[str, int] = field(default_factory=dict)
+    ranges: bool = True
+    etag: str | None = '"one"'
+    modified: str | None = None
+    length: str = "right"
+    """Or "none" (the connection ends it), "long", "chunked"."""
+    encoding: str | None = None
+    cut: int | None = None
+    """Bytes after which the connection ends."""
+    cut_chunks: bool = False
+    pause: threading.Event | None = None
+    """Half of the file waits for it."""
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    """Path and Range of each request."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: Server
+
+    def do_GET(self) -> None:
+        server, path = self.state, self.path.partition("?")[0]
+        wanted = self.headers["Range"]
+        server.asked.append((self.path, wanted))
+        self.close_connection = True
+        data = server.files.get(path)
+        if status := server.status.get(path, 200 if data is not None else 404):
+            if status != 200:
+                return self.send_error(status)
+        if server.encoding == "gzip":
+            data = gzip.compress(data)
+        start = 0
+        if wanted and server.ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+            if start >= len(data):
+                return self.send_error(416)
+            self.send_response(206)
+            end = f"{start}-{len(data) - 1}/{len(data)}"
+            self.send_header("Content-Range", f"bytes {end}")
+        else:
+            self.send_response(200)
+        self.send_headers(len(data) - start)
+        self.send_body(data[start:])
+
+    def send_headers(self, length: int) -> None:
+        server = self.state
+        if server.etag:
+            self.send_header("ETag", server.etag)
+        if server.modified:
+            self.send_header("Last-Modified", server.modified)
+        if server.encoding:
+            self.send_header("Content-Encoding", server.encoding)
+        if server.length == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+        elif server.length != "none":
+            more = 1000 if server.length == "long" else 0
+            self.send_header("Content-Length", str(length + more))
+        self.end_headers()
+
+    def send_body(self, data: bytes) -> None:
+        server = self.state
+        if server.pause:
+            half = len(data) // 2
+            self.wfile.write(data[:half])
+            server.pause.wait(30)
+            data = data[half:]
+        if server.length == "chunked":
+            half = len(data) // 2
+            for piece in (data[:half], data[half:]):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            if not server.cut_chunks:
+                self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.wfile.write(data[: server.cut])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("no_proxy", "*")
+    state = Server(files={"/some/data.bin": DATA})
+    handler = type("Bound", (Handler,), {"state": state})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        state.url = f"http://127.0.0.1:{http.server_address[1]}"
+        yield state
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may talk to another address than 127.0.0.1."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        assert address[0] == "127.0.0.1", address  # type: ignore[index]
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ELMOJAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def kept(cache: Path) -> list[Path]:
+    """Files that pass for whole."""
+    auxiliary = (".lock", ".part", ".part.json")
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    return [path for path in files if not path.name.endswith(auxiliary)]
+
+
+def begin(server: Server, path: str = "/some/data.bin", cut: int = 700_000) -> None:
+    """A download that breaks off."""
+    server.cut = cut
+    with pytest.raises(InputError, match=r"broke off \(.*\)\. Try again"):
+        fetch(server.url + path)
+    server.cut = None
+
+
+# --- a download, and the cache -------------------------------------------------------
+
+
+def test_file_comes_whole_and_once(server: Server, cache: Path):
+    path = fetch(f"{server.url}/some/data.bin")
+    assert path.read_bytes() == DATA
+    assert path.parent == cache and kept(cache) == [path]
+    assert re.fullmatch(r"some-data-[0-9a-f]{12}\.bin", path.name)
+    assert not list(cache.glob("*.part*"))
+    assert fetch(f"{server.url}/some/data.bin", SHA256) == path
+    assert len(server.asked) == 1
+
+
+def test_each_address_has_its_own_file(server: Server, cache: Path):
+    server.files["/other/some/data.bin"] = b"other"
+    urls = [f"{server.url}/some/data.bin", f"{server.url}/some/data.bin?v=2"]
+    urls.append(f"{server.url}/other/some/data.bin")
+    paths = [fetch(url) for url in urls]
+    assert len(set(paths)) == 3
+    assert [path.read_bytes() for path in paths] == [DATA, DATA, b"other"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/", "/a b/%20.tar.gz", "/" + 300 * "x", "/ü/日本"]
+)
+def test_any_address_gives_a_file_name(server: Server, cache: Path, name: str):
+    handler_sees = {"": "/", "/a b/%20.tar.gz": "/a%20b/%20.tar.gz"}
+    quoted = "/%C3%BC/%E6%97%A5%E6%9C%AC"
+    server.files[handler_sees.get(name, name if name.isascii() else quoted)] = b"x"
+    path = fetch(server.url + name)
+    assert path.read_bytes() == b"x"
+    assert re.fullmatch(r"[\w.-]{12,120}", path.name, re.ASCII)
+
+
+def test_progress_counts_from_what_is_there(server: Server, cache: Path):
+    begin(server)
+    calls: list[tuple[int, int | None]] = []
+    fetch(f"{server.url}/some/data.bin", progress=lambda *call: calls.append(call))
+    done = [call[0] for call in calls]
+    assert done[0] > 0 and done == sorted(set(done)) and done[-1] == len(DATA)
+    assert {call[1] for call in calls} == {len(DATA)}
+
+
+def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ELMOJAX_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_directory() == tmp_path / ".cache" / "elmojax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg" / "elmojax"
+    monkeypatch.setenv("ELMOJAX_CACHE", "~/models")
+    assert cache_directory() == tmp_path / "models"
+    assert cache_directory(tmp_path / "given") == tmp_path / "given"
+
+
+def test_nothing_is_printed(server: Server, cache: Path, capfd):
+    fetch(f"{server.url}/some/data.bin")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_import_and_addresses_need_no_library():
+    code = (
+        "import sys, elmojax, elmojax.formats.addresses as a; a.is_url('http://x/')\n"
+    )
+    code += "assert not {'requests', 'fsspec', 'aiohttp'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- SHA-256 -------------------------------------------------------------------------
+
+
+def test_sha256_is_checked(server: Server, cache: Path):
+    url = f"{server.url}/some/data.bin"
+    with pytest.raises(InputError, match=f"data.bin has the SHA-256 {SHA256}, not"):
+        fetch(url, OTHER)
+    assert not kept(cache) and not list(cache.glob("*.part"))
+    path = fetch(f"{url}#sha256={SHA256.upper()}")
+    assert path == fetch(url, SHA256) == fetch(url)
+
+
+def test_cached_file_is_checked_again(server: Server, cache: Path):
+    url = f"{server.url}/some/data.bin"
+    path = fetch(url)
+    path.write_bytes(DATA[:-1] + b"?")
+    assert fetch(url, SHA256).read_bytes() == DATA
+    with pytest.raises(InputError, match="is not kept"):
+        fetch(url, OTHER)
+    assert not kept(cache)
+
+
+def test_cached_file_outlives_a_server_that_is_gone(server: Server, cache: Path):
+    url = f"{server.url}/some/data.bin"
+    path = fetch(url)
+    server.status["/some/data.bin"] = 503
+    with pytest.raises(InputError, match="503"):
+        fetch(url, OTHER)
+    assert fetch(url, SHA256) == path
+
+
+@pytest.mark.parametrize("sha256", ["", "abc", 64 * "g", SHA256 + "0"])
+def test_sha256_that_is_none(server: Server, sha256: str):
+    with pytest.raises(InputError, match="64 hexadecimal digits"):
+        fetch(f"{server.url}/some/data.bin", sha256)
+    assert not server.asked
+
+
+# --- continued -----------------------------------------------------------------------
+
+
+def test_broken_download_is_continued(server: Server, cache: Path):
+    begin(server)
+    assert not kept(cache)
+    (part,) = cache.glob("*.part")
+    have = part.stat().st_size
+    assert 0 < have <= 700_000
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
+    assert [wanted for _, wanted in server.asked] == [None, f"bytes={have}-"]
+
+
+def test_date_tells_the_version_too(server: Server, cache: Path):
+    server.etag, server.modified = 'W/"weak"', "Mon, 01 Jan 2018 00:00:00 GMT"
+    begin(server)
+    server.etag = 'W/"weaker"'
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
+    assert len(server.asked) == 2 and server.asked[1][1]
+
+
+def test_server_without_ranges_starts_again(server: Server, cache: Path):
+    begin(server)
+    server.ranges = False
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
+    assert len(server.asked) == 2
+
+
+def _change_tag(server: Server) -> None:
+    server.etag = '"two"'
+
+
+def _lose_tag(server: Server) -> None:
+    server.etag = None
+
+
+def _grow(server: Server) -> None:
+    server.files["/some/data.bin"] = DATA[::-1] + b"more"
+
+
+def _shrink(server: Server) -> None:
+    server.files["/some/data.bin"] = b"less"
+
+
+@pytest.mark.parametrize("change", [_change_tag, _lose_tag, _grow, _shrink])
+def test_another_file_at_the_address_starts_again(
+    server: Server, cache: Path, change: Callable[[Server], None]
+):
+    begin(server)
+    server.files["/some/data.bin"] = DATA[::-1]
+    change(server)
+    path = fetch(f"{server.url}/some/data.bin")
+    assert path.read_bytes() == server.files["/some/data.bin"]
+    assert server.asked[1][1] and server.asked[2][1] is None
+
+
+def test_nothing_tells_the_version_so_it_starts_again(server: Server, cache: Path):
+    server.etag = None
+    begin(server)
+    server.files["/some/data.bin"] = DATA[::-1]
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA[::-1]
+    assert [wanted for _, wanted in server.asked] == [None, None]
+
+
+def test_sha256_tells_the_version(server: Server, cache: Path):
+    server.etag = None
+    begin(server)
+    assert fetch(f"{server.url}/some/data.bin", SHA256).read_bytes() == DATA
+    assert server.asked[1][1] is not None
+
+
+def test_continued_with_another_file_is_noticed_and_repeated(
+    server: Server, cache: Path
+):
+    server.etag = None
+    begin(server)
+    server.files["/some/data.bin"] = new = DATA[::-1]
+    sha256 = hashlib.sha256(new).hexdigest()
+    assert fetch(f"{server.url}/some/data.bin", sha256).read_bytes() == new
+    ranges = [wanted is not None for _, wanted in server.asked]
+    assert ranges == [False, True, False]
+
+
+def test_killed_between_the_last_byte_and_the_name(server: Server, cache: Path):
+    begin(server)
+    (part,) = cache.glob("*.part")
+    part.write_bytes(DATA)
+    assert fetch(f"{server.url}/some/data.bin", SHA256).read_bytes() == DATA
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", '{"size": 1}', None])
+def test_part_of_unknown_origin_is_not_used(
+    server: Server, cache: Path, record: str | None
+):
+    begin(server)
+    (part,), (file,) = cache.glob("*.part"), cache.glob("*.part.json")
+    part.write_bytes(b"?" * 1000)
+    file.unlink() if record is None else file.write_text(record)
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
+    assert server.asked[1][1] is None
+
+
+# --- what goes wrong -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "There is no file at .*404 Not Found"),
+        (403, "none that we may read, at .*403 Forbidden"),
+        (500, "the server answers 500 Internal Server Error. Try again later"),
+        (416, "the server answers 416"),
+    ],
+)
+def test_status(server: Server, cache: Path, status: int, words: str):
+    server.status["/some/data.bin"] = status
+    with pytest.raises(InputError, match=words) as caught:
+        fetch(f"{server.url}/some/data.bin?key=secret")
+    assert server.url + "/some/data.bin" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not kept(cache)
+
+
+def test_nobody_listens(server: Server, cache: Path):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(
+        InputError, match=r"cannot be reached \(Connection refused\)"
+    ) as caught:
+        fetch(f"http://user:word@127.0.0.1:{port}/x")
+    assert "word" not in str(caught.value)
+
+
+def test_no_such_host(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(InputError, match=r"reached \(Name or service not known\)"):
+        fetch("https://nowhere.invalid/x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "weights.hdf5", "ftp://127.0.0.1/x", "file:///etc/hosts", "http://", "s3:/"],
+)
+def test_address_that_is_none(cache: Path, url: str):
+    with pytest.raises(InputError, match="no address that begins with http, https"):
+        fetch(url)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:x/", "http://.x/"])
+def test_address_that_requests_refuses(cache: Path, url: str):
+    with pytest.raises(InputError, match="cannot be reached"):
+        fetch(url)
+
+
+def test_wrong_length(server: Server, cache: Path):
+    server.length = "long"
+    for _ in range(2):
+        with pytest.raises(InputError, match="broke off"):
+            fetch(f"{server.url}/some/data.bin")
+    assert not kept(cache)
+
+
+def test_connection_that_says_no_length(server: Server, cache: Path):
+    server.length = "none"
+    with pytest.raises(InputError, match="does not say how long"):
+        fetch(f"{server.url}/some/data.bin")
+    assert not kept(cache)
+    assert fetch(f"{server.url}/some/data.bin", SHA256).read_bytes() == DATA
+
+
+def test_chunks_have_an_end(server: Server, cache: Path):
+    server.length, server.cut_chunks = "chunked", True
+    with pytest.raises(InputError, match="broke off"):
+        fetch(f"{server.url}/some/data.bin")
+    assert not kept(cache)
+    server.cut_chunks = False
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
+
+
+def test_compressed_answer_is_unpacked(server: Server, cache: Path):
+    server.encoding, server.cut = "gzip", 1000
+    with pytest.raises(InputError, match="broke off"):
+        fetch(f"{server.url}/some/data.bin")
+    server.cut = None
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
+
+
+def test_cache_that_cannot_be_written(server: Server, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"file/sub cannot be written: Not a direct"):
+        fetch(f"{server.url}/some/data.bin", cache=tmp_path / "file" / "sub")
+    assert not server.asked
+
+
+def test_no_room(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="has room for 1000 bytes, and 1024000 are"):
+        fetch(f"{server.url}/some/data.bin")
+    assert not kept(cache)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_disk_gets_full(server: Server, cache: Path):
+    name = fetch(f"{server.url}/some/data.bin").name
+    shutil.rmtree(cache)
+    cache.mkdir()
+    (cache / f"{name}.part").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=os.strerror(errno.ENOSPC)):
+        fetch(f"{server.url}/some/data.bin")
+    assert not kept(cache)
+
+
+# --- at the same time ----------------------------------------------------------------
+
+
+def test_threads_share_one_download(server: Server, cache: Path):
+    server.pause = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        url = f"{server.url}/some/data.bin"
+        futures = [pool.submit(fetch, url) for _ in range(3)]
+        threading.Timer(0.2, server.pause.set).start()
+        assert len({future.result() for future in futures}) == 1
+    assert len(server.asked) == 1
+
+
+def test_processes_share_one_download(server: Server, cache: Path):
+    server.pause = threading.Event()
+    url = f"{server.url}/some/data.bin"
+    code = f"from elmojax.formats.download import fetch; fetch({url!r}, {SHA256!r})"
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    threading.Timer(1.0, server.pause.set).start()
+    assert [process.wait(60) for process in running] == [0, 0]
+    assert len(server.asked) == 1 and len(kept(cache)) == 1
+
+
+def test_killed_process_leaves_what_can_be_continued(server: Server, cache: Path):
+    server.pause = threading.Event()
+    url = f"{server.url}/some/data.bin"
+    code = f"from elmojax.formats.download import fetch\nfetch({url!r}, progress=print)"
+    command = [sys.executable, "-u", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+        process.kill()
+    server.pause.set()
+    assert not kept(cache)
+    assert fetch(url).read_bytes() == DATA
+
+
+# --- gs and s3 -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """s3 holds one file. The dict says its entity tag, and where reading ends."""
+    import fsspec
+
+    state: dict[str, Any] = {"tag": "one", "cut": len(DATA)}
+
+    class Reader(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if state["cut"] <= self.tell() < len(DATA):
+                raise ConnectionResetError("reset")
+            return super().read(size)
+
+    class Bucket(fsspec.AbstractFileSystem):
+        cachable = False
+
+        def info(self, path: str, **kwargs: object) -> dict[str, object]:
+            found = {"bucket/some/data.bin": "file", "bucket/some": "directory"}
+            if path not in found:
+                raise FileNotFoundError(path)
+            return {"type": found[path], "size": len(DATA), "ETag": state["tag"]}
+
+        def _open(self, path: str, mode: str = "rb", **kwargs: object) -> Reader:
+            return Reader(DATA)
+
+    def url_to_fs(url: str) -> tuple[Bucket, str]:
+        return Bucket(), url.removeprefix("s3://")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    return state
+
+
+def test_bucket(bucket: dict[str, Any], cache: Path):
+    path = fetch("s3://bucket/some/data.bin")
+    assert path.read_bytes() == DATA and path.suffix == ".bin"
+    with pytest.raises(InputError, match=r"There is no file.* s3://bucket/none"):
+        fetch("s3://bucket/none")
+    with pytest.raises(InputError, match=r"There is no file.* s3://bucket/some"):
+        fetch("s3://bucket/some")
+
+
+@pytest.mark.parametrize("tag", ["one", "two"])
+def test_bucket_is_continued(bucket: dict[str, Any], cache: Path, tag: str):
+    bucket["cut"] = len(DATA) // 2
+    with pytest.raises(InputError, match=r"broke off \(reset\)"):
+        fetch("s3://bucket/some/data.bin")
+    assert not kept(cache)
+    (part,) = cache.glob("*.part")
+    assert 0 < part.stat().st_size < len(DATA)
+    calls: list[int] = []
+    bucket |= {"cut": len(DATA), "tag": tag}
+    path = fetch("s3://bucket/some/data.bin", progress=lambda n, _: calls.append(n))
+    assert path.read_bytes() == DATA
+    assert (calls[0] > 0) == (tag == "one")
+
+
+@pytest.mark.parametrize("library", ["gcsfs", "s3fs"])
+def test_missing_extra_is_named(
+    cache: Path, library: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, library, None)
+    url = {"gcsfs": "gs://bucket/x", "s3fs": "s3://bucket/x"}[library]
+    with pytest.raises(InputError, match=r"pip install 'elmojax\[cloud\]'"):
+        fetch(url)
+
+
+# --- models --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(server: Server, fixtures: Path) -> Server:
+    """A small model under the names that published ones have."""
+    options = (fixtures / "allennlp" / "options.json").read_bytes()
+    weights = (fixtures / "allennlp" / "lm_weights.hdf5").read_bytes()
+    server.files = {
+        "/plain/options.json": options,
+        "/plain/weights.hdf5": weights,
+        "/named/elmo_2x8_4_options.json": options,
+        "/named/elmo_2x8_4_weights.hdf5": weights,
+        "/mixed/options.json": options,
+        "/mixed/elmo_pt_weights.hdf5": weights,
+        "/models/elmo/contributed/pubmed/"
+        "elmo_2x4096_512_2048cnn_2xhighway_options.json": options,
+        "/models/elmo/contributed/pubmed/"
+        "elmo_2x4096_512_2048cnn_2xhighway_weights_PubMed_only.hdf5": weights,
+    }
+    return server
+
+
+PUBMED = "/models/elmo/contributed/pubmed/elmo_2x4096_512_2048cnn_2xhighway_"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("/plain", "/plain/", "/plain/options.json", "/plain/weights.hdf5"),
+        ("/named/elmo_2x8_4_options.json", "/named/elmo_2x8_4_weights.hdf5"),
+        ("/mixed/elmo_pt_weights.hdf5",),
+        (f"{PUBMED}options.json", f"{PUBMED}weights_PubMed_only.hdf5"),
+        ("/plain/options.json?key=1", "/plain?key=1"),
+    ],
+)
+def test_model_is_found_by_either_address(
+    model: Server, cache: Path, names: tuple[str, ...]
+):
+    folders = {fetch_model(model.url + name) for name in names}
+    (folder,) = folders
+    assert sorted(path.name for path in kept(cache)) == ["options.json", "weights.hdf5"]
+    assert all("key=1" in path for path, _ in model.asked) == ("key=1" in names[-1])
+    params = load_hdf5(folder / "options.json", folder / "weights.hdf5")
+    assert params.config.lstm.layers == 2
+    assert len(model.asked) <= 3
+
+
+def test_model_with_sha256(model: Server, cache: Path):
+    sha256 = hashlib.sha256(model.files["/plain/weights.hdf5"]).hexdigest()
+    with pytest.raises(InputError, match="is not kept"):
+        fetch_model(f"{model.url}/plain", OTHER)
+    assert [path.name for path in kept(cache)] == ["options.json"]
+    folder = fetch_model(f"{model.url}/plain#sha256={sha256}")
+    assert folder == fetch_model(f"{model.url}/plain/options.json", sha256)
+
+
+@pytest.mark.parametrize("lost", ["options.json", "weights.hdf5"])
+@pytest.mark.parametrize("status", [403, 404])
+def test_model_without_one_of_its_files(
+    model: Server, cache: Path, lost: str, status: int
+):
+    model.status[f"/plain/{lost}"] = status
+    words = f"There is no file.*/plain/{lost}.*two files side by side"
+    with pytest.raises(InputError, match=words):
+        fetch_model(f"{model.url}/plain/")
+    model.status.clear()
+    fetch_model(f"{model.url}/plain/")
+
+
+@pytest.mark.parametrize(
+    ("file", "what"), [("options.json", "a JSON object"), ("weights.hdf5", "HDF5")]
+)
+def test_web_page_is_no_model(model: Server, cache: Path, file: str, what: str):
+    good = model.files[f"/plain/{file}"]
+    model.files[f"/plain/{file}"] = b"<!DOCTYPE html><html>log in first</html>"
+    with pytest.raises(InputError, match=f"/plain/{file} gives .* not {what}.*DOCTYPE"):
+        fetch_model(f"{model.url}/plain")
+    assert file not in [path.name for path in kept(cache)]
+    model.files[f"/plain/{file}"] = good
+    fetch_model(f"{model.url}/plain")
+
+
+def test_broken_model_is_continued(model: Server, cache: Path):
+    model.cut = 300_000
+    with pytest.raises(InputError, match=r"weights.hdf5 broke off"):
+        fetch_model(f"{model.url}/plain")
+    assert [path.name for path in kept(cache)] == ["options.json"]
+    model.cut = None
+    folder = fetch_model(f"{model.url}/plain")
+    assert (folder / "weights.hdf5").read_bytes() == model.files["/plain/weights.hdf5"]
+    assert model.asked[-1][1] is not None
+
+
+# --- published models ----------------------------------------------------------------
+
+
+def test_registry(model: Server, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    url = f"{model.url}/named/elmo_2x8_4_"
+    entry = (f"{url}options.json", f"{url}weights.hdf5", OTHER)
+    monkeypatch.setitem(REGISTRY, "tiny", entry)
+    with pytest.raises(InputError, match=f"not {OTHER}"):
+        fetch_model("allennlp:tiny")
+    monkeypatch.setitem(REGISTRY, "tiny", (*entry[:2], None))
+    assert (fetch_model("allennlp:tiny") / "weights.hdf5").is_file()
+    with pytest.raises(InputError, match="no model 'huge'; it has small, medium"):
+        fetch_model("allennlp:huge")
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_published_files_lead_to_each_other(name: str):
+    options, weights, sha256 = REGISTRY[name]
+    assert options.endswith("options.json") and weights.endswith(".hdf5")
+    for copy in ("", "https://allennlp.s3.amazonaws.com/", "s3://allennlp/"):
+        pair = [options, weights]
+        if copy:
+            pair = [x.replace(addresses.ALLENNLP, f"{copy}models/elmo/") for x in pair]
+        for url in pair:
+            assert addresses._files(url) == ([pair[0]], pair[1], sha256)
+
+
+def test_published_models_are_documented():
+    page = Path(__file__).parent.parent / "docs" / "published_models.md"
+    text = page.read_text()
+    for name, (options, weights, _) in REGISTRY.items():
+        assert f"`{name}`" in text and options in text and weights in text
+
+
+def test_what_is_an_address(tmp_path: Path):
+    for url in ("http://x/", "HTTPS://x/y", "gs://a/b", "s3://a/b", "allennlp:small"):
+        assert is_url(url)
+    for path in ("runs/a", "original", "C:/x", "http", tmp_path, "file:///x", "httpx"):
+        assert not is_url(path)
+
+
+def test_reasons_are_one_line():
+    error = OSError(2, "No such\n file")
+    outer = ValueError("outer", RuntimeError("inner", error))
+    assert remote._reason(outer) == "No such file"
+    assert remote._reason(KeyError()) == "KeyError"
