@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,13 +19,22 @@ from elmojax.formats import hdf5
 from elmojax.formats.addresses import fetch_model, is_url
 from elmojax.formats.tables import load_head
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
+from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.model.bilm import ElmoParams, from_tree
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.prepared import Corpus
+from elmojax.text.storage import install, new_directory
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.training.checkpoint import load_language_model
+from elmojax.training.checkpoint import (
+    Checkpoints,
+    RunRecord,
+    create_run,
+    fingerprint,
+    load_language_model,
+)
+from elmojax.training.sharding import path_name
 from elmojax.training.start import Initialize, open_corpora
 from elmojax.training.step import LanguageModel
 
@@ -89,7 +99,8 @@ def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
         )
     record, vocabulary, tree = load_language_model(path, step)
     params = from_tree(record.train.model, tree)
-    return Model(str(path), params, vocabulary, tree["head"], record.train.head)
+    head = tree.get("head")
+    return Model(str(path), params, vocabulary, head, record.train.head)
 
 
 FULL = HeadConfig("full")
@@ -105,8 +116,10 @@ def _from_hdf5(path: Path) -> Model:
     if not (path / hdf5.SOFTMAX).exists():
         return Model(str(path), params, _words(path), None, FULL)
     head = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
-    cutoffs = edges_of(head)[:-1]
-    shape = HeadConfig("adaptive", cutoffs) if cutoffs else FULL
+    shape, cutoffs = FULL, edges_of(head)[:-1]
+    if cutoffs:
+        dim, narrow = head["down_0"].shape
+        shape = HeadConfig("adaptive", cutoffs, dim / narrow)
     return Model(str(path), params, _words(path), head, shape)
 
 
@@ -127,6 +140,73 @@ def load(model: str | os.PathLike[str]) -> ElmoParams:
       InputError: if there is no such model, or it cannot be read.
     """
     return open_model(model).params
+
+
+def convert(model: Model, out: Path, version: str = "") -> str:
+    """Writes a run directory as HDF5, and any other model as a run directory.
+
+    HDF5 is options.json and weights.hdf5, with softmax.hdf5 and vocabulary.txt where
+    the model has them; all numbers go through unchanged. `out` is there when it is
+    whole, and not before. Returns what was written, "HDF5" or "Orbax".
+
+    Raises:
+      InputError: if `out` is there already, cannot be written, or cannot hold the
+        model.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already; choose another --out.")
+    if (Path(model.source) / "config.json").exists():
+        hdf5.save_hdf5(model.params, out, model.head, model.vocabulary)
+        return "HDF5"
+    if any(np.any(leaf) for leaf in jax.tree.leaves(model.params.initial_state)):
+        raise InputError(
+            f"{model.source} has an initial state other than zero, which a run "
+            "directory does not hold; keep it as HDF5."
+        )
+    head = {} if model.head is None else {"head": model.head}
+    record = RunRecord(
+        train=TrainConfig(model=model.params.config, head=model.shape, workdir=out),
+        corpus="",
+        vocabulary=edges_of(model.head)[-1] if model.head else 0,
+        words=fingerprint(model.vocabulary) if model.vocabulary else "",
+        elmojax=version,
+    )
+    with new_directory(out) as partial:
+        create_run(partial, record, model.vocabulary)
+        checkpoints = Checkpoints(partial)
+        checkpoints.save(0, {**model.params.tree, **head}, None)
+        checkpoints.close()
+        install(partial, out, replaces=out.exists())
+    return "Orbax"
+
+
+def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]:
+    """Every array of a model and its state, and who else can read it.
+
+    Raises:
+      InputError: if the model cannot be read at all.
+    """
+    path = fetch_model(str(model)) if is_url(model) else Path(model)
+    if (path / "options.json").is_file() and (path / hdf5.WEIGHTS).is_file():
+        report = check_hdf5(path / hdf5.OPTIONS, path / hdf5.WEIGHTS)
+        arrays, notes = list(report.arrays), list(report.notes)
+        if (path / hdf5.SOFTMAX).exists():
+            head = load_head(path / hdf5.SOFTMAX, report.config.lstm.projection)
+            arrays += _states({"softmax": head})
+        return arrays, notes
+    opened = open_model(model)
+    tree = {**opened.params.tree, **({"head": opened.head} if opened.head else {})}
+    return _states(tree), []
+
+
+def _states(tree: Params) -> list[ArrayReport]:
+    """Arrays that were read in full: all there is to see is whether they are finite."""
+    reports = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        state = "ok" if np.isfinite(leaf).all() else "not finite"
+        shape = tuple(leaf.shape)
+        reports.append(ArrayReport(path_name(path), shape, shape, state))
+    return reports
 
 
 def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:

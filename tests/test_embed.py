@@ -22,6 +22,8 @@ from elmojax.embedding.functions import encode_words
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WIDTH, COLUMNS = TINY.lstm.projection, TINY.encoder.max_characters
 GAMMAS = np.array([0.2, -0.5, 1.1], np.float32)
 SENTENCES = [

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float32
 
 from elmojax.errors import InputError
 
@@ -51,8 +50,10 @@ Parse: TypeAlias = Callable[[bytes, int], np.ndarray]
 
 def read_word_vectors(
     path: str | os.PathLike[str], words: Sequence[str]
-) -> tuple[Float32[np.ndarray, "words dim"], Bool[np.ndarray, " words"]]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of `words` in a word2vec or GloVe file, and which were found.
+
+    Returns float32 [words, dim] and bool [words].
 
     Words match exactly (case and all) and the first vector of a word counts; rows of
     words that were not found are zero. The file is streamed: memory holds the result

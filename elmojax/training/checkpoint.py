@@ -89,10 +89,12 @@ def fingerprint(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(write_words(vocabulary.words)).hexdigest()
 
 
-def _read_vocabulary(run: Path, record: RunRecord) -> Vocabulary:
+def _read_vocabulary(run: Path, record: RunRecord) -> Vocabulary | None:
+    if not record.words and not record.vocabulary:
+        return None  # converted from files that have no vocabulary
     path = run / "vocabulary.txt"
     vocabulary = Vocabulary.read(path)
-    if len(vocabulary) != record.vocabulary:
+    if record.vocabulary and len(vocabulary) != record.vocabulary:
         raise InputError(
             f"{path} has {len(vocabulary)} words and the run was trained with "
             f"{record.vocabulary}; put the original file back."
@@ -105,7 +107,7 @@ def _read_vocabulary(run: Path, record: RunRecord) -> Vocabulary:
     return vocabulary
 
 
-def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary) -> None:
+def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> None:
     """Makes a run directory; config.json comes last and makes it one."""
     if (run / "checkpoints").exists():
         raise InputError(
@@ -114,7 +116,8 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary) -> None:
         )
     try:
         run.mkdir(parents=True, exist_ok=True)
-        vocabulary.write(run / "vocabulary.txt")
+        if vocabulary is not None:
+            vocabulary.write(run / "vocabulary.txt")
         partial = run / ".config.json.partial"
         partial.write_text(to_json(record), encoding="utf-8")
         os.replace(partial, run / "config.json")
@@ -209,8 +212,13 @@ class Checkpoints:
         return min(scored)[1] if scored else None
 
     def save(self, step: int, params: Any, training: Any, **metrics: float) -> None:
-        """Starts to save; the arrays may be given away when this returns."""
-        parts = {"params": _flat(params), "training": _flat(training)}
+        """Starts to save; the arrays may be given away when this returns.
+
+        `training` is what else going on needs, None for a model that is only used.
+        """
+        parts = {"params": _flat(params)}
+        if training is not None:
+            parts["training"] = _flat(training)
         self._orbax.save_checkpointables_async(
             step, parts, metrics=metrics or None, force=True, overwrite=True
         )
@@ -284,7 +292,7 @@ def _compare(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None
 
 def load_language_model(
     run: str | os.PathLike[str], step: int | None = None
-) -> tuple[RunRecord, Vocabulary, Params]:
+) -> tuple[RunRecord, Vocabulary | None, Params]:
     """The record, vocabulary and parameter tree (with head) of a checkpoint.
 
     The arrays lie on the first device, wherever they were trained.

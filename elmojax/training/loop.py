@@ -60,13 +60,13 @@ def pretrain(
     directory = run.record.train.workdir
     lines = JsonLines(directory / "metrics.jsonl", run.step)
     loop = _Loop(run, [lines, *trackers])
-    try:
-        with loop.stop:
+    with loop.stop:
+        try:
             loop.train()
-    finally:
-        for tracker in loop.trackers:
-            tracker.close()
-        run.checkpoints.close()
+        finally:
+            for tracker in loop.trackers:
+                tracker.close()
+            run.checkpoints.close()
     return Result(
         directory,
         run.step,

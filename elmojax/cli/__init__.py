@@ -1,0 +1,69 @@
+"""The command line: the only package that parses arguments or prints.
+
+Results go to standard output (with --json exactly one JSON object), progress and
+remarks to standard error. Exit status: 0 done, 2 bad input (one clear sentence),
+128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import elmojax
+from elmojax.cli.common import say
+from elmojax.cli.models import convert, verify
+from elmojax.cli.prepare import prepare
+from elmojax.cli.pretrain import pretrain
+from elmojax.cli.use import embed, evaluate
+from elmojax.errors import InputError
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "prepare": prepare,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "embed": embed,
+    "convert": convert,
+    "verify": verify,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `elmojax`."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0 if argv else 2)
+    if argv[0] == "--version":
+        print(f"elmojax {elmojax.__version__}")
+        sys.exit(0)
+    if argv[0] not in COMMANDS:
+        _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
+    try:
+        COMMANDS[argv[0]](argv[1:])
+    except InputError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        say("interrupted; what was whole stays whole, and pretraining can go on.")
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    say(message)
+    sys.exit(2)
+
+
+def _overview() -> str:
+    lines = [f"  {name:9} {run.__doc__}" for name, run in COMMANDS.items()]
+    return "\n".join(
+        [
+            "ELMo in JAX: pretrain bidirectional language models, embed, evaluate.",
+            "",
+            "usage: elmojax COMMAND [OPTIONS]      (elmojax COMMAND --help)",
+            "",
+            *lines,
+            "",
+            "First run: `elmojax pretrain` trains a small model on a text that ships "
+            "inside.",
+        ]
+    )

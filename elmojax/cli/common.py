@@ -1,0 +1,55 @@
+"""What all commands share: kinds of flags, parsing, and printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from elmojax.text.files import Errors
+
+arg = tyro.conf.arg
+Model = Annotated[
+    str,
+    tyro.conf.Positional,
+    arg(
+        metavar="MODEL",
+        help="Run directory, directory with options.json and weights.hdf5, or address.",
+    ),
+]
+Files = Annotated[
+    tuple[tuple[str, ...], ...],
+    tyro.conf.UseAppendAction,
+    arg(metavar="FILE [FILE ...]", help_behavior_hint="(may be repeated)"),
+]
+Step = Annotated[int | None, arg(help="Checkpoint to take; none = the newest.")]
+BadBytes = Annotated[Errors, arg(help="What to do with bytes that are not UTF-8.")]
+Overwrite = Annotated[
+    bool, tyro.conf.FlagCreatePairsOff, arg(help="Replace --out if it is there.")
+]
+Json = Annotated[
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    arg(help="Print exactly one JSON object on standard output."),
+]
+
+
+def say(message: str) -> None:
+    """A remark on standard error."""
+    tqdm.write(f"elmojax: {message}", file=sys.stderr)
+
+
+def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) -> Any:
+    """The arguments of a command; --help and wrong flags end the process."""
+    plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
+    prog = f"elmojax {command}"
+    return tyro.cli(kind, prog=prog, args=argv, config=plain, **more)
+
+
+def print_json(report: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(report, default=str))

@@ -1,0 +1,102 @@
+"""`elmojax convert` and `elmojax verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import elmojax
+from elmojax.cli.common import BadBytes, Json, Model, parse, print_json
+from elmojax.errors import InputError
+from elmojax.text.files import read_lines
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    """Writes a run directory as options.json + weights.hdf5 (+ softmax.hdf5), which
+    AllenNLP and bilm-tf load, and any other model as a run directory (Orbax)."""
+
+    model: Model
+    out: Path
+    """Directory to make."""
+    step: int | None = None
+    """Checkpoint to take of a run; none = the newest."""
+    json: Json = False
+
+
+def convert(argv: list[str]) -> None:
+    """run directory -> HDF5 files; HDF5 or TensorFlow checkpoint -> Orbax"""
+    from elmojax import loading
+
+    asked = parse(ConvertArguments, "convert", argv)
+    model = loading.open_model(asked.model, asked.step)
+    kind = loading.convert(model, asked.out, elmojax.__version__)
+    files = sorted(path.name for path in asked.out.iterdir())
+    if asked.json:
+        print_json({"out": asked.out, "format": kind, "files": files})
+    else:
+        print(f"{asked.out} ({kind}): {', '.join(files)}.")
+
+
+@dataclass(frozen=True)
+class VerifyArguments:
+    """Lists every array of a model and what is wrong with it; exit status 2 if
+    anything is. With --against, compares vectors that another program computed."""
+
+    model: Model
+    against: Path | None = None
+    """HDF5 file of vectors in bilm-tf's layout: data set i = line i of --text."""
+    text: Path | None = None
+    """The text of --against, one tokenised sentence a line."""
+    carry: bool = True
+    """Whether the LSTM state went on from line to line there, as in bilm-tf."""
+    errors: BadBytes = "strict"
+    json: Json = False
+
+
+def verify(argv: list[str]) -> None:
+    """every array of a model, and what is missing or wrong"""
+    from elmojax.formats.verify import compare_embeddings
+    from elmojax.loading import open_model
+    from elmojax.loading import verify as check
+
+    asked = parse(VerifyArguments, "verify", argv)
+    if (asked.against is None) != (asked.text is None):
+        raise InputError("--against FILE and --text FILE go together; give both.")
+    arrays, notes = check(asked.model)
+    bad = sum(array.state != "ok" for array in arrays)
+    report: dict[str, Any] = {"arrays": [array._asdict() for array in arrays]}
+    report |= {"notes": notes, "wrong": bad}
+    lines = [
+        f"{array.name:60} {array.wanted or '-'!s:>20} {array.found or '-'!s:>20} "
+        f"{array.state}"
+        for array in arrays
+    ]
+    if asked.against is not None and asked.text is not None and not bad:
+        model = open_model(asked.model)
+
+        def sentences() -> Iterator[list[str]]:
+            for _, words in read_lines(asked.text, asked.errors):
+                yield words
+
+        found = compare_embeddings(
+            model.params, sentences(), asked.against, asked.carry, model.vocabulary
+        )
+        report["differences"] = [layer._asdict() for layer in found]
+        lines += [
+            f"layer {layer.layer}: largest difference {layer.largest:.2e}, line "
+            f"{layer.sentence}, word {layer.word}"
+            for layer in found
+        ]
+    if asked.json:
+        print_json(report)
+    else:
+        header = f"{'array':60} {'expected':>20} {'found':>20} state"
+        print("\n".join([header, *lines, *notes]))
+    if bad:
+        raise InputError(
+            f"{asked.model}: {bad} of {len(arrays)} arrays are not as they should be; "
+            "take the files again from where they came."
+        )

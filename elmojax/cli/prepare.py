@@ -1,0 +1,78 @@
+"""`elmojax prepare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from elmojax.cli.common import BadBytes, Files, Json, Overwrite, parse, print_json
+from elmojax.text import corpus as corpora
+
+
+@dataclass(frozen=True)
+class PrepareArguments:
+    """Turns text into a vocabulary and arrays of word ids."""
+
+    out: Path
+    """Directory to make."""
+    text: Files = ()
+    """Files or quoted globs: one tokenised sentence a line; .gz .xz .bz2 too."""
+    tfds: str | None = None
+    """TensorFlow data set instead of files, for example lm1b (array_record)."""
+    split: str = "train"
+    """Split of the data set."""
+    data_dir: str | None = None
+    """Where TFDS keeps its data sets; none = where TFDS looks itself."""
+    feature: str = "text"
+    """Feature of the data set that holds the text."""
+    vocabulary: Path | None = None
+    """Vocabulary file to use; none = one is built from this text."""
+    max_vocabulary: int | None = None
+    """Most words of the vocabulary, `<S> </S> <UNK>` among them."""
+    min_count: int = 1
+    """Least occurrences of a word of the vocabulary."""
+    errors: BadBytes = "strict"
+    max_characters: int = 50
+    """Character columns a word; words over this less 2 bytes count as truncated."""
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+def prepare(argv: list[str]) -> None:
+    """text -> vocabulary and arrays of word ids"""
+    asked = parse(PrepareArguments, "prepare", argv)
+    tfds = None
+    if asked.tfds is not None:
+        tfds = corpora.TfdsText(asked.tfds, asked.split, asked.data_dir, asked.feature)
+    with tqdm(total=100, unit="%", desc="prepare", disable=None) as bar:
+
+        def progress(share: float, words: int) -> None:
+            bar.set_postfix_str(f"{words / 1e6:.1f} M words")
+            bar.update(int(100 * share) - bar.n)
+
+        report = corpora.prepare(
+            asked.out,
+            patterns=sum(asked.text, ()),
+            tfds=tfds,
+            vocabulary=asked.vocabulary,
+            max_vocabulary=asked.max_vocabulary,
+            min_count=asked.min_count,
+            errors=asked.errors,
+            max_characters=asked.max_characters,
+            overwrite=asked.overwrite,
+            progress=progress,
+        )
+    if asked.json:
+        print_json(report)
+        return
+    print(
+        f"{asked.out} ({report['status']}): {report['tokens']:,} words in "
+        f"{report['sentences']:,} sentences, {report['types']:,} types; vocabulary of "
+        f"{report['vocabulary']:,}, {report['oov_rate']:.2%} out of vocabulary; "
+        f"{report['truncated_words']:,} truncated words.\n"
+        f"Skipped {report['blank_lines']:,} blank lines; undecodable bytes replaced in "
+        f"{report['replaced_lines']:,} lines. {report['seconds']:.1f} s, "
+        f"{report['words_per_second']:,.0f} words/s."
+    )

@@ -1,0 +1,182 @@
+"""`elmojax pretrain`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+import elmojax
+from elmojax.cli.common import Json, arg, parse, print_json, say
+from elmojax.config import CharCnnConfig, TrainConfig
+from elmojax.errors import InputError
+
+
+@dataclass(frozen=True)
+class PretrainArguments(TrainConfig):
+    """Trains a biLM, or goes on with the run in --workdir as it was started."""
+
+    start_from: Annotated[
+        Literal["mini", "small", "medium", "original"], arg(name="preset")
+    ] = "mini"
+    """Model size and recipe to start from."""
+    config: Path | None = None
+    """Python file with `config() -> TrainConfig` to start from."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also write TensorBoard events into the run directory."""
+    json: Json = False
+
+
+def pretrain(argv: list[str]) -> None:
+    """train a biLM (no arguments: a small one, on the text inside)"""
+    from elmojax.loading import with_model, with_word_vectors
+    from elmojax.training import loop
+    from elmojax.training.checkpoint import has_checkpoint
+    from elmojax.training.metrics import TensorBoard
+
+    asked = parse(PretrainArguments, "pretrain", argv, default=_defaults(argv))
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    config = TrainConfig(**{name: getattr(asked, name) for name in names})
+    trackers: list[Any] = [Progress()]
+    if asked.tensorboard:
+        trackers.append(TensorBoard(config.workdir / "tensorboard"))
+    initialize = None
+    if not has_checkpoint(config.workdir):
+        if (config.workdir / "config.json").exists():
+            say(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
+        if config.word_vectors is not None:
+            config, initialize, found = with_word_vectors(config)
+            say(f"{found:,} words of the vocabulary have a vector.")
+        if config.init_from is not None:
+            config, initialize, kept = with_model(config)
+            softmax = "with its softmax" if kept else "with a new softmax"
+            say(f"The weights are those of {config.init_from}, {softmax}.")
+    result = loop.pretrain(config, trackers, elmojax.__version__, initialize)
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
+    if asked.json:
+        print_json(dataclasses.asdict(result))
+    else:
+        print(_farewell(result, config))
+
+
+def _defaults(argv: list[str]) -> PretrainArguments:
+    """What flags fall back to: the run that is there, else --config, else --preset."""
+    from elmojax.loading import read_config
+    from elmojax.training.checkpoint import read_record
+
+    given = _given(argv, "--preset", "--config", "--workdir", "--steps", "--epochs")
+    for one, other in (("--preset", "--config"), ("--steps", "--epochs")):
+        if one in given and other in given:
+            raise InputError(f"Give {one} or {other}, not both.")
+    chosen: dict[str, Any] = {}
+    if "--config" in given:
+        chosen["config"] = Path(given["--config"])
+        base = read_config(chosen["config"])
+    else:
+        chosen["start_from"] = given.get("--preset", "mini")
+        base = TrainConfig.preset(chosen["start_from"])
+        run = Path(given.get("--workdir", base.workdir))
+        if "--preset" not in given and (run / "config.json").exists():
+            base = dataclasses.replace(read_record(run).train, workdir=run)
+    if "--epochs" in given:
+        base = dataclasses.replace(base, steps=None)
+    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
+    return PretrainArguments(**values, **chosen)
+
+
+def _given(argv: list[str], *names: str) -> dict[str, str]:
+    """The values of some flags, which others fall back on: read before the rest."""
+    given = {}
+    for word, after in zip(argv, [*argv, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if name in names:
+            given[name] = value if equals else after
+    return given
+
+
+class Progress:
+    """The tracker for people: a bar on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._said = 0.0
+
+    def begin(self, step: int, steps: int) -> None:
+        self._bar = tqdm(
+            total=steps,
+            initial=step,
+            desc="pretrain",
+            disable=None,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            "[{elapsed}{postfix}]",
+        )
+
+    def step(self, step: int, loss: float) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "heldout_loss" in metrics:
+            say(
+                f"step {step}: held-out perplexity "
+                f"{metrics['heldout_mean_perplexity']:,.1f} (forward "
+                f"{metrics['heldout_forward_perplexity']:,.1f}, backward "
+                f"{metrics['heldout_backward_perplexity']:,.1f}; "
+                f"{metrics['heldout_seconds']:.0f} s)"
+            )
+            return
+        rate, bar = metrics["tokens_per_second"], self._bar
+        status = f"loss {metrics['loss']:.3f}"
+        if rate:  # the first step only compiles
+            left = (bar.total - step) * metrics["tokens"] / step / rate
+            left = tqdm.format_interval(left)
+            status += f", {rate:,.0f} tokens/s, {left} left"
+        bar.set_postfix_str(status)
+        if bar.disable and time.monotonic() - self._said > 15:
+            self._said = time.monotonic()
+            say(f"step {step}/{bar.total}: {status}")
+
+    def note(self, text: str) -> None:
+        say(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _farewell(result: Any, config: TrainConfig) -> str:
+    run = shlex.quote(str(result.run))
+    lines = [f"\n{result.run}: step {result.step}, checkpoint saved."]
+    if result.after:
+        was = (
+            f"{result.before['mean_perplexity']:,.1f} before, " if result.before else ""
+        )
+        now = result.after["mean_perplexity"]
+        lines.append(f"Held-out perplexity: {was}{now:,.1f} after.")
+    if result.plot:
+        lines.append(f"Losses: {result.plot}")
+    heldout = config.heldout or (None if config.data else result.run / "sample-heldout")
+    text = f"--data {shlex.quote(str(heldout))}" if heldout else "--text heldout.txt"
+    use = f"params = elmojax.restore({str(result.run)!r}); print("
+    if isinstance(config.model.encoder, CharCnnConfig) and config.encoder != "words":
+        gammas = [1] * (config.model.lstm.layers + 1)
+        tokens = "elmojax.batch_to_ids([['The', 'river', 'bank']])"
+        use += f"elmojax.embed(params, {tokens}, {gammas}).shape)"
+    else:
+        use += "params.config)"
+    lines += [
+        "\nWhat to type next:",
+        f"  elmojax evaluate {run} {text}",
+        f"  echo 'The river bank .' > words.txt && elmojax embed {run} "
+        "--text words.txt --out vectors.hdf5",
+        f'  python -c "import elmojax; {use}"',
+    ]
+    return "\n".join(lines)
