@@ -301,7 +301,7 @@ class TrainConfig:
                 workdir=workdir,
                 head=HeadConfig(div_value=2.0),
                 optimizer=OptimizerConfig("adamw", 5e-3, 100, "cosine", 1.0),
-                epochs=3.0,
+                epochs=2.0,
             )
         rows, epochs = (384, 10.0) if name == "original" else (128, 10.0)
         return cls(model=model, workdir=workdir, rows=rows, epochs=epochs)

@@ -17,7 +17,7 @@ def config() -> TrainConfig:
         data=Path("data/train"),
         workdir=Path("runs/small"),
         rows=128,
-        epochs=3,
+        epochs=3.0,
         optimizer=OptimizerConfig("adamw", 2e-3, 1000, "cosine", 1.0),
         checkpoint_every=2000,
         log_every=50,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
-from elmojax.shapes import Gammas, Layers, Mask, Mix
+from elmojax.shapes import Layers, Mask, Mix
 
 BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, PADDING = 257, 258, 259, 260, 261
 """Character ids of the published mapping, all + 1 because 0 means no token."""
+
+
+Tokens: TypeAlias = Array | np.ndarray
 
 
 class Encoded(NamedTuple):
@@ -30,7 +35,7 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    params: ElmoParams, tokens: Array, state: LstmState | None = None
+    params: ElmoParams, tokens: Tokens, state: LstmState | None = None
 ) -> Encoded:
     """All layers of the biLM for a batch of sentences (Peters et al. 2018, eq. 1).
 
@@ -53,6 +58,7 @@ def encode(
       ValueError: if the shape of `tokens` does not fit the model.
     """
     config = params.config
+    tokens = jnp.asarray(tokens)
     _check(config, tokens)
     mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
     marked = _with_marks(config, tokens, mask.sum(axis=1) + 2)
@@ -101,7 +107,7 @@ def contextualize(
 
 
 def embed(
-    params: ElmoParams, tokens: Array, gammas: Gammas, bias: Array | float = 0.0
+    params: ElmoParams, tokens: Tokens, gammas: ArrayLike, bias: ArrayLike = 0.0
 ) -> Mix:
     """ELMo_k = sum_j gammas_j * h_(k,j) + bias: one vector a word.
 

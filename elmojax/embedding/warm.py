@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from elmojax.config import CharCnnConfig
-from elmojax.embedding.functions import encode
+from elmojax.embedding.functions import Tokens, encode
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.lstm import LstmState
@@ -23,7 +23,7 @@ from elmojax.model.lstm import LstmState
 
 def warm(
     params: ElmoParams,
-    tokens: Array | None = None,
+    tokens: Tokens | None = None,
     *,
     tolerance: float = 1e-6,
     limit: int = 1000,

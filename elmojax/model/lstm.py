@@ -31,8 +31,8 @@ class LstmState:
     float32. Without the batch axis it is the same start for every sentence.
     """
 
-    cell: Array
-    hidden: Array
+    cell: Any  # an array, or what stands for one while shapes are worked out
+    hidden: Any
 
     @classmethod
     def zeros(cls, config: LstmConfig, *batch: int) -> LstmState:

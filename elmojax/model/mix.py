@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from elmojax.shapes import Gammas, Layers, Mask, Mix
 
 
-def mix_weights(s: Array, gamma: Array | float = 1.0) -> Array:
+def mix_weights(s: ArrayLike, gamma: ArrayLike = 1.0) -> Array:
     """gamma * softmax(s): the paper's weights in the form that `embed` takes.
 
     Args:
@@ -25,7 +26,7 @@ def mix_weights(s: Array, gamma: Array | float = 1.0) -> Array:
     return scale[..., None] * weights
 
 
-def mix_layers(layers: Layers, gammas: Gammas, bias: Array | float = 0.0) -> Mix:
+def mix_layers(layers: Layers, gammas: Gammas, bias: ArrayLike = 0.0) -> Mix:
     """sum_j gammas_j * layer_j + bias: one mix, or one for each row of `gammas`."""
     # A plain sum of products: a matrix product would round on some accelerators, and
     # picking one layer with a one-hot gamma must give that layer exactly.

@@ -22,7 +22,7 @@ from elmojax.training.sharding import shardings
 from elmojax.training.step import LanguageModel, evaluation_step
 
 ROWS = 64
-"""Streams the text is dealt to; fixed, so that a result depends on nothing else."""
+"""Streams the text is dealt to; rounded up to a multiple of the mesh's `data`."""
 WINDOW = 20
 
 

@@ -31,9 +31,9 @@ class TrainState:
     optimizer: Any
     carry: LstmState
     """LSTM state of every row after the last window."""
-    key: Array
+    key: Any
     """Random key of the run as uint32 data; a step folds its own number in."""
-    step: Array
+    step: Any
 
 
 @dataclass(frozen=True)
