@@ -778,9 +778,11 @@ FLAGS = {
     "pretrain": "--data --workdir --preset --config --heldout --steps --epochs --rows "
     "--window --seed --mesh.data --mesh.model --precision --checkpoint-every "
     "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
-    "--model.lstm.dim --tensorboard --json",
+    "--model.lstm.dim --init-from --freeze-steps --tensorboard --json",
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --batch-tokens --overwrite --json",
+    "convert": "MODEL --out --step --json",
+    "verify": "MODEL --against --text --no-carry --errors --json",
 }
 
 

@@ -468,7 +468,7 @@ def changed_options(directory: Path, change: Callable[[dict[str, Any]], Any]) ->
         (lambda o: o.update(bidirectional=False), "bidirectional is false"),
         (lambda o: o.pop("lstm"), "has no lstm"),
         (lambda o: o["lstm"].pop("dim"), r"has no lstm\.dim"),
-        (lambda o: o.update(lstm=3), r"lstm of .* is not an object"),
+        (lambda o: o.update(lstm=3), r"lstm in it is not an object"),
         (lambda o: o["lstm"].update(dim="16"), r"lstm\.dim is '16'"),
         (lambda o: o["lstm"].update(dim=12), r"is \[16, 64\], but .* \[16, 48\]"),
         (

@@ -25,8 +25,8 @@ def warm(
     params: ElmoParams,
     tokens: Tokens | None = None,
     *,
-    tolerance: float = 1e-6,
-    limit: int = 1000,
+    tolerance: float = 1e-4,
+    limit: int = 10_000,
 ) -> ElmoParams:
     """Parameters whose initial state is the converged one.
 

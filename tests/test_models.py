@@ -1,0 +1,165 @@
+"""MODEL in its forms: convert both ways, verify, and training continued from one."""
+
+import json
+import shutil
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+import elmojax
+from elmojax.cli import main
+from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
+from elmojax.loading import open_model
+
+TINY = ["--model.lstm.dim", "16", "--model.lstm.projection", "8", "--rows", "8"]
+
+
+def leaves_equal(one, other):
+    pairs = zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def status(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(map(str, arguments)))
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, sample_lines, quick_compilation):
+    folder = tmp_path_factory.mktemp("models")
+    for name, count in (("train", 400), ("heldout", 60)):
+        text = "\n".join(sample_lines(count, name)) + "\n"
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    data = str(folder / "data")
+    main(
+        ["prepare", "--text", f"{folder}/train.txt", "--min-count", "2", "--out", data]
+    )
+    words = f"{data}/vocabulary.txt"
+    heldout = ["--text", f"{folder}/heldout.txt", "--vocabulary", words]
+    main(["prepare", *heldout, "--out", f"{folder}/heldout"])
+    return folder
+
+
+def pretrain(folder, name, *flags):
+    run = folder / name
+    where = ["--data", folder / "data", "--heldout", folder / "heldout"]
+    main(list(map(str, ["pretrain", *where, "--workdir", run, *flags])))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    key = "heldout_mean_perplexity"
+    return run, [m[key] for m in map(json.loads, lines) if key in m]
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return pretrain(folder, "run", "--steps", 80, *TINY)
+
+
+def test_orbax_to_hdf5_and_back_changes_no_bit(folder, run, capsys):
+    files, again = folder / "files", folder / "again"
+    main(["convert", str(run[0]), "--out", str(files), "--json"])
+    assert json.loads(capsys.readouterr().out)["format"] == "HDF5"
+    main(["convert", str(files), "--out", str(again), "--json"])
+    assert json.loads(capsys.readouterr().out)["format"] == "Orbax"
+    first, last = elmojax.restore(run[0]), elmojax.restore(again)
+    assert leaves_equal(first, elmojax.load(files)) and leaves_equal(first, last)
+    assert leaves_equal(open_model(run[0]).head, open_model(again).head)
+    scores = []
+    for model in (run[0], files, again):
+        main(["evaluate", str(model), "--data", f"{folder}/heldout", "--json"])
+        scores.append(json.loads(capsys.readouterr().out)["forward_perplexity"])
+    assert scores[0] == scores[1] == scores[2]
+    assert status("convert", run[0], "--out", files) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_model_without_a_softmax_converts_and_says_what_it_cannot_do(
+    folder, tmp_path, capsys
+):
+    config = ElmoConfig(CharCnnConfig(((1, 4), (2, 4)), 4, 1), LstmConfig(12, 6))
+    params = elmojax.init(config, jax.random.key(0))
+    elmojax.save_hdf5(params, tmp_path / "files")
+    main(["convert", str(tmp_path / "files"), "--out", str(tmp_path / "run")])
+    assert leaves_equal(elmojax.restore(tmp_path / "run"), params)
+    data = folder / "heldout"
+    assert status("evaluate", tmp_path / "run", "--data", data) == 2
+    assert "has no softmax" in capsys.readouterr().err
+    warm = elmojax.warm(params)
+    elmojax.save_hdf5(warm, tmp_path / "warm")
+    out = tmp_path / "lost"
+    assert status("convert", tmp_path / "warm", "--out", out) == 2
+    assert "initial state" in capsys.readouterr().err and not out.exists()
+
+
+def test_verify_lists_arrays_and_finds_what_is_wrong(folder, run, tmp_path, capsys):
+    files = tmp_path / "files"
+    main(["convert", str(run[0]), "--out", str(files)])
+    capsys.readouterr()
+    main(["verify", str(files), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["wrong"] == 0
+    names = {array["name"] for array in report["arrays"]}
+    assert {"char_embed", "CNN_proj/W_proj"} <= names
+    main(["verify", str(run[0])])
+    assert "lstm.kernel_1" in capsys.readouterr().out
+    with h5py.File(files / "weights.hdf5", "a") as file:
+        del file["CNN_proj/b_proj"]
+        file["char_embed"][3, 3] = np.nan
+        file["CNN/more"] = np.zeros(3, np.float32)
+    assert status("verify", files) == 2
+    out, err = capsys.readouterr()
+    assert "3 of" in err
+    for name, state in (
+        ("CNN_proj/b_proj", "missing"),
+        ("char_embed", "not finite"),
+        ("CNN/more", "superfluous"),
+    ):
+        assert any(name in line and state in line for line in out.splitlines())
+
+
+def test_verify_compares_vectors_of_others(folder, run, tmp_path, capsys):
+    text = folder / "heldout.txt"
+    out = tmp_path / "vectors.hdf5"
+    main(["embed", str(run[0]), "--text", str(text), "--out", str(out)])
+    capsys.readouterr()
+    flags = ["--against", str(out), "--text", str(text), "--no-carry", "--json"]
+    main(["verify", str(run[0]), *flags])
+    layers = json.loads(capsys.readouterr().out)["differences"]
+    assert len(layers) == 3 and max(layer["largest"] for layer in layers) < 1e-5
+    assert status("verify", run[0], "--against", out) == 2
+
+
+def test_training_goes_on_from_another_models_weights(folder, run, tmp_path, capsys):
+    """The same vocabulary keeps the softmax; HDF5 alone gets a new one, and ends below
+    what the same steps reach from scratch."""
+    _, scratch = pretrain(folder, "scratch", "--steps", 40, *TINY)
+    _, kept = pretrain(folder, "kept", "--steps", 4, "--rows", 8, "--init-from", run[0])
+    assert "with its softmax" in capsys.readouterr().err
+    assert kept[0] == pytest.approx(run[1][-1], rel=1e-5)
+    body = tmp_path / "body"
+    elmojax.save_hdf5(elmojax.restore(run[0]), body)
+    flags = ["--init-from", body, "--freeze-steps", 10, "--steps", 40, "--rows", 8]
+    _, fresh = pretrain(folder, "fresh", *flags)
+    assert "with a new softmax" in capsys.readouterr().err
+    assert fresh[-1] < scratch[-1]
+
+
+def test_frozen_steps_move_the_softmax_alone(folder, run):
+    flags = ["--rows", 8, "--init-from", run[0], "--freeze-steps", 5, "--steps"]
+    frozen, _ = pretrain(folder, "frozen", *flags, 3)
+    before, after = open_model(run[0]), open_model(frozen)
+    assert leaves_equal(before.params, after.params)
+    assert not leaves_equal(before.head, after.head)
+    pretrain(folder, "frozen", "--steps", 7)
+    assert not leaves_equal(before.params, open_model(frozen).params)
+
+
+def test_what_is_no_model_is_one_sentence(tmp_path, folder, capsys):
+    (tmp_path / "options.json").write_text("{}")
+    shutil.copy(folder / "train.txt", tmp_path / "weights.hdf5")
+    for model in (tmp_path, tmp_path / "nothing", folder / "train.txt"):
+        for command in (["verify", model], ["convert", model, "--out", "x"]):
+            assert status(*command) == 2
+            assert "Traceback" not in capsys.readouterr().err
