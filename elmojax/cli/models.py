@@ -47,7 +47,7 @@ class VerifyArguments:
 
     model: Model
     against: Path | None = None
-    """HDF5 file of vectors in bilm-tf's layout: data set i = line i of --text."""
+    """HDF5 file of vectors in bilm-tf's layout: data set i belongs to line i."""
     text: Path | None = None
     """The text of --against, one tokenised sentence a line."""
     carry: bool = True
