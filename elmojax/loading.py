@@ -85,13 +85,15 @@ def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
       InputError: if there is no such model, or it cannot be read.
     """
     path = fetch_model(str(model)) if is_url(model) else Path(model)
-    if (path / "options.json").is_file() and not (path / "config.json").exists():
-        if step is not None:
+    if not (path / "config.json").exists():
+        files, is_checkpoint = hdf5_files(path), is_tf_checkpoint(path)
+        if step is not None and (files or is_checkpoint):
             raise InputError(f"{path} is no run directory; leave --step out.")
-        if is_tf_checkpoint(path):
+        if files:
+            return _from_hdf5(path, *files)
+        if is_checkpoint:
             params, head = load_tf_checkpoint(path)
             return Model(str(model), params, _words(path), head, FULL)
-        return _from_hdf5(path)
     if not path.exists():
         raise InputError(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
@@ -106,13 +108,26 @@ def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
 FULL = HeadConfig("full")
 
 
+def hdf5_files(path: Path) -> tuple[Path, Path] | None:
+    """Options and weights in a directory: under these names, or the only ones there
+    whose names end like this (`elmo_..._options.json`, `elmo_..._weights.hdf5`)."""
+    found = []
+    for name in (hdf5.OPTIONS, hdf5.WEIGHTS):
+        named = [path / name] if (path / name).is_file() else [*path.glob(f"*{name}")]
+        if len(named) != 1:
+            return None
+        found += named
+    return found[0], found[1]
+
+
 def is_tf_checkpoint(path: Path) -> bool:
-    """Whether a directory is one that bilm-tf trained in."""
-    return (path / "checkpoint").is_file() and not (path / "weights.hdf5").exists()
+    """Whether it is a directory that bilm-tf trained in, or a checkpoint's prefix."""
+    index = path.with_name(f"{path.name}.index")
+    return (path / "checkpoint").is_file() or index.is_file()
 
 
-def _from_hdf5(path: Path) -> Model:
-    params = hdf5.load_hdf5(path / hdf5.OPTIONS, path / hdf5.WEIGHTS)
+def _from_hdf5(path: Path, options: Path, weights: Path) -> Model:
+    params = hdf5.load_hdf5(options, weights)
     if not (path / hdf5.SOFTMAX).exists():
         return Model(str(path), params, _words(path), None, FULL)
     head = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
@@ -124,7 +139,7 @@ def _from_hdf5(path: Path) -> Model:
 
 
 def _words(path: Path) -> Vocabulary | None:
-    file = path / "vocabulary.txt"
+    file = (path if path.is_dir() else path.parent) / "vocabulary.txt"
     return Vocabulary.read(file) if file.exists() else None
 
 
@@ -187,8 +202,9 @@ def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]
       InputError: if the model cannot be read at all.
     """
     path = fetch_model(str(model)) if is_url(model) else Path(model)
-    if (path / "options.json").is_file() and (path / hdf5.WEIGHTS).is_file():
-        report = check_hdf5(path / hdf5.OPTIONS, path / hdf5.WEIGHTS)
+    files = None if (path / "config.json").exists() else hdf5_files(path)
+    if files:
+        report = check_hdf5(*files)
         arrays, notes = list(report.arrays), list(report.notes)
         if (path / hdf5.SOFTMAX).exists():
             head = load_head(path / hdf5.SOFTMAX, report.config.lstm.projection)

@@ -16,9 +16,12 @@ needed.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
+import numpy as np
+from jax.typing import ArrayLike
 
 if TYPE_CHECKING or os.environ.get("ELMOJAX_SHAPES"):
     from jaxtyping import Bool, Float, Int
@@ -35,8 +38,11 @@ else:
 Params: TypeAlias = Any
 """Nested dict of arrays, as Linen keeps parameters."""
 
-CharacterIds: TypeAlias = Int[jax.Array, "batch time characters"]
-WordIds: TypeAlias = Int[jax.Array, "batch time"]
+Tokens: TypeAlias = jax.Array | np.ndarray
+"""Ids from outside: [batch, time, characters], or word ids [batch, time]."""
+Numbers: TypeAlias = ArrayLike | Sequence[float]
+"""What users write where an array of weights is meant."""
+
 Mask: TypeAlias = Bool[jax.Array, "batch time"]
 Layers: TypeAlias = Float[jax.Array, "batch layers time vector"]
 Mix: TypeAlias = Float[jax.Array, "*mixes batch time vector"]

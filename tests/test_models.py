@@ -1,7 +1,11 @@
 """MODEL in its forms: convert both ways, verify, and training continued from one."""
 
+import functools
 import json
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import h5py
 import jax
@@ -154,6 +158,48 @@ def test_frozen_steps_move_the_softmax_alone(folder, run):
     assert not leaves_equal(before.head, after.head)
     pretrain(folder, "frozen", "--steps", 7)
     assert not leaves_equal(before.params, open_model(frozen).params)
+
+
+def test_a_model_goes_by_many_names(fixtures, tmp_path):
+    """Files under their published names, by address, and checkpoints of bilm-tf."""
+    source = fixtures / "allennlp"
+    files = source / "options.json", source / "lm_weights.hdf5"
+    params = elmojax.load_hdf5(*files)
+    named = tmp_path / "named"
+    named.mkdir()
+    for file, name in zip(
+        files, ("elmo_options.json", "elmo_weights.hdf5"), strict=True
+    ):
+        shutil.copy(file, named / name)
+    assert leaves_equal(elmojax.load(named), params)
+    checkpoint = Path(__file__).parent / "data" / "bilm_tf_checkpoint" / "characters"
+    prefix = next(checkpoint.glob("*.index")).with_suffix("")
+    assert leaves_equal(elmojax.load(checkpoint), elmojax.load(prefix))
+    assert open_model(checkpoint).head is not None
+
+
+def test_a_model_comes_from_an_address(fixtures, tmp_path, monkeypatch):
+    """A server on this machine stands for one with published files."""
+    monkeypatch.setenv("ELMOJAX_CACHE", str(tmp_path / "cache"))
+    source = fixtures / "allennlp"
+    site = tmp_path / "site"
+    site.mkdir()
+    shutil.copy(source / "options.json", site / "options.json")
+    shutil.copy(source / "lm_weights.hdf5", site / "weights.hdf5")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            params = elmojax.load(f"{address}/options.json")
+            with pytest.raises(elmojax.InputError, match="404"):
+                elmojax.load(f"{address}/nothing/options.json")
+            with pytest.raises(elmojax.InputError, match="SHA-256"):
+                elmojax.load(f"{address}/weights.hdf5#sha256={'0' * 64}")
+        finally:
+            server.shutdown()
+    wanted = elmojax.load_hdf5(source / "options.json", source / "lm_weights.hdf5")
+    assert leaves_equal(params, wanted)
 
 
 def test_what_is_no_model_is_one_sentence(tmp_path, folder, capsys):

@@ -48,6 +48,16 @@ def test_an_empty_sentence_moves_the_state(params):
     assert np.abs(after.cell - state.cell).max() > 1e-4
 
 
+def test_sentence_marks_can_be_kept(params):
+    batch = tokens(0, 1, 3)
+    plain, marked = encode(params, batch), elmojax.encode(params, batch, None, True)
+    assert marked.layers.shape[2] == batch.shape[1] + 2
+    np.testing.assert_array_equal(marked.mask.sum(1), plain.mask.sum(1) + 2)
+    np.testing.assert_array_equal(marked.layers[0, :, 1:-1], plain.layers[0])
+    np.testing.assert_array_equal(marked.layers[1, :, 3:], 0.0)
+    assert np.abs(marked.layers[2, :, :2]).max() > 0.01
+
+
 def test_warm_starts_where_reading_on_changes_nothing(params):
     text = tokens(0, 1)
     warmed = elmojax.warm(params, text, tolerance=1e-6)

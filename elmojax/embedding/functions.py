@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
-from elmojax.shapes import Layers, Mask, Mix
+from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
 
 BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, PADDING = 257, 258, 259, 260, 261
 """Character ids of the published mapping, all + 1 because 0 means no token."""
-
-
-Tokens: TypeAlias = Array | np.ndarray
 
 
 class Encoded(NamedTuple):
@@ -35,7 +31,10 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    params: ElmoParams, tokens: Tokens, state: LstmState | None = None
+    params: ElmoParams,
+    tokens: Tokens,
+    state: LstmState | None = None,
+    sentence_marks: bool = False,
 ) -> Encoded:
     """All layers of the biLM for a batch of sentences (Peters et al. 2018, eq. 1).
 
@@ -48,6 +47,7 @@ def encode(
         params.initial_state. A batch may have other sizes than the one before, as
         in bilm-tf and AllenNLP: rows beyond a smaller batch keep their state, rows
         that the state lacks start from params.initial_state.
+      sentence_marks: keep `<S>` and `</S>`: two positions more in layers and mask.
 
     Returns:
       Encoded. Layer 0 is the token layer twice, [x; x]; layer j is [forward_j;
@@ -57,21 +57,31 @@ def encode(
     Raises:
       ValueError: if the shape of `tokens` does not fit the model.
     """
-    config = params.config
     tokens = jnp.asarray(tokens)
-    _check(config, tokens)
+    _check(params.config, tokens)
+    return _encode(params, tokens, state, sentence_marks)
+
+
+@partial(jax.jit, static_argnums=3)
+def _encode(
+    params: ElmoParams, tokens: Array, state: LstmState | None, marks: bool
+) -> Encoded:
     mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
-    marked = _with_marks(config, tokens, mask.sum(axis=1) + 2)
-    return contextualize(params, encode_words(params, marked), mask, state)
+    marked = _with_marks(params.config, tokens, mask.sum(axis=1) + 2)
+    return contextualize(params, encode_words(params, marked), mask, state, marks)
 
 
-def encode_words(params: ElmoParams, words: Array) -> Array:
+def encode_words(params: ElmoParams, words: Tokens) -> Array:
     """Ids of words, [..., characters] or [...], to vectors [..., projection]."""
-    return bilm.encode_words(BiLM(params.config), params.tree, words)
+    return bilm.encode_words(BiLM(params.config), params.tree, jnp.asarray(words))
 
 
 def contextualize(
-    params: ElmoParams, words: Array, mask: Mask, state: LstmState | None = None
+    params: ElmoParams,
+    words: Array,
+    mask: Mask,
+    state: LstmState | None = None,
+    sentence_marks: bool = False,
 ) -> Encoded:
     """The rest of `encode`, from the vectors of words and sentence marks on.
 
@@ -102,12 +112,16 @@ def contextualize(
     contextual = jnp.concatenate([outputs[:, 0], backward], axis=-1)
     token_layer = jnp.concatenate([words, words], axis=-1)
     layers = jnp.concatenate([token_layer[None], contextual]).swapaxes(0, 1)
-    layers = jnp.where(mask[:, None, :, None], layers[:, :, 1:-1], 0.0)
+    if sentence_marks:
+        mask = valid
+    else:
+        layers = layers[:, :, 1:-1]
+    layers = jnp.where(mask[:, None, :, None], layers, 0.0)
     return Encoded(layers, mask, after)
 
 
 def embed(
-    params: ElmoParams, tokens: Tokens, gammas: ArrayLike, bias: ArrayLike = 0.0
+    params: ElmoParams, tokens: Tokens, gammas: Numbers, bias: Numbers = 0.0
 ) -> Mix:
     """ELMo_k = sum_j gammas_j * h_(k,j) + bias: one vector a word.
 
@@ -136,7 +150,7 @@ def embed(
             f"gammas have shape {gammas.shape}; this model mixes {wanted} layers, so "
             f"give [{wanted}] or [mixes, {wanted}]."
         )
-    return mix_layers(encode(params, tokens).layers, gammas, bias)
+    return mix_layers(encode(params, tokens).layers, gammas, jnp.asarray(bias))
 
 
 def _check(config: ElmoConfig, tokens: Array) -> None:

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from elmojax.config import CharCnnConfig
-from elmojax.embedding.functions import Tokens, encode
+from elmojax.embedding.functions import encode
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.lstm import LstmState
+from elmojax.shapes import Tokens
 
 
 def warm(

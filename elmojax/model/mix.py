@@ -5,13 +5,14 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from elmojax.shapes import Gammas, Layers, Mask, Mix
+from elmojax.shapes import Gammas, Layers, Mask, Mix, Numbers
 
 
-def mix_weights(s: ArrayLike, gamma: ArrayLike = 1.0) -> Array:
+def mix_weights(s: Numbers, gamma: Numbers = 1.0) -> Array:
     """gamma * softmax(s): the paper's weights in the form that `embed` takes.
 
     Args:
@@ -51,7 +52,10 @@ class ScalarMix(nn.Module):
 
     @nn.compact
     def __call__(
-        self, layers: Layers, mask: Mask | None = None, deterministic: bool = True
+        self,
+        layers: Layers | np.ndarray,
+        mask: Mask | np.ndarray | None = None,
+        deterministic: bool = True,
     ) -> Array:
         """layers [batch, layers, time, vector] -> [batch, time, vector].
 
@@ -63,8 +67,8 @@ class ScalarMix(nn.Module):
         if self.layer_norm:
             if mask is None:
                 raise ValueError("ScalarMix(layer_norm=True) needs the mask of words.")
-            layers = normalize_layers(layers, mask)
-        mixed = mix_layers(layers, mix_weights(s, gamma))
+            layers = normalize_layers(jnp.asarray(layers), jnp.asarray(mask))
+        mixed = mix_layers(jnp.asarray(layers), mix_weights(s, gamma))
         return nn.Dropout(self.dropout)(mixed, deterministic=deterministic)
 
 
