@@ -16,11 +16,14 @@ from elmojax.embedding.functions import contextualize, encode_words
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
+from elmojax.text.batches import padded_size
 from elmojax.text.characters import encode_words as character_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 CHUNK = 2048
 """Sentences that are sorted by length and encoded together."""
+SHORTEST = 8
+"""Words of the shortest length that sentences are padded to."""
 WORD_BLOCK = 512
 """Distinct words that go through the encoder at once."""
 
@@ -72,7 +75,7 @@ class Embedder:
         order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
         order = [i for i in order if sentences[i]]
         while order:
-            time = padded_length(len(sentences[order[0]]))
+            time = padded_size(len(sentences[order[0]]), SHORTEST)
             size = max(1, self._batch_tokens // time)
             fits = [i for i in order[:size] if len(sentences[i]) <= time]
             order = order[len(fits) :]
@@ -118,14 +121,6 @@ class Embedder:
         layers = np.asarray(self._layers(self.params, table, index, lengths))
         for row in range(len(which)):
             yield layers[row, :, : lengths[row]]
-
-
-def padded_length(words: int) -> int:
-    """The least of 8, 12, 16, 24, 32, 48, 64 ... that holds `words`."""
-    size = 8
-    while size < words:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 def _layers(params: ElmoParams, table: Array, index: Array, lengths: Array) -> Array:

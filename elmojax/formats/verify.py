@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig
-from elmojax.embedding.embedder import padded_length
+from elmojax.embedding.embedder import SHORTEST
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
@@ -18,6 +18,7 @@ from elmojax.formats.hdf5 import PathLike, open_hdf5, read_array, shapes_of
 from elmojax.formats.options import CHARACTERS, Options, config_of, read_options
 from elmojax.formats.published import Entry, Shape, layout
 from elmojax.model.bilm import ElmoParams
+from elmojax.text.batches import padded_size
 from elmojax.text.characters import batch_to_ids
 from elmojax.text.vocabulary import Vocabulary
 
@@ -205,7 +206,7 @@ def _ids(
         else:
             assert vocabulary is not None
             ids = vocabulary.ids(sentence)[None] + 1
-        after = padded_length(len(sentence)) - len(sentence)
+        after = padded_size(len(sentence), SHORTEST) - len(sentence)
         return np.pad(ids, ((0, 0), (0, after)) + ((0, 0),) * (ids.ndim - 2))
 
     return make

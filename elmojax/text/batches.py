@@ -27,6 +27,10 @@ COLUMNS = (16, 32)
 """Character columns a batch may be cut to, besides all of them."""
 
 
+SMALLEST = 256
+"""Rows of the smallest table of words."""
+
+
 class Batch(NamedTuple):
     """One step of all rows, for both directions: 0 forward, 1 backward."""
 
@@ -70,7 +74,8 @@ class Words:
         The table has at least `least` rows; rows without a word are 0.
         """
         distinct, rows = np.unique(types, return_inverse=True)
-        size = _bucket(max(len(distinct), least), self._multiple)
+        size = padded_size(max(len(distinct), least), SMALLEST)
+        size = -(-size // self._multiple) * self._multiple
         if self._ids.ndim == 1:
             table = np.zeros(size, np.int32)
             table[: len(distinct)] = self._ids[distinct]
@@ -82,12 +87,16 @@ class Words:
         return table, rows.reshape(types.shape).astype(np.int32)
 
 
-def _bucket(count: int, multiple: int) -> int:
-    """The least of 256, 384, 512, 768, 1024 ... that holds `count`, divisible."""
-    size = 256
+def padded_size(count: int, least: int) -> int:
+    """The first of least, 1.5 least, 2 least, 3 least, 4 least ... that holds `count`.
+
+    `least` is a power of two. Few sizes, so few shapes to compile, and at most half
+    of an array is filling.
+    """
+    size = least
     while size < count:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return -(-size // multiple) * multiple
+    return size
 
 
 class _Order(NamedTuple):
