@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from elmojax.config import ElmoConfig, TrainConfig
+from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.functions import Encoded, embed, encode
+from elmojax.embedding.pooling import pool
 from elmojax.embedding.warm import warm
 from elmojax.embedding.words import cache_words, word_ids
 from elmojax.errors import InputError
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ElmoConfig",
     "ElmoParams",
+    "Embedder",
     "Encoded",
     "InputError",
     "LstmState",
@@ -37,6 +40,7 @@ __all__ = [
     "load_hdf5",
     "mix_penalty",
     "mix_weights",
+    "pool",
     "restore",
     "save_hdf5",
     "warm",

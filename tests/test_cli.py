@@ -782,6 +782,7 @@ FLAGS = {
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --batch-tokens --overwrite --json",
     "convert": "MODEL --out --step --json",
+    "export": "MODEL --out --step --overwrite --json",
     "verify": "MODEL --against --text --no-carry --errors --json",
 }
 

@@ -28,7 +28,6 @@ from elmojax.config import (
     to_json,
 )
 from elmojax.embedding.embedder import Embedder
-from elmojax.embedding.outputs import write_hdf5
 from elmojax.embedding.words import WordIndex, cache_words
 from elmojax.errors import InputError
 from elmojax.formats import hdf5, published
@@ -603,9 +602,15 @@ def test_softmax_files_that_do_not_fit(tmp_path):
 # --- comparing -----------------------------------------------------------------------
 
 
+def _write_vectors(path, params):
+    with h5py.File(path, "w") as file:
+        for line, layers in enumerate(Embedder(params).embed_sentences(SENTENCES)):
+            file[str(line)] = layers
+
+
 def test_comparison_with_files_of_ours(tmp_path):
     params, path = tiny_params(), tmp_path / "vectors.hdf5"
-    write_hdf5(path, Embedder(params).layers(SENTENCES))
+    _write_vectors(path, params)
     differences = compare_embeddings(params, SENTENCES, path, carry=False)
     assert [d.layer for d in differences] == [0, 1, 2]
     assert all(d.largest < 1e-6 for d in differences)
@@ -626,7 +631,7 @@ def test_comparison_with_files_of_ours(tmp_path):
 
 def test_comparisons_that_make_no_sense(tmp_path):
     params, path = tiny_params(), tmp_path / "vectors.hdf5"
-    write_hdf5(path, Embedder(params).layers(SENTENCES))
+    _write_vectors(path, params)
     with pytest.raises(InputError, match="has no vectors of line 3"):
         compare_embeddings(params, [*SENTENCES, ["more"]], path)
     with pytest.raises(InputError, match="more lines than the 2 of the text"):

@@ -109,8 +109,8 @@ def test_what_is_no_list_of_words(params, request):
 
 def test_many_sentences(params):
     index = WordIndex(WORDS)
-    got = Embedder(cache_words(params, index), index).layers(SENTENCES)
-    wanted = Embedder(params).layers(SENTENCES)
+    got = Embedder(cache_words(params, index), index).embed_sentences(SENTENCES)
+    wanted = Embedder(params).embed_sentences(SENTENCES)
     for ours, theirs in zip(got, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=ROUNDING)
 

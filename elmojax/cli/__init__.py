@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import elmojax
 from elmojax.cli.common import say
+from elmojax.cli.export import export
 from elmojax.cli.models import convert, verify
 from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "embed": embed,
     "convert": convert,
     "verify": verify,
+    "export": export,
 }
 
 

@@ -3,48 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from itertools import islice
+from itertools import chain
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from elmojax.config import CharCnnConfig
-from elmojax.embedding.functions import contextualize, encode_words
+from elmojax.embedding.blocks import Block
+from elmojax.embedding.documents import CHUNK, document, pass_over
+from elmojax.embedding.engine import Dtype, Select, make_selection, run_batch
+from elmojax.embedding.plan import full, make_plan, room, shapes
+from elmojax.embedding.table import WordTable
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.text.batches import padded_size
-from elmojax.text.characters import encode_words as character_ids
-from elmojax.text.vocabulary import SPECIALS, Vocabulary
+from elmojax.shapes import Numbers
+from elmojax.text.vocabulary import Vocabulary
 
-CHUNK = 2048
-"""Sentences that are sorted by length and encoded together."""
-SHORTEST = 8
-"""Words of the shortest length that sentences are padded to."""
-WORD_BLOCK = 512
-"""Distinct words that go through the encoder at once."""
+BATCH_TOKENS = 8192
+"""Words and sentences of a batch, unless a user says otherwise."""
 
 
 class Embedder:
-    """A biLM ready for sentences of words.
+    """A biLM ready for sentences of words, as AllenNLP's `ElmoEmbedder` was.
 
-    Sentences are read in chunks; the distinct words of a chunk are encoded once, and
-    its sentences run through the LSTM by length, padded to one of a short list of
-    lengths, so that few shapes are compiled whatever the text.
+    Sentences are read in batches. Words that were not seen lately are encoded once and
+    kept in a table on the device; sentences run through the LSTM one after the other
+    in the rows of a batch, each from `params.initial_state`, so that vectors depend on
+    the sentence alone and only a few shapes are compiled. A sentence longer than a
+    batch is read in chunks, exactly. While the device works on one batch, the host
+    prepares the next.
     """
 
     def __init__(
         self,
         params: ElmoParams,
         vocabulary: Vocabulary | WordIndex | None = None,
-        batch_tokens: int = 2048,
+        batch_tokens: int = BATCH_TOKENS,
+        *,
+        layers: Select = "all",
+        gammas: Numbers | None = None,
+        dtype: Dtype = "float32",
     ) -> None:
-        """`vocabulary` is for models with a word table (of `cache_words`: the
-        WordIndex); `batch_tokens` bounds the positions, padding included, of one run
-        of the LSTM."""
+        """
+        Args:
+          params: from `init`, `restore` or `load`.
+          vocabulary: for models with a word table (of `cache_words`: the WordIndex).
+          batch_tokens: most words and sentences of a batch together; bounds memory.
+          layers: "all" keeps every layer, "top" the last, "mix" their sum weighted by
+            `gammas`.
+          gammas: [layers + 1], for layers "mix".
+          dtype: of the vectors: "float32", "float16" or "bfloat16". Sums are float32.
+
+        Raises:
+          InputError: if these do not go together.
+        """
         if batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}; it must be above 0.")
         if not isinstance(params.config.encoder, CharCnnConfig) and vocabulary is None:
@@ -52,77 +64,159 @@ class Embedder:
                 "This model reads word ids, so its vocabulary is needed: give the run "
                 "directory it was trained in."
             )
-        self.params, self._vocabulary = params, vocabulary
-        self._batch_tokens = batch_tokens
-        self._encode = jax.jit(encode_words)
-        self._layers = jax.jit(_layers)
+        self.params, self.batch_tokens = params, batch_tokens
+        self._full = full(batch_tokens)
+        self._selection = make_selection(params, layers, gammas, dtype)
+        self._table = WordTable(params, vocabulary, max(batch_tokens, CHUNK))
 
-    def layers(self, sentences: Iterable[Sequence[str]]) -> Iterator[np.ndarray]:
-        """All layers of each sentence, in order: float32 [layers + 1, words, vector].
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """All (steps, rows, words) that batches are compiled for, whatever the text."""
+        return shapes(self.batch_tokens)
 
-        A sentence without words gives [layers + 1, 0, vector]. Every sentence starts
-        from `params.initial_state`, so vectors depend on the sentence alone.
-        """
-        sentences = iter(sentences)
-        while chunk := [list(sentence) for sentence in islice(sentences, CHUNK)]:
-            yield from self._chunk(chunk)
-
-    def _chunk(self, sentences: list[list[str]]) -> list[np.ndarray]:
-        table, rows = self._table(sentences)
-        lstm = self.params.config.lstm
-        empty = np.zeros((lstm.layers + 1, 0, 2 * lstm.projection), np.float32)
-        results = [empty] * len(sentences)
-        order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-        order = [i for i in order if sentences[i]]
-        while order:
-            time = padded_size(len(sentences[order[0]]), SHORTEST)
-            size = max(1, self._batch_tokens // time)
-            fits = [i for i in order[:size] if len(sentences[i]) <= time]
-            order = order[len(fits) :]
-            for i, layers in zip(
-                fits, self._run(table, rows, fits, size, time), strict=False
-            ):
-                results[i] = layers
-        return results
-
-    def _table(self, sentences: list[list[str]]) -> tuple[Array, list[np.ndarray]]:
-        """Vectors of `<S>`, `</S>` and the distinct words; their rows by sentence."""
-        known = {word: i for i, word in enumerate(SPECIALS[:2])}
-        rows = [
-            np.array([known.setdefault(w, len(known)) for w in sentence], np.int32)
-            for sentence in sentences
-        ]
-        words = list(known)
-        words += [SPECIALS[0]] * (-len(words) % WORD_BLOCK)
-        config = self.params.config.encoder
-        if isinstance(config, CharCnnConfig):
-            ids = character_ids(words, config.max_characters)
-        else:
-            assert self._vocabulary is not None
-            ids = self._vocabulary.ids(words) + 1
-        blocks = range(0, len(words), WORD_BLOCK)
-        encode = partial(self._encode, self.params)
-        return jnp.concatenate([encode(ids[b : b + WORD_BLOCK]) for b in blocks]), rows
-
-    def _run(
+    def blocks(
         self,
-        table: Array,
-        rows: list[np.ndarray],
-        which: list[int],
-        size: int,
-        time: int,
+        sentences: Iterable[Sequence[str]],
+        skip: int = 0,
+        on_device: bool = False,
+    ) -> Iterator[Block]:
+        """Vectors as they come from the device, many sentences at a time.
+
+        Args:
+          sentences: any number of them, each a list of words.
+          skip: leave out that many sentences at the beginning: a number at which a
+            block ended when the same sentences were read by another Embedder like
+            this. From an Embedder not used before, the blocks after it then come bit
+            for bit as they did there.
+
+        Raises:
+          InputError: for what is not a list of words, or another `skip`.
+        """
+        if on_device:
+            yield from self._dispatch(sentences, skip)
+            return
+        late = None
+        for now in self._dispatch(sentences, skip):
+            if late is not None:
+                yield _fetched(late)
+            late = now
+        if late is not None:
+            yield _fetched(late)
+
+    def embed_sentences(
+        self, sentences: Iterable[Sequence[str]]
     ) -> Iterator[np.ndarray]:
-        index = np.zeros((size, time + 2), np.int32)
-        lengths = np.zeros(size, np.int32)
-        for row, i in enumerate(which):
-            lengths[row] = len(rows[i])
-            index[row, 1 : lengths[row] + 1] = rows[i]
-            index[row, lengths[row] + 1] = 1
-        layers = np.asarray(self._layers(self.params, table, index, lengths))
-        for row in range(len(which)):
-            yield layers[row, :, : lengths[row]]
+        """Vectors of each sentence, in the order of the sentences.
+
+        Stands in for AllenNLP's `ElmoEmbedder.embed_sentences`; it reads sentences
+        ahead, up to two batches.
+
+        Yields:
+          [layers + 1, words, vector], or [words, vector] for layers "top" and "mix";
+          no words for a sentence without any.
+
+        Raises:
+          InputError: for what is not a list of words.
+        """
+        parts: list[np.ndarray] = []
+        for block in self.blocks(sentences):
+            end, last = 0, len(block.sizes) - 1
+            for number, size in enumerate(block.sizes):
+                parts.append(block.vectors[end : end + size])
+                end += size
+                if not (block.more and number == last):
+                    yield _layers_first(parts)
+                    parts = []
+            parts = [part.copy() for part in parts]  # lets go of the block
+
+    def embed_sentence(self, sentence: Sequence[str]) -> np.ndarray:
+        """One sentence: [layers + 1, words, vector], or [words, vector].
+
+        Stands in for AllenNLP's `ElmoEmbedder.embed_sentence`.
+        """
+        return next(self.embed_sentences([sentence]))
+
+    def embed_batch(self, batch: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Vectors of each sentence of a list, as `embed_sentences` yields them.
+
+        Stands in for AllenNLP's `ElmoEmbedder.embed_batch`.
+        """
+        return list(self.embed_sentences(batch))
+
+    def _dispatch(
+        self, sentences: Iterable[Sequence[str]], skip: int
+    ) -> Iterator[Block]:
+        """Starts batch after batch on the device."""
+        done = 0
+        for batch in self._batches(sentences):
+            done += len(batch)
+            words = list(chain.from_iterable(batch))
+            if len(words) + len(batch) > self._full and len(batch) == 1:
+                if done <= skip:
+                    pass_over(self._table, words)
+                else:
+                    yield from self._document(words)
+                continue
+            rows = self._table.rows(words)
+            if done > skip:
+                if done - len(batch) < skip:
+                    raise InputError(f"No batch of this text ends at sentence {skip}.")
+                yield self._batch(batch, rows)
+
+    def _batch(self, batch: list[list[str]], rows: np.ndarray) -> Block:
+        sizes = np.array([len(sentence) for sentence in batch])
+        size = room(len(rows), self.batch_tokens)
+        plan = make_plan(rows, sizes, size)
+        vectors = run_batch(
+            self.params, self._table.vectors, plan, size, self._selection
+        )
+        return Block(tuple(sizes.tolist()), vectors, False)
+
+    def _document(self, words: list[str]) -> Iterator[Block]:
+        left = len(words)
+        for count, vectors in document(
+            self.params, self._table, words, self._selection
+        ):
+            left -= count
+            if count:
+                yield Block((count,), vectors, left > 0)
+
+    def _batches(self, sentences: Iterable[Sequence[str]]) -> Iterator[list[list[str]]]:
+        """Successive sentences that fill a batch, or one that is longer."""
+        batch: list[list[str]] = []
+        steps = 0
+        for number, sentence in enumerate(sentences):
+            checked = _checked(sentence, number)
+            steps += len(checked) + 1
+            if batch and steps > self._full:
+                yield batch
+                batch, steps = [], len(checked) + 1
+            batch.append(checked)
+        if batch:
+            yield batch
 
 
-def _layers(params: ElmoParams, table: Array, index: Array, lengths: Array) -> Array:
-    mask = jnp.arange(index.shape[1] - 2)[None] < lengths[:, None]
-    return contextualize(params, table[index], mask).layers
+def _fetched(block: Block) -> Block:
+    """The block on the host; waits for the device."""
+    vectors = np.asarray(block.vectors)[: sum(block.sizes)]
+    return block._replace(vectors=vectors)
+
+
+def _layers_first(parts: list[np.ndarray]) -> np.ndarray:
+    """A copy of the parts of a sentence: [layers + 1, words, vector]."""
+    vectors = np.concatenate(parts)
+    if vectors.ndim == 2:
+        return vectors
+    return np.ascontiguousarray(vectors.swapaxes(0, 1))
+
+
+def _checked(sentence: Sequence[str], number: int) -> list[str]:
+    if isinstance(sentence, (str, bytes)):
+        raise InputError(
+            f"Sentence {number} is the string {sentence[:40]!r}; give a list of words."
+        )
+    words = list(sentence)
+    for word in words:
+        if not isinstance(word, str):
+            raise InputError(f"Sentence {number} has {word!r}, which is no word.")
+    return words

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig
-from elmojax.embedding.embedder import SHORTEST
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
@@ -206,7 +205,7 @@ def _ids(
         else:
             assert vocabulary is not None
             ids = vocabulary.ids(sentence)[None] + 1
-        after = padded_size(len(sentence), SHORTEST) - len(sentence)
+        after = padded_size(len(sentence), 8) - len(sentence)
         return np.pad(ids, ((0, 0), (0, after)) + ((0, 0),) * (ids.ndim - 2))
 
     return make

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.model.char_cnn import CharCnn, WordTable
-from elmojax.model.lstm import BiLstm, LstmState
+from elmojax.model.lstm import BiLstm, LstmState, SentenceStarts
 from elmojax.model.recurrence import Backend
 from elmojax.shapes import Inputs, Params, Valid
 
@@ -25,6 +25,8 @@ class BiLM(nn.Module):
     dropout: float = 0.0
     mesh: Mesh | None = None
     backend: Backend = Backend.LEAN
+    directions: int = 2
+    """1 with parameters of one direction only (a leading axis of 1)."""
 
     def setup(self) -> None:
         encoder, lstm = self.config.encoder, self.config.lstm
@@ -32,7 +34,7 @@ class BiLM(nn.Module):
             self.encoder: nn.Module = CharCnn(encoder, lstm.projection)
         else:
             self.encoder = WordTable(encoder, lstm.projection)
-        self.lstm = BiLstm(lstm, self.dropout, self.mesh, self.backend)
+        self.lstm = BiLstm(lstm, self.dropout, self.mesh, self.backend, self.directions)
 
     def __call__(self, words: Array, state: LstmState) -> Array:
         """Touches every parameter once, for `init`: words are encoder ids."""
@@ -44,14 +46,18 @@ class BiLM(nn.Module):
         return self.encoder(words)
 
     def contextualize(
-        self, inputs: Inputs, state: LstmState, valid: Valid | None = None
+        self,
+        inputs: Inputs,
+        state: LstmState,
+        valid: Valid | None = None,
+        restarts: SentenceStarts | None = None,
     ) -> tuple[Array, LstmState]:
         """Token vectors in the order each direction reads -> all layers, new state.
 
         inputs are [time, two, batch, projection]; the result is [layers, time, two,
         batch, projection], still in the order each direction reads.
         """
-        return self.lstm(inputs, state, valid)
+        return self.lstm(inputs, state, valid, restarts)
 
 
 @flax.struct.dataclass
@@ -87,12 +93,13 @@ def contextualize(
     state: LstmState,
     valid: Valid | None = None,
     dropout: Array | None = None,
+    restarts: SentenceStarts | None = None,
 ) -> tuple[Array, LstmState]:
     """`BiLM.contextualize` with the parameters of a tree; `dropout` is a random key."""
     variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
     rngs = {} if dropout is None else {"dropout": dropout}
     result = model.apply(
-        variables, inputs, state, valid, method="contextualize", rngs=rngs
+        variables, inputs, state, valid, restarts, method="contextualize", rngs=rngs
     )
     return cast(tuple[Array, LstmState], result)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -19,7 +19,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import LstmConfig
-from elmojax.model.recurrence import Backend, Options, State, Weights, recurrence
+from elmojax.model.recurrence import (
+    Backend,
+    Options,
+    Restarts,
+    State,
+    Weights,
+    recurrence,
+)
 from elmojax.shapes import Inputs, Valid
 
 
@@ -43,8 +50,8 @@ class LstmState:
             jnp.zeros((*lead, config.projection), jnp.float32),
         )
 
-    def for_batch(self, batch: int, start: LstmState | None = None) -> LstmState:
-        """The state of `batch` rows.
+    def for_batch(self, batch: Any, start: LstmState | None = None) -> LstmState:
+        """The state of `batch` rows, a number or a symbolic dimension.
 
         Without a batch axis it is repeated. With one, its first rows are taken; rows
         that it lacks begin as `start` (without a batch axis; None = zeros).
@@ -65,6 +72,19 @@ class LstmState:
         return jax.tree.map(lambda one, other: join([one, other]), self, further)
 
 
+class SentenceStarts(NamedTuple):
+    """Where sentences begin in rows that hold several, one after the other."""
+
+    here: Array
+    """bool [time, two, batch]: set the state back before this position is read."""
+    state: LstmState
+    """Without a batch axis: what every sentence starts from."""
+
+    def of_layer(self, number: int) -> Restarts:
+        start = State(self.state.cell[number], self.state.hidden[number])
+        return Restarts(self.here, start)
+
+
 class BiLstm(nn.Module):
     """All layers: inputs -> outputs [layers, time, two, batch, projection], state.
 
@@ -76,17 +96,23 @@ class BiLstm(nn.Module):
     dropout: float = 0.0
     mesh: Mesh | None = None
     backend: Backend = Backend.LEAN
+    directions: int = 2
 
     @nn.compact
     def __call__(
-        self, inputs: Inputs, state: LstmState, valid: Valid | None = None
+        self,
+        inputs: Inputs,
+        state: LstmState,
+        valid: Valid | None = None,
+        restarts: SentenceStarts | None = None,
     ) -> tuple[Array, LstmState]:
         outputs, cells, hiddens = [], [], []
         x = inputs
         for number in range(self.config.layers):
             x = nn.Dropout(self.dropout, deterministic=not self.dropout)(x)
             before = State(state.cell[number], state.hidden[number])
-            y, after = self._layer(number, x, before, valid)
+            again = None if restarts is None else restarts.of_layer(number)
+            y, after = self._layer(number, x, before, valid, again)
             x = y + x if number and self.config.skip_connections else y
             if valid is not None:  # a skip connection adds the input of padding too
                 x = jnp.where(valid[:, None, :, None], x, 0.0)
@@ -96,22 +122,32 @@ class BiLstm(nn.Module):
         return jnp.stack(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
 
     def _layer(
-        self, number: int, x: Array, state: State, valid: Array | None
+        self,
+        number: int,
+        x: Array,
+        state: State,
+        valid: Array | None,
+        restarts: Restarts | None,
     ) -> tuple[Array, State]:
         width, dim, out = x.shape[-1], self.config.dim, self.config.projection
         start = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=-3, out_axis=(-2, -1), batch_axis=0
         )
         # Glorot over inputs and hidden state together, one matrix as in TensorFlow.
-        kernel = self.param(f"kernel_{number}", start, (2, width + out, 4, dim))
-        bias = self.param(f"bias_{number}", nn.initializers.zeros, (2, 4, dim))
+        kernel = self.param(
+            f"kernel_{number}", start, (self.directions, width + out, 4, dim)
+        )
+        zeros, shape = nn.initializers.zeros, (self.directions, 4, dim)
+        bias = self.param(f"bias_{number}", zeros, shape)
         start = nn.initializers.glorot_uniform(batch_axis=0)
-        projection = self.param(f"projection_{number}", start, (2, dim, out))
+        shape = (self.directions, dim, out)
+        projection = self.param(f"projection_{number}", start, shape)
         weights = Weights(kernel, bias, projection)
         clips = (self.config.cell_clip, self.config.projection_clip)
         if self.mesh is None:
             options = Options(*clips, None, self.backend)
-            return _run_layer(options, x, weights, state, valid)
+            return _run_layer(options, x, weights, state, valid, restarts)
+        assert restarts is None, "rows of several sentences are for one device"
         options = Options(*clips, "model", self.backend)
         return self._sharded(options)(x, weights, state, valid)
 
@@ -135,11 +171,18 @@ class BiLstm(nn.Module):
 
 
 def _run_layer(
-    options: Options, x: Array, weights: Weights, state: State, valid: Array | None
+    options: Options,
+    x: Array,
+    weights: Weights,
+    state: State,
+    valid: Array | None,
+    restarts: Restarts | None = None,
 ) -> tuple[Array, State]:
     """One layer on one device's share of rows and cells; gates side by side."""
     kernel, bias, projection = weights
     flat = Weights(
-        kernel.reshape(*kernel.shape[:2], -1), bias.reshape(2, -1), projection
+        kernel.reshape(*kernel.shape[:2], -1),
+        bias.reshape(len(bias), -1),
+        projection,
     )
-    return recurrence(x, flat, state, options, valid)
+    return recurrence(x, flat, state, options, valid, restarts)

@@ -44,6 +44,15 @@ class State(NamedTuple):
     hidden: Hidden
 
 
+class Restarts(NamedTuple):
+    """Where a new sentence begins in a row, and the state it begins with."""
+
+    here: Array
+    """bool [time, two, batch]."""
+    start: State
+    """[two, dim] and [two, projection]: the same for every sentence."""
+
+
 class Weights(NamedTuple):
     """One layer: kernel [two, inputs + projection, gates], bias [two, gates],
     projection [two, dim, projection]."""
@@ -69,6 +78,7 @@ def recurrence(
     state: State,
     options: Options,
     valid: Valid | None = None,
+    restarts: Restarts | None = None,
 ) -> tuple[Array, State]:
     """Runs both directions over time.
 
@@ -76,15 +86,17 @@ def recurrence(
       inputs: [time, two, batch, inputs].
       state: state before the first position.
       valid: [time, batch]; where False the state passes through and the output is 0.
+      restarts: where the state is set back before a position is read, so that a row
+        can hold sentences one after the other.
 
     Returns:
       outputs [time, two, batch, projection] in float32, and the state after the last
       position.
     """
-    if options.backend is Backend.LEAN and valid is None:
+    if options.backend is Backend.LEAN and valid is None and restarts is None:
         outputs, *last = _lean(options, inputs, weights, state)
         return outputs, State(*last)
-    return _reference(options, inputs, weights, state, valid)
+    return _reference(options, inputs, weights, state, valid, restarts)
 
 
 def _activate(z: Array) -> tuple[Array, Array, Array, Array]:
@@ -118,9 +130,14 @@ def _reference(
     weights: Weights,
     state: State,
     valid: Array | None,
+    restarts: Restarts | None,
 ) -> tuple[Array, State]:
-    def step(state: State, now: tuple[Array, Array | None]) -> tuple[State, Array]:
-        x, real = now
+    def step(
+        state: State, now: tuple[Array, Array | None, Array | None]
+    ) -> tuple[State, Array]:
+        x, real, again = now
+        if restarts is not None and again is not None:
+            state = State(*map(partial(_choose, again), restarts.start, state))
         _, new = _step(options, x, weights, state)
         if real is None:
             return new, new.hidden
@@ -129,8 +146,14 @@ def _reference(
         hidden = jnp.where(here, new.hidden, state.hidden)
         return State(cell, hidden), jnp.where(here, new.hidden, 0.0)
 
-    state, outputs = lax.scan(step, state, (inputs, valid))
+    again = None if restarts is None else restarts.here
+    state, outputs = lax.scan(step, state, (inputs, valid, again))
     return outputs, state
+
+
+def _choose(again: Array, start: Array, going: Array) -> Array:
+    """`start` [two, dim] in the rows that begin again, elsewhere what goes on."""
+    return jnp.where(again[..., None], start[:, None], going)
 
 
 Saved: TypeAlias = tuple[Array, Weights, State, Array, State]

@@ -1,0 +1,51 @@
+"""`elmojax export`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import elmojax
+from elmojax.cli.common import Json, Model, Overwrite, Step, parse, print_json
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Writes one file with all that JAX needs to embed without elmojax: the programs
+    `embed` and `layers` as StableHLO (any batch and length; CPU, CUDA and TPU), the
+    weights, their hash, and the configuration."""
+
+    model: Model
+    out: Path
+    """File to make."""
+    step: Step = None
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+def export(argv: list[str]) -> None:
+    """a model as one file that runs with JAX alone (StableHLO)"""
+    from elmojax.embedding.export import check_out, write_export
+    from elmojax.loading import open_model
+
+    asked = parse(ExportArguments, "export", argv)
+    check_out(asked.out, asked.overwrite)
+    model = open_model(asked.model, asked.step)
+    record = write_export(
+        model.params,
+        asked.out,
+        model.vocabulary,
+        elmojax.__version__,
+        asked.overwrite,
+    )
+    size = asked.out.stat().st_size
+    if asked.json:
+        print_json({"out": asked.out, "bytes": size, **record})
+        return
+    count = sum(math.prod(about["shape"]) for about in record["weights"].values())
+    print(
+        f"{asked.out}: {' and '.join(record['programs'])} for "
+        f"{', '.join(record['platforms'])}; {count:,} weights, {size / 1e6:,.1f} MB; "
+        "experiments/load_exported.py loads it with JAX alone."
+    )

@@ -1,0 +1,126 @@
+"""Vectors of distinct words, each encoded once and kept on the device while it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from elmojax.config import CharCnnConfig, WordTableConfig
+from elmojax.embedding.functions import encode_words
+from elmojax.embedding.words import WordIndex
+from elmojax.errors import InputError
+from elmojax.model.bilm import ElmoParams
+from elmojax.text.characters import encode_words as character_ids
+from elmojax.text.vocabulary import SPECIALS, Vocabulary
+
+BLOCKS = (512, 64, 16)
+"""Words that go through the encoder at once; new words are cut into these sizes."""
+SHORT = 17
+"""Characters, marks included, of words that are encoded in fewer columns."""
+BYTES = 64 << 20
+"""Device memory of the table."""
+MARKS = SPECIALS[:2]
+"""`<S>` and `</S>`: always rows 0 and 1."""
+
+
+class WordTable:
+    """Rows of vectors for words as they come; full, it is emptied and begins again.
+
+    Which row a word gets, and with which others it is encoded, depends only on the
+    words asked for since the beginning. Encoding waits until the vectors are needed,
+    so that a text can be passed over quickly and gone on with exactly.
+    """
+
+    def __init__(
+        self,
+        params: ElmoParams,
+        vocabulary: Vocabulary | WordIndex | None,
+        batch_words: int,
+    ) -> None:
+        """`batch_words` is the most distinct words of one call of `rows`."""
+        self._params, self._vocabulary = params, vocabulary
+        self._columns = _short_columns(params.config.encoder)
+        width = params.config.lstm.projection
+        fitting = BYTES // (4 * width)
+        self._capacity = max(fitting, batch_words + len(MARKS))
+        spare = BLOCKS[-1]  # of the last block, which may reach past the last word
+        self._vectors = jnp.zeros((self._capacity + spare, width), jnp.float32)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._pending: list[tuple[int, list[str], int | None]] = []
+        self._add(list(MARKS))
+
+    def rows(self, words: Sequence[str]) -> np.ndarray:
+        """The row of each word, int32 [words]; valid until the next call."""
+        new = [word for word in dict.fromkeys(words) if word not in self._rows]
+        if len(self._rows) + len(new) > self._capacity:
+            self._clear()
+            known = self._rows
+            new = [word for word in dict.fromkeys(words) if word not in known]
+        self._add(new)
+        return np.fromiter(map(self._rows.__getitem__, words), np.int32, len(words))
+
+    def _add(self, new: list[str]) -> None:
+        fits = [len(word.encode("utf-8", "ignore")) + 2 <= SHORT for word in new]
+        short = [word for word, fit in zip(new, fits, strict=True) if fit]
+        long = [word for word, fit in zip(new, fits, strict=True) if not fit]
+        for words, columns in ((short, self._columns), (long, None)):
+            start = len(self._rows)
+            self._rows.update(zip(words, range(start, start + len(words)), strict=True))
+            if words:
+                self._pending.append((start, words, columns))
+
+    @property
+    def vectors(self) -> Array:
+        """[rows, projection], of all rows given out so far."""
+        for start, words, columns in self._pending:
+            ids, done = self._ids(words)[..., :columns], 0
+            while done < len(words):
+                left = len(words) - done
+                size = next((b for b in BLOCKS if b <= left), BLOCKS[-1])
+                block = ids[done : done + size]
+                if left < size:
+                    block = np.concatenate([block, ids[:1].repeat(size - left, 0)])
+                self._vectors = _encode(
+                    self._params, self._vectors, block, np.int32(start + done)
+                )
+                done += size
+        self._pending = []
+        return self._vectors
+
+    def _ids(self, words: list[str]) -> np.ndarray:
+        config = self._params.config.encoder
+        if isinstance(config, CharCnnConfig):
+            return character_ids(words, config.max_characters)
+        if self._vocabulary is None:
+            raise InputError(
+                "This model reads word ids, so its vocabulary is needed: give the run "
+                "directory it was trained in."
+            )
+        return self._vocabulary.ids(words)[:, None] + 1
+
+
+def _short_columns(encoder: CharCnnConfig | WordTableConfig) -> int | None:
+    """Columns for short words: enough for one window of nothing but padding.
+
+    Max-pooling sees more such windows in the full width, and they are all the same.
+    """
+    if not isinstance(encoder, CharCnnConfig):
+        return None
+    columns = SHORT + max(width for width, _ in encoder.filters)
+    return columns if columns < encoder.max_characters else None
+
+
+@partial(jax.jit, donate_argnums=1)
+def _encode(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:
+    if not isinstance(params.config.encoder, CharCnnConfig):
+        ids = ids[:, 0]
+    vectors = encode_words(params, ids)
+    return jax.lax.dynamic_update_slice(table, vectors, (start, jnp.int32(0)))

@@ -1,0 +1,280 @@
+"""The streaming embedder: the vectors of `encode`, whatever goes together with what."""
+
+import random
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import TINY, tiny_params
+
+import elmojax
+import elmojax.embedding.words
+from elmojax import Embedder, InputError, batch_to_ids, encode
+from elmojax.embedding import documents, engine, table
+from elmojax.embedding import embedder as embedder_module
+from elmojax.embedding.plan import make_plan, possible_rows, room, shapes, windows
+
+WORDS = ["the", "bank", "of", "é", "中文", "", "x" * 30, "river", "<S>", "a b", "\x00"]
+ROUNDING = 2e-6
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Sentences start from a state that is not zero."""
+    made = tiny_params()
+    start = jax.tree.map(lambda leaf: leaf + 0.3, made.initial_state)
+    return made.replace(initial_state=start)
+
+
+def of_encode(params, sentences):
+    """All layers of each sentence by the pure function, [layers + 1, words, vector]."""
+    columns = params.config.encoder.max_characters
+    batch = [*sentences, ["word"] * 40]
+    batch += [[]] * (-len(batch) % 64)  # one compilation for many tests
+    layers = np.asarray(encode(params, batch_to_ids(batch, columns)).layers)
+    return [layers[i, :, : len(s)] for i, s in enumerate(sentences)]
+
+
+def text(seed, count, longest=40):
+    draw = random.Random(seed)
+    sizes = [draw.choice([0, 1, 2, 5, 11, longest]) for _ in range(count)]
+    return [
+        [draw.choice(WORDS) + str(draw.randrange(40)) for _ in range(n)] for n in sizes
+    ]
+
+
+def assert_same(got, wanted, atol=ROUNDING):
+    for number, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(
+            ours, theirs, atol=atol, err_msg=f"sentence {number}"
+        )
+
+
+# --- invariance --------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(
+    sentences=st.lists(st.lists(st.sampled_from(WORDS), max_size=30), max_size=25),
+    batch_tokens=st.sampled_from([1, 7, 40, 300, 5000]),
+    chunk=st.sampled_from([8, 16]),
+    seed=st.integers(0, 99),
+)
+def test_neither_order_nor_batch_nor_chunk_changes_a_vector(
+    sentences, batch_tokens, chunk, seed
+):
+    params = tiny_params()
+    params = params.replace(
+        initial_state=jax.tree.map(lambda leaf: leaf - 0.2, params.initial_state)
+    )
+    order = list(range(len(sentences)))
+    random.Random(seed).shuffle(order)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "CHUNK", chunk)
+        embedder = Embedder(params, batch_tokens=batch_tokens)
+        got = embedder.embed_batch([sentences[i] for i in order])
+    assert_same(got, of_encode(params, [sentences[i] for i in order]))
+
+
+def test_layers_top_mix_and_dtypes(params):
+    sentences = text(0, 30)
+    wanted = of_encode(params, sentences)
+    assert_same(Embedder(params).embed_sentences(sentences), wanted)
+    top = Embedder(params, layers="top", batch_tokens=50).embed_batch(sentences)
+    assert_same(top, [layers[-1] for layers in wanted])
+    gammas = [0.2, -1.5, 3.0]
+    mix = Embedder(params, layers="mix", gammas=gammas, batch_tokens=20)
+    mixed = [np.einsum("k,ktv->tv", gammas, layers) for layers in wanted]
+    assert_same(mix.embed_batch(sentences), mixed, 1e-5)
+    for dtype, relative in (("float16", 2**-11), ("bfloat16", 2**-8)):
+        for ours, theirs in zip(
+            Embedder(params, dtype=dtype).embed_sentences(sentences),
+            wanted,
+            strict=True,
+        ):
+            assert ours.dtype.name == dtype
+            np.testing.assert_allclose(
+                ours.astype(np.float32), theirs, rtol=relative, atol=1e-5
+            )
+
+
+def test_a_model_of_words_and_a_cache(params):
+    words = sorted({word for sentence in text(1, 40) for word in sentence})
+    cached = elmojax.cache_words(params, words)
+    index = elmojax.embedding.words.WordIndex(words)
+    got = Embedder(cached, index, batch_tokens=64).embed_sentences(text(1, 40))
+    assert_same(got, of_encode(params, text(1, 40)))
+    with pytest.raises(InputError, match="'unseen' is not among"):
+        Embedder(cached, index).embed_sentence(["unseen"])
+
+
+def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
+    monkeypatch.setattr(embedder_module, "CHUNK", 16)
+    monkeypatch.setattr(table, "BYTES", 4 * TINY.lstm.projection * 60)
+    sentences = text(2, 120)
+    embedder = Embedder(params, batch_tokens=40)
+    wanted = of_encode(params, sentences)
+    for _ in range(2):
+        assert_same(embedder.embed_sentences(sentences), wanted)
+    assert len(embedder._table._rows) <= 60 < len({w for s in sentences for w in s})
+
+
+def test_words_are_encoded_once(params, monkeypatch):
+    seen = []
+    real = table.WordTable._ids
+    monkeypatch.setattr(
+        table.WordTable,
+        "_ids",
+        lambda self, words: seen.extend(words) or real(self, words),
+    )
+    embedder = Embedder(params, batch_tokens=60)
+    embedder.embed_batch(text(3, 50))
+    embedder.embed_batch(text(3, 50))
+    assert len(seen) == len(set(seen))
+
+
+# --- long documents ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [16, 62, 63, 64, 65, 400])
+def test_a_document_in_chunks_is_the_document_at_once(params, words, monkeypatch):
+    monkeypatch.setattr(documents, "CHUNK", 32)
+    draw = random.Random(words)
+    document = [draw.choice(WORDS) for _ in range(words)]
+    sentences = [["before"], document, [], ["after", "it"]]
+    embedder = Embedder(params, batch_tokens=15)
+    blocks = list(embedder.blocks(sentences))
+    assert max(len(block.vectors) for block in blocks) <= 32
+    assert_same(embedder.embed_sentences(sentences), of_encode(params, sentences), 1e-5)
+
+
+def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
+    """Blocks come one by one, each of one chunk, and none waits for the others."""
+    words = [f"w{i % 50}" for i in range(20_000)]
+    sizes = [
+        (len(block.vectors), block.more)
+        for block in Embedder(params, batch_tokens=100).blocks([words])
+    ]
+    assert sum(size for size, _ in sizes) == 20_000
+    assert max(size for size, _ in sizes) <= documents.CHUNK
+    assert [more for _, more in sizes] == [True] * (len(sizes) - 1) + [False]
+
+
+# --- going on where an earlier run stopped -------------------------------------------
+
+
+@pytest.mark.parametrize("batch_tokens", [30, 200])
+def test_after_a_skip_the_same_bits(params, batch_tokens, monkeypatch):
+    monkeypatch.setattr(documents, "CHUNK", 16)
+    monkeypatch.setattr(embedder_module, "CHUNK", 16)
+    monkeypatch.setattr(table, "BYTES", 4 * TINY.lstm.projection * 100)
+    sentences = text(4, 150)
+    whole = list(Embedder(params, batch_tokens=batch_tokens).blocks(sentences))
+    done, stops = 0, []
+    for number, block in enumerate(whole):
+        done += len(block.sizes) - block.more
+        if not block.more:
+            stops.append((done, number + 1))
+    for done, number in stops[:: max(1, len(stops) // 6)]:
+        rest = Embedder(params, batch_tokens=batch_tokens).blocks(sentences, skip=done)
+        for ours, theirs in zip(rest, whole[number:], strict=True):
+            assert (ours.sizes, ours.more) == (theirs.sizes, theirs.more)
+            np.testing.assert_array_equal(ours.vectors, theirs.vectors)
+
+
+def test_a_skip_inside_a_block_is_refused(params):
+    with pytest.raises(InputError, match="No batch of this text ends at sentence 3"):
+        list(Embedder(params).blocks(text(5, 9), skip=3))
+
+
+# --- few shapes ----------------------------------------------------------------------
+
+
+def test_more_text_compiles_no_more_programs(params):
+    draw = np.random.default_rng(0)
+
+    def sentences(count):
+        for size in np.clip(draw.lognormal(3, 0.6, count), 1, 150).astype(int):
+            yield [WORDS[i] for i in draw.integers(0, len(WORDS), size)]
+
+    embedder = Embedder(params, batch_tokens=1024, layers="top")
+    start = engine.run._cache_size()
+    for _ in embedder.blocks(sentences(1000)):
+        pass
+    before = engine.run._cache_size()
+    for _ in embedder.blocks(sentences(2000)):
+        pass
+    assert before - start <= 6
+    assert engine.run._cache_size() - before <= 2  # of a last, shorter batch
+
+
+def test_any_text_runs_in_the_announced_shapes():
+    draw = np.random.default_rng(1)
+    announced = set(shapes(2048))
+    assert len(announced) <= 24
+    for _ in range(300):
+        count = draw.integers(1, 400)
+        sizes = np.clip(draw.lognormal(draw.uniform(0, 4), 1, count), 0, 2000)
+        sizes = sizes.astype(int)
+        sizes = sizes[: max(1, np.searchsorted(np.cumsum(sizes + 1), 2040))]
+        words = draw.integers(2, 99, min(sizes.sum(), 2048))
+        if len(words) != sizes.sum():
+            continue
+        space = room(len(words), 2048)
+        plan = make_plan(words, sizes, space)
+        assert plan.index.shape[2] in possible_rows(space)
+        for cut in windows(len(plan.index)):
+            assert (cut.stop - cut.start, plan.index.shape[2], space) in announced
+
+
+def test_a_plan_reads_every_word_once_in_both_directions():
+    sizes = np.array([5, 0, 1, 70, 12, 3, 0, 30])
+    words = np.arange(2, 2 + sizes.sum())
+    plan = make_plan(words, sizes, 1024)
+    for direction, mark in ((0, 0), (1, 1)):
+        kept = plan.target[:, direction] < 1024
+        places = plan.target[:, direction][kept]
+        assert sorted(places) == list(range(len(words)))
+        assert (plan.index[:, direction][kept] == words[places]).all()
+        assert (plan.index[:, direction][plan.begins[:, direction]] == mark).all()
+        assert plan.begins[:, direction].sum() == 6
+
+
+def test_input_is_read_no_further_than_two_batches_ahead(params):
+    read = 0
+
+    def endless():
+        nonlocal read
+        while True:
+            read += 1
+            yield ["word"] * 9
+
+    list(islice(Embedder(params, batch_tokens=100).embed_sentences(endless()), 5))
+    assert read <= 31
+
+
+# --- errors --------------------------------------------------------------------------
+
+
+def test_wrong_requests_say_what_is_right(params):
+    for wrong, message in (
+        ({"layers": "both"}, "layers is 'both'; it must be one of all, top, mix"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"layers": "mix"}, "gammas belong to layers 'mix'"),
+        ({"gammas": [1.0, 1.0, 1.0]}, "gammas belong to layers 'mix'"),
+        ({"layers": "mix", "gammas": [1.0]}, "there must be 3 gammas"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Embedder(params, **wrong)
+    for sentence, message in (
+        ("The bank", "Sentence 1 is the string 'The bank'; give a list of words"),
+        (["The", 3], "Sentence 1 has 3, which is no word"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Embedder(params).embed_batch([["fine"], sentence])
+    assert Embedder(params).embed_batch([]) == []
