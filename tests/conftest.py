@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import lzma
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -27,6 +28,10 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Nothing of the tests goes into the user's own cache.
+_cache = tempfile.TemporaryDirectory(prefix="elmojax-tests-")
+os.environ["ELMOJAX_CACHE"] = _cache.name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

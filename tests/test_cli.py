@@ -497,7 +497,7 @@ def test_text_that_will_not_do(world, tmp_path, name):
         ("evaluate {data} --data {data}", "has no config.json"),
         ("evaluate {run} --data {data} --step 4", "no checkpoint of step 4 ... 3, 6"),
         ("embed {run} --text {text} --out {out}/a.hdf5", "there is no directory"),
-        ("embed {run} --text {text} --out {data} --overwrite", "a file only"),
+        ("embed {run} --text {text} --out {data} --overwrite", "embed` made only"),
         ("embed {run} --text {text} --out {out} --batch-tokens 0", "must be above 0"),
         ("pretrain --data {run} --workdir {out}", "is not a prepared corpus"),
         ("pretrain --data {out} --workdir {out}", "is not a prepared corpus"),
@@ -780,7 +780,8 @@ FLAGS = {
     "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
     "--model.lstm.dim --init-from --freeze-steps --tensorboard --json",
     "evaluate": "MODEL --data --text --step --json",
-    "embed": "MODEL --text --out --step --batch-tokens --overwrite --json",
+    "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
+    "--batch-tokens --errors --overwrite --engine --workers --ray-address --json",
     "convert": "MODEL --out --step --json",
     "export": "MODEL --out --step --overwrite --json",
     "verify": "MODEL --against --text --no-carry --errors --json",

@@ -226,9 +226,9 @@ def test_any_text_runs_in_the_announced_shapes():
             continue
         space = room(len(words), 2048)
         plan = make_plan(words, sizes, space)
-        assert plan.index.shape[2] in possible_rows(space)
-        for cut in windows(len(plan.index)):
-            assert (cut.stop - cut.start, plan.index.shape[2], space) in announced
+        assert plan.words.shape[2] in possible_rows(space)
+        for cut in windows(len(plan.words)):
+            assert (cut.stop - cut.start, plan.words.shape[2], space) in announced
 
 
 def test_a_plan_reads_every_word_once_in_both_directions():
@@ -239,8 +239,8 @@ def test_a_plan_reads_every_word_once_in_both_directions():
         kept = plan.target[:, direction] < 1024
         places = plan.target[:, direction][kept]
         assert sorted(places) == list(range(len(words)))
-        assert (plan.index[:, direction][kept] == words[places]).all()
-        assert (plan.index[:, direction][plan.begins[:, direction]] == mark).all()
+        assert (plan.words[:, direction][kept] == words[places]).all()
+        assert (plan.words[:, direction][plan.begins[:, direction]] == mark).all()
         assert plan.begins[:, direction].sum() == 6
 
 

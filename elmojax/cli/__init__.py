@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 
 import elmojax
 from elmojax.cli.common import say
+from elmojax.cli.embed import embed
+from elmojax.cli.evaluate import evaluate
 from elmojax.cli.export import export
 from elmojax.cli.models import convert, verify
 from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
-from elmojax.cli.use import embed, evaluate
 from elmojax.errors import InputError
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

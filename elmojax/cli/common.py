@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -41,6 +42,21 @@ Json = Annotated[
 def say(message: str) -> None:
     """A remark on standard error."""
     tqdm.write(f"elmojax: {message}", file=sys.stderr)
+
+
+def keep_compiled_programs() -> None:
+    """Compiled programs stay on the disk, so that the next command need not wait.
+
+    Where JAX_COMPILATION_CACHE_DIR says, else in elmojax's own cache directory.
+    """
+    import jax
+
+    from elmojax.formats.download import cache_directory
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        programs = cache_directory() / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(programs))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) -> Any:

@@ -120,5 +120,5 @@ def _backward(
     starts = SentenceStarts(plan.begins[:, 1:], start)
     model = BiLM(params.config, directions=1)
     tree = {"encoder": params.encoder, "lstm": lstm}
-    inputs = table[plan.index[:, 1:]]
+    inputs = table[plan.words[:, 1:]]
     return bilm.contextualize(model, tree, inputs, state, restarts=starts)[1]

@@ -57,7 +57,7 @@ def run_batch(
 ) -> Array:
     """Vectors of a batch by number in the plan: [words, layers + 1, vector], or
     [words, vector] of one mix or the top; 0 past the words of the batch."""
-    steps, _, rows = plan.index.shape
+    steps, _, rows = plan.words.shape
     kept, state = begin(params, words, rows, selection.layers, selection.dtype)
     for cut in windows(steps):
         part = Plan(*(array[cut] for array in plan))
@@ -89,7 +89,7 @@ def run(
     layers: Select,
 ) -> tuple[Array, LstmState]:
     """Some steps of all rows: their vectors go to their places in `kept`."""
-    words = table[plan.index]
+    words = table[plan.words]
     starts = SentenceStarts(plan.begins, params.initial_state)
     outputs, state = bilm.contextualize(
         BiLM(params.config), params.tree, words, state, restarts=starts

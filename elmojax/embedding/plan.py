@@ -8,7 +8,7 @@ but at the end of rows, so few shapes serve texts of any length.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,14 +27,15 @@ FEW_ROWS = 16
 
 
 class Plan(NamedTuple):
-    """Where the words of a batch of sentences are read."""
+    """Where the words of a batch of sentences are read: arrays of NumPy, or of JAX
+    inside its programs."""
 
-    index: np.ndarray
+    words: Any
     """int32 [steps, two, rows]: row of the word table."""
-    target: np.ndarray
+    target: Any
     """int32 [steps, two, rows]: number of the word in the batch; past all words where
     nothing is kept."""
-    begins: np.ndarray
+    begins: Any
     """bool [steps, two, rows]: a sentence begins."""
 
 

@@ -1,10 +1,8 @@
-"""`elmojax evaluate` and `elmojax embed`."""
+"""`elmojax evaluate`."""
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +13,12 @@ from elmojax.cli.common import (
     Files,
     Json,
     Model,
-    Overwrite,
     Step,
     parse,
     print_json,
 )
 from elmojax.errors import InputError
 from elmojax.text import corpus as corpora
-from elmojax.text.files import read_lines
 
 
 @dataclass(frozen=True)
@@ -66,50 +62,3 @@ def evaluate(argv: list[str]) -> None:
     for name, value in scores.items():
         digits = ",d" if isinstance(value, int) else ",.4f"
         print(f"{name:22} {value:{digits}}")
-
-
-@dataclass(frozen=True)
-class EmbedArguments:
-    """Writes all layers of every line: HDF5, key = line number from 0,
-    (layers + 1, words, 2 * projection); blank lines have no words."""
-
-    model: Model
-    text: Path
-    """One tokenised sentence a line."""
-    out: Path
-    """HDF5 file to make."""
-    step: Step = None
-    batch_tokens: int = 2048
-    """Positions a batch, padding included: bounds memory."""
-    errors: BadBytes = "strict"
-    overwrite: Overwrite = False
-    json: Json = False
-
-
-def embed(argv: list[str]) -> None:
-    """vectors of every line of a text, as HDF5"""
-    from elmojax.embedding.embedder import Embedder
-    from elmojax.embedding.outputs import write_hdf5
-    from elmojax.loading import open_model
-
-    asked = parse(EmbedArguments, "embed", argv)
-    started = time.perf_counter()
-    model = open_model(asked.model, asked.step)
-    embedder = Embedder(model.params, model.vocabulary, asked.batch_tokens)
-    words = 0
-    with tqdm(unit="line", desc="embed", disable=None) as bar:
-
-        def lines() -> Iterator[list[str]]:
-            nonlocal words
-            for _, sentence in read_lines(asked.text, asked.errors):
-                words += len(sentence)
-                bar.update()
-                yield sentence
-
-        count = write_hdf5(asked.out, embedder.layers(lines()), asked.overwrite)
-    seconds = time.perf_counter() - started
-    report = {"out": asked.out, "lines": count, "words": words, "seconds": seconds}
-    if asked.json:
-        print_json(report)
-    else:
-        print(f"{asked.out}: {count:,} lines, {words:,} words, {seconds:.1f} s.")

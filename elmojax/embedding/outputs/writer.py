@@ -1,0 +1,127 @@
+"""From blocks of vectors to places in a file: what all formats have in common."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elmojax.embedding.blocks import Block
+from elmojax.embedding.outputs.form import Form
+from elmojax.embedding.outputs.partial import writing
+from elmojax.embedding.outputs.text import Text
+from elmojax.embedding.pooling import Pooler
+from elmojax.errors import InputError
+
+
+class Writer(abc.ABC):
+    """Takes the blocks of one text, in order. Leaving it as a context closes it.
+
+    `done` sentences were on the disk when it was opened: blocks begin after them.
+    """
+
+    text: Text
+    done: int
+
+    def __init__(
+        self, text: Text, form: Form, out: Path, done: int, every: float
+    ) -> None:
+        self.text, self.form, self.done = text, form, done
+        self._out, self._every = out, every
+        self._sentence, self._word = done, 0  # where the next block begins
+        self._whole = self._kept = done
+        self._last = time.monotonic()
+        self._pooler = Pooler(form.pool) if form.pool else None
+
+    def write(self, block: Block) -> None:
+        """Writes a block; every so many seconds also `commit`s.
+
+        Raises:
+          InputError: if the file cannot be written, or the block does not fit the
+            text, which has then changed.
+        """
+        sentence, word = self._sentence, self._word
+        self._advance(block)
+        if self._pooler is not None:
+            block, word = self._pooler.push(block), 0
+        vectors = block.vectors.astype(self.form.numpy, copy=False)
+        sizes = block.sizes if self._pooler is None else (1,) * len(vectors)
+        with writing(self._out):
+            self._put(sentence, word, sizes, vectors)
+            if self._word == 0:
+                self._whole = self._sentence
+                self._boundary()
+
+    def commit(self) -> None:
+        """Brings the sentences so far to the disk; a later run goes on after them."""
+        if self._whole > self._kept:
+            with writing(self._out):
+                self._keep(self._whole)
+            self._kept = self._whole
+        self._last = time.monotonic()
+
+    def finish(self) -> None:
+        """Ends the file. `InputError` if sentences of the text are missing."""
+        if self._whole != len(self.text.sizes):
+            raise self.text.changed()
+        self.commit()
+        with writing(self._out):
+            self._complete()
+
+    def close(self) -> None:
+        """Lets go of the file; what was written before stays for a later run."""
+        with contextlib.suppress(InputError):
+            self.commit()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _advance(self, block: Block) -> None:
+        """Where the next block begins; sizes must be those of the text."""
+        sizes = np.asarray(block.sizes, np.int64)
+        count, start = len(sizes), self._word
+        assert count, "a block without sentences"
+        assert block.vectors.shape == (sizes.sum(), *self.form.shape)
+        left = self.text.sizes[self._sentence : self._sentence + count].astype(np.int64)
+        if len(left) < count:
+            raise self.text.changed()
+        left[0] -= start
+        left -= sizes
+        if left[:-1].any() or (left[-1] > 0) != block.more or left[-1] < 0:
+            raise self.text.changed()
+        if block.more:
+            self._sentence += count - 1
+            self._word = int(sizes[-1]) + (start if count == 1 else 0)
+        else:
+            self._sentence, self._word = self._sentence + count, 0
+
+    def _boundary(self) -> None:
+        """Called wherever a later run could go on."""
+        if time.monotonic() - self._last >= self._every:
+            self.commit()
+
+    @abc.abstractmethod
+    def _put(
+        self, sentence: int, word: int, sizes: Sequence[int], vectors: np.ndarray
+    ) -> None:
+        """Writes vectors of sentences from `sentence`, from its word `word`.
+
+        Args:
+          sizes: how many of the vectors each sentence has: 1 if they are pooled.
+          vectors: of `form.dtype`, [sum of sizes, *form.shape].
+        """
+
+    @abc.abstractmethod
+    def _keep(self, done: int) -> None:
+        """Brings what was put to the disk and keeps `done` in mind."""
+
+    @abc.abstractmethod
+    def _complete(self) -> None:
+        """All has been put and kept."""
