@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from elmojax.config import ElmoConfig, TrainConfig
 from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.functions import Encoded, embed, encode
+from elmojax.embedding.hub import hub_default, hub_tokens
 from elmojax.embedding.pooling import pool
 from elmojax.embedding.warm import warm
-from elmojax.embedding.words import cache_words, word_ids
+from elmojax.embedding.words import WordIndex, cache_words, word_ids
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, init
 from elmojax.model.lstm import LstmState
@@ -16,6 +17,7 @@ from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
 from elmojax.text.characters import batch_to_ids
 
 if TYPE_CHECKING:
+    from elmojax.embedding.outputs import read_vectors
     from elmojax.formats.hdf5 import load_hdf5, save_hdf5
     from elmojax.loading import load
     from elmojax.training.checkpoint import restore
@@ -31,16 +33,20 @@ __all__ = [
     "LstmState",
     "ScalarMix",
     "TrainConfig",
+    "WordIndex",
     "batch_to_ids",
     "cache_words",
     "embed",
     "encode",
+    "hub_default",
+    "hub_tokens",
     "init",
     "load",
     "load_hdf5",
     "mix_penalty",
     "mix_weights",
     "pool",
+    "read_vectors",
     "restore",
     "save_hdf5",
     "warm",
@@ -50,6 +56,7 @@ __all__ = [
 _LAZY = {
     "load": "elmojax.loading",
     "load_hdf5": "elmojax.formats.hdf5",
+    "read_vectors": "elmojax.embedding.outputs",
     "restore": "elmojax.training.checkpoint",
     "save_hdf5": "elmojax.formats.hdf5",
 }

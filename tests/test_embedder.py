@@ -3,6 +3,7 @@
 import random
 from itertools import islice
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -255,6 +256,34 @@ def test_input_is_read_no_further_than_two_batches_ahead(params):
 
     list(islice(Embedder(params, batch_tokens=100).embed_sentences(endless()), 5))
     assert read <= 31
+
+
+# --- AllenNLP's names ----------------------------------------------------------------
+
+
+def test_a_file_as_the_elmo_embedder_of_allennlp_writes_it(params, tmp_path):
+    sentences = [["The", "bank"], [], ["Hi"]]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(map(" ".join, sentences)) + "\n")
+    embedder, wanted = Embedder(params), of_encode(params, sentences)
+    formats = {
+        "all": lambda v: v,
+        "top": lambda v: v[-1],
+        "average": lambda v: v.mean(0),
+    }
+    for name, change in formats.items():
+        out = tmp_path / f"{name}.hdf5"
+        with open(path) as file:
+            embedder.embed_file(file, out, name)
+        with h5py.File(out) as file:
+            assert_same([file[key][:] for key in "012"], list(map(change, wanted)))
+            assert file["0"].attrs["sentence"] == "The bank"
+    with pytest.raises(InputError, match="is there already"):
+        embedder.embed_file(path, out)
+    for arguments, says in (((path, "x.txt"), "hdf5"), ((path, out, "sum"), "'sum'")):
+        with pytest.raises(InputError, match=says):
+            embedder.embed_file(*arguments)
+    assert_same([embedder.embed_sentence(sentences[0])], wanted[:1])
 
 
 # --- errors --------------------------------------------------------------------------

@@ -18,6 +18,8 @@ HEAVY = (
     "matplotlib",
     "optax",
     "orbax",
+    "pyarrow",
+    "ray",
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",

@@ -14,7 +14,7 @@ from toys import TINY, tiny_params
 
 import elmojax
 from elmojax.config import WordTableConfig, from_json, to_json
-from elmojax.embedding import words as words_module
+from elmojax.embedding import table as table_module
 from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.words import WordIndex, cache_words, word_ids
 from elmojax.errors import InputError
@@ -76,7 +76,7 @@ def test_ids_are_places_in_the_list(params):
 
 def test_many_words_go_through_in_blocks(params, monkeypatch):
     whole = cache_words(params, WORDS).encoder["embedding"]
-    monkeypatch.setattr(words_module, "BLOCK", 3)
+    monkeypatch.setattr(table_module, "BLOCKS", (3,))
     parts = cache_words(params, WORDS).encoder["embedding"]
     assert whole.shape == parts.shape == (len(WORDS) + 2, 6)
     np.testing.assert_allclose(whole, parts, atol=ROUNDING)

@@ -53,15 +53,17 @@ Address = Annotated[
 
 @dataclass(frozen=True)
 class Arguments:
-    """Writes vectors of every line; the ending of --out says how:
+    """Writes vectors of every line of a text.
 
-    .hdf5, .h5: one data set a line, key = line number from 0, (layers + 1, words,
-    2 * projection), its text as attribute "sentence"; blank lines have no words.
-    .parquet: a directory of part files, for any number of texts.
-    Anything else: a directory with vectors.npy, offsets.npy, sentences.txt, info.json.
+    --out x.hdf5 or x.h5: one data set a line, key = line number from 0, (layers + 1,
+    words, 2 * projection), text as attribute "sentence"; blank lines have no words.
 
-    A run that was stopped goes on where it was when the same command is run again,
-    and the result is the same to the byte.
+    --out x.parquet: a directory of part files, of any number of texts.
+
+    --out x: a directory with vectors.npy, offsets.npy, sentences.txt and info.json.
+
+    A run that was stopped goes on where it was when the same command is run again;
+    the result is the same to the byte.
     """
 
     model: Model

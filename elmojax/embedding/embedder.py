@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
+from typing import IO, Literal
 
 import numpy as np
 
@@ -65,7 +68,7 @@ class Embedder:
                 "directory it was trained in."
             )
         self.params, self.batch_tokens = params, batch_tokens
-        self._full = full(batch_tokens)
+        self._full, self._vocabulary = full(batch_tokens), vocabulary
         self._selection = make_selection(params, layers, gammas, dtype)
         self._table = WordTable(params, vocabulary, max(batch_tokens, CHUNK))
 
@@ -142,6 +145,48 @@ class Embedder:
         Stands in for AllenNLP's `ElmoEmbedder.embed_batch`.
         """
         return list(self.embed_sentences(batch))
+
+    def embed_file(
+        self,
+        input_file: str | os.PathLike[str] | IO[str],
+        output_file_path: str | os.PathLike[str],
+        output_format: Literal["all", "top", "average"] = "all",
+        overwrite: bool = False,
+    ) -> None:
+        """Every line of a text file to HDF5, one data set a line, key = line number.
+
+        Stands in for AllenNLP's `ElmoEmbedder.embed_file`, without its data set
+        `sentence_to_index`: data sets have their text as attribute "sentence", blank
+        lines have no words, and a file that is there already stays. The format is this
+        call's, whatever `layers` the embedder has. See `elmojax embed` for more.
+
+        Raises:
+          InputError: if the text cannot be read or the file cannot be written.
+        """
+        from elmojax.embedding.files import Job, embed_files
+
+        count = self.params.config.lstm.layers + 1
+        formats: dict[str, tuple[Select, tuple[float, ...] | None]]
+        formats = {"all": ("all", None), "top": ("top", None)}
+        formats["average"] = ("mix", (1 / count,) * count)
+        if output_format not in formats:
+            raise InputError(
+                f"output_format is {output_format!r}; it must be all, top or average."
+            )
+        job = Job(
+            self.params,
+            self._vocabulary,
+            self.batch_tokens,
+            *formats[output_format],
+            self._selection.dtype,
+        )
+        if not isinstance(input_file, (str, os.PathLike)):
+            input_file = input_file.name
+        path = Path(input_file)
+        out = Path(output_file_path)
+        if out.suffix.lower() not in (".hdf5", ".h5"):
+            raise InputError(f"{out} must end in .hdf5 or .h5.")
+        embed_files(job, [path], out, overwrite=overwrite)
 
     def _dispatch(
         self, sentences: Iterable[Sequence[str]], skip: int

@@ -97,6 +97,7 @@ def contextualize(
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     first = params.initial_state
     before = (first if state is None else state).for_batch(batch, first)
+    before = jax.tree.map(partial(_varying_as, inputs), before)
     outputs, after = bilm.contextualize(
         BiLM(params.config),
         params.tree,
@@ -118,6 +119,16 @@ def contextualize(
         layers = layers[:, :, 1:-1]
     layers = jnp.where(mask[:, None, :, None], layers, 0.0)
     return Encoded(layers, mask, after)
+
+
+def _varying_as(other: Array, leaf: Array) -> Array:
+    """`leaf`, for `jax.shard_map` as different between devices as `other` is.
+
+    A loop needs it: what it carries must vary over the same mesh axes before and after.
+    """
+    axes, own = (jax.typeof(a).manual_axis_type.varying for a in (other, leaf))
+    missing = tuple(sorted(axes - own))
+    return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
 def embed(

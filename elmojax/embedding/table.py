@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ from jax import Array
 
 from elmojax.config import CharCnnConfig, WordTableConfig
 from elmojax.embedding.functions import encode_words
-from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import encode_words as character_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
+
+if TYPE_CHECKING:
+    from elmojax.embedding.words import WordIndex
 
 BLOCKS = (512, 64, 16)
 """Words that go through the encoder at once; new words are cut into these sizes."""
@@ -42,7 +45,8 @@ class WordTable:
         vocabulary: Vocabulary | WordIndex | None,
         batch_words: int,
     ) -> None:
-        """`batch_words` is the most distinct words of one call of `rows`."""
+        """`vocabulary` is for models that read word ids; `batch_words` is the most
+        distinct words of one call of `rows`."""
         self._params, self._vocabulary = params, vocabulary
         self._columns = _short_columns(params.config.encoder)
         width = params.config.lstm.projection

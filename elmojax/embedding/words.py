@@ -13,21 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from elmojax.config import CharCnnConfig, WordTableConfig
-from elmojax.embedding.functions import encode_words
+from elmojax.embedding.table import WordTable
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import BEGIN, END
-from elmojax.text.characters import encode_words as character_ids
 from elmojax.text.vocabulary import Vocabulary, read_words
-
-BLOCK = 512
-"""Words that go through the character CNN at once."""
 
 
 @dataclass(frozen=True)
@@ -155,14 +149,9 @@ def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
     if not isinstance(config, CharCnnConfig):
         raise InputError("cache_words needs a model that reads characters.")
     index = word_index(words)
-    encode = jax.jit(encode_words)
-    blocks = []
-    for start in range(0, len(index), BLOCK):
-        block = list(index.words[start : start + BLOCK])
-        filled = block + [BEGIN] * (BLOCK - len(block))
-        vectors = encode(params, character_ids(filled, config.max_characters))
-        blocks.append(vectors[: len(block)])
-    return with_table(params, index, jnp.concatenate(blocks))
+    table = WordTable(params, None, len(index))
+    rows = table.rows(index.words)
+    return with_table(params, index, table.vectors[rows])
 
 
 def with_table(params: ElmoParams, index: WordIndex, table: Array) -> ElmoParams:
