@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tqdm import tqdm
 
@@ -24,6 +24,9 @@ from elmojax.cli.common import (
 )
 from elmojax.errors import InputError
 from elmojax.text.files import expand
+
+if TYPE_CHECKING:
+    from elmojax.embedding.files import Job
 
 Gammas = Annotated[
     tuple[float, ...] | None,
@@ -45,9 +48,16 @@ Compression = Annotated[
         "it runs. Of Parquet: zstd, gzip, snappy. None = no compression.",
     ),
 ]
+Workers = Annotated[
+    int | None,
+    arg(help="Of --engine ray; none = one a GPU, or one a machine without GPUs."),
+]
 Address = Annotated[
     str | None,
-    arg(metavar="ADDRESS", help="Of a running Ray cluster; none = start one here."),
+    arg(
+        metavar="HOST:PORT",
+        help="Of a running Ray cluster, or auto; none = start one on this machine.",
+    ),
 ]
 
 
@@ -79,16 +89,25 @@ class Arguments:
     """Of the vectors; sums are float32 always."""
     pool: Pool = None
     compression: Compression = None
-    batch_tokens: int = 8192
+    batch_tokens: int = 16_384
     """Words and sentences of a batch: bounds memory."""
     errors: BadBytes = "strict"
     overwrite: Overwrite = False
     engine: Literal["local", "ray"] = "local"
     """This machine, or workers of Ray, one text file each at a time."""
-    workers: int = 2
-    """Workers of --engine ray."""
+    workers: Workers = None
     ray_address: Address = None
     json: Json = False
+
+    def check(self) -> None:
+        """`InputError` for flags that do not go together."""
+        if self.engine == "ray" and self.out.suffix.lower() != ".parquet":
+            raise InputError(
+                f"--engine ray writes Parquet, not {self.out}; name an --out that ends "
+                "in .parquet."
+            )
+        if self.engine == "local" and (self.ray_address or self.workers):
+            raise InputError("--ray-address and --workers belong to --engine ray.")
 
 
 def embed(argv: list[str]) -> None:
@@ -97,12 +116,15 @@ def embed(argv: list[str]) -> None:
     names = sum(asked.text, ())
     if not names:
         raise InputError("Give the text to embed: --text FILE [FILE ...].")
-    if asked.engine == "local" and asked.ray_address is not None:
-        raise InputError("--ray-address belongs to --engine ray.")
+    asked.check()
     paths = expand(names)
     keep_compiled_programs()
+    if asked.engine == "ray":  # the GPU, if there is one, is for a worker
+        import jax
 
-    from elmojax.embedding.files import Job, embed_files
+        jax.config.update("jax_platforms", "cpu")
+
+    from elmojax.embedding.files import Job
     from elmojax.loading import open_model
 
     started = time.perf_counter()
@@ -117,10 +139,22 @@ def embed(argv: list[str]) -> None:
         asked.pool,
         asked.compression,
     )
+    lines, words = (_by_ray if asked.engine == "ray" else _here)(asked, job, paths)
+    seconds = time.perf_counter() - started
+    if asked.json:
+        report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
+        print_json(report)
+    else:
+        print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
+
+
+def _here(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
+    from elmojax.embedding.files import embed_files
+
     shapes = len(job.embedder().shapes)
     with tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar:
 
-        def progress(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             if bar.total is None:  # speed and time left are those of this run
                 say(
                     f"batches of {asked.batch_tokens:,} words and sentences, in at "
@@ -130,11 +164,33 @@ def embed(argv: list[str]) -> None:
                 bar.initial = bar.n = bar.last_print_n = done
             bar.update(done - bar.n)
 
-        more = {"errors": asked.errors, "overwrite": asked.overwrite}
-        lines, words = embed_files(job, paths, asked.out, report=progress, **more)
-    seconds = time.perf_counter() - started
-    if asked.json:
-        report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
-        print_json(report)
-    else:
-        print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
+        return embed_files(
+            job,
+            paths,
+            asked.out,
+            errors=asked.errors,
+            overwrite=asked.overwrite,
+            report=report,
+        )
+
+
+def _by_ray(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
+    from elmojax.embedding.cluster import embed_files
+    from elmojax.embedding.outputs import open_output
+
+    with (
+        tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar,
+        open_output(asked.out, paths, job.form(), overwrite=asked.overwrite) as output,
+    ):
+        totals = embed_files(
+            job,
+            paths,
+            output,
+            errors=asked.errors,
+            overwrite=asked.overwrite,
+            workers=asked.workers,
+            address=asked.ray_address,
+            report=bar.update,
+        )
+        output.finish()
+    return totals

@@ -22,7 +22,7 @@ from elmojax.model.bilm import ElmoParams
 from elmojax.shapes import Numbers
 from elmojax.text.vocabulary import Vocabulary
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 16_384
 """Words and sentences of a batch, unless a user says otherwise."""
 
 

@@ -1,0 +1,79 @@
+"""Does embedding hold more and more memory? A long text, and the memory as it goes on.
+
+    python experiments/benchmarks/soak.py --text train-000.txt.xz train-001.txt.xz \\
+        train-002.txt.xz --sentences 100000
+
+Random weights of a preset; vectors of all layers on the host, one sentence after the
+other, kept by nobody. Prints resident memory after every 10,000 sentences and the
+number of compiled programs, and last one JSON object: the growth after the first
+20,000 sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import jax
+
+import elmojax
+from elmojax.embedding.engine import run
+from elmojax.text.files import read_lines
+
+EVERY = 10_000
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--text", type=Path, nargs="+", required=True)
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--sentences", type=int, default=100_000)
+    asked = parser.parse_args()
+    params = elmojax.init(elmojax.ElmoConfig.preset(asked.preset), jax.random.key(0))
+
+    def sentences() -> Iterator[list[str]]:
+        for path in asked.text:
+            for _, words in read_lines(path):
+                yield words
+
+    samples, tokens, begin = [], 0, time.perf_counter()
+    embedder = elmojax.Embedder(params)
+    text = islice(sentences(), asked.sentences)
+    for number, vectors in enumerate(embedder.embed_sentences(text), 1):
+        tokens += vectors.shape[1]
+        if number % EVERY == 0:
+            samples.append((number, resident_mb(), run._cache_size()))
+            count, resident, programs = samples[-1]
+            print(
+                f"{count:8,} sentences {resident:8.1f} MB {programs} programs",
+                flush=True,
+            )
+    if not samples:
+        parser.error(f"the text has fewer than {EVERY:,} sentences; give more files.")
+    start = next((mb for n, mb, _ in samples if n >= 2 * EVERY), samples[-1][1])
+    report = {
+        "preset": asked.preset,
+        "sentences": samples[-1][0],
+        "tokens": tokens,
+        "tokens_per_second": tokens / (time.perf_counter() - begin),
+        "resident_mb": [round(mb, 1) for _, mb, _ in samples],
+        "growth_mb": round(samples[-1][1] - start, 1),
+        "programs": samples[-1][2],
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
