@@ -178,6 +178,7 @@ def _by_ray(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
     from elmojax.embedding.cluster import embed_files
     from elmojax.embedding.outputs import open_output
 
+    job.embedder()  # refuses flags that do not fit the model
     with (
         tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar,
         open_output(asked.out, paths, job.form(), overwrite=asked.overwrite) as output,

@@ -91,6 +91,8 @@ class Embedder:
             block ended when the same sentences were read by another Embedder like
             this. From an Embedder not used before, the blocks after it then come bit
             for bit as they did there.
+          on_device: leave the vectors on the device and do not wait for them: they
+            are arrays of JAX then, with unused rows at the end.
 
         Raises:
           InputError: for what is not a list of words, or another `skip`.

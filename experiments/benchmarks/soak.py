@@ -7,6 +7,11 @@ Random weights of a preset; vectors of all layers on the host, one sentence afte
 other, kept by nobody. Prints resident memory after every 10,000 sentences and the
 number of compiled programs, and last one JSON object: the growth after the first
 20,000 sentences.
+
+    python experiments/benchmarks/soak.py --text train-*.txt.xz --plan
+
+computes no vectors: which shapes would all sentences need, and where does each first
+come up?
 """
 
 from __future__ import annotations
@@ -20,9 +25,12 @@ from itertools import islice
 from pathlib import Path
 
 import jax
+import numpy as np
 
 import elmojax
+from elmojax.embedding.embedder import BATCH_TOKENS
 from elmojax.embedding.engine import run
+from elmojax.embedding.plan import full, make_plan, room, windows
 from elmojax.text.files import read_lines
 
 EVERY = 10_000
@@ -33,6 +41,36 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def plan(paths: list[Path]) -> None:
+    """Prints each (steps, rows, words) of all batches with its first sentence."""
+    seen: dict[tuple[int, int, int], int] = {}
+    sizes: list[int] = []
+    number = slots = words = total = 0
+
+    def batch() -> None:
+        nonlocal slots, words
+        space = room(total, BATCH_TOKENS)
+        made = make_plan(np.zeros(total, np.int32), np.array(sizes), space)
+        steps, _, rows = made.words.shape
+        for cut in windows(steps):
+            shape = (cut.stop - cut.start, rows, space)
+            seen.setdefault(shape, number - len(sizes))
+        slots, words = slots + steps * rows, words + total
+
+    for path in paths:
+        for _, line in read_lines(path):
+            if total + len(sizes) + len(line) + 1 > full(BATCH_TOKENS):
+                batch()
+                sizes.clear()
+                total = 0
+            sizes.append(len(line))
+            number, total = number + 1, total + len(line)
+    batch()
+    for shape, first in seen.items():
+        print(f"steps, rows, words {shape}: from the batch of sentence {first:,} on")
+    print(f"{number:,} sentences; words fill {words / slots:.1%} of all steps")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,7 +78,11 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+", required=True)
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--sentences", type=int, default=100_000)
+    parser.add_argument("--plan", action="store_true")
     asked = parser.parse_args()
+    if asked.plan:
+        plan(asked.text)
+        return
     params = elmojax.init(elmojax.ElmoConfig.preset(asked.preset), jax.random.key(0))
 
     def sentences() -> Iterator[list[str]]:
