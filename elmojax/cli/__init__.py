@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        say("interrupted; what was whole stays whole, and pretraining can go on.")
+        say("interrupted; what was whole stays, and the same command goes on.")
         sys.exit(130)
 
 
