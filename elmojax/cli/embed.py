@@ -89,7 +89,7 @@ class Arguments:
     """Of the vectors; sums are float32 always."""
     pool: Pool = None
     compression: Compression = None
-    batch_tokens: int = 16_384
+    batch_tokens: int = 32_768
     """Words and sentences of a batch: bounds memory."""
     errors: BadBytes = "strict"
     overwrite: Overwrite = False

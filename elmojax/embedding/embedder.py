@@ -22,7 +22,7 @@ from elmojax.model.bilm import ElmoParams
 from elmojax.shapes import Numbers
 from elmojax.text.vocabulary import Vocabulary
 
-BATCH_TOKENS = 16_384
+BATCH_TOKENS = 32_768
 """Words and sentences of a batch, unless a user says otherwise."""
 
 

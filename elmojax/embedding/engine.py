@@ -109,7 +109,7 @@ def run(
     return kept, state
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def finish(kept: Array) -> Array:
     """[words, ..., two, projection] -> [words, ..., vector]."""
     return kept.reshape(*kept.shape[:-2], -1)

@@ -45,10 +45,11 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--allennlp-python", default="")
     parser.add_argument("--presets", nargs="+", default=["small", "original"])
+    parser.add_argument("--modes", nargs="+", default=["characters", "cached"])
     parser.add_argument("--sentences", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--passes", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, default=16_384)
+    parser.add_argument("--batch-tokens", type=int, default=32_768)
     parser.add_argument("--allennlp-batch", type=int, default=64)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--device", action="store_true")
@@ -76,7 +77,7 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
                 "e.save_hdf5(e.init(config, jax.random.key(0)), sys.argv[2])"
             )
             subprocess.run([sys.executable, "-c", make, preset, model], check=True)
-            for mode in ("characters", "cached"):
+            for mode in asked.modes:
                 todo = commands(asked, model, mode)
                 row: dict[str, Any] = {"preset": preset, "mode": mode}
                 row |= {program: [] for program in todo}
