@@ -466,7 +466,7 @@ def test_text_that_will_not_do(world, tmp_path, name):
     if name == "blank":
         assert answer("embed", world.run, "--text", text, "--out", out)["lines"] == 3
         return
-    says = says if content else "has no lines at all" if name == "empty" else "no file"
+    says = "has no lines at all" if name == "empty" else says
     refused("embed", world.run, "--text", text, "--out", out, says=says)
     assert set(tmp_path.iterdir()) <= {text}
     if name == "latin-1":
