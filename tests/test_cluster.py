@@ -32,7 +32,10 @@ if not (find_spec("ray") and find_spec("pyarrow")):
 from elmojax.embedding.outputs import parquet
 
 # Ray Data warns of settings of its own as it makes them.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
 
 BATCH = 40
 FORM = Form((3, 2 * TINY.lstm.projection))

@@ -135,6 +135,7 @@ def test_verify_compares_vectors_of_others(folder, run, tmp_path, capsys):
     assert status("verify", run[0], "--against", out) == 2
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_another_models_weights(folder, run, tmp_path, capsys):
     """The same vocabulary keeps the softmax; HDF5 alone gets a new one, and ends below
     what the same steps reach from scratch."""
@@ -150,6 +151,7 @@ def test_training_goes_on_from_another_models_weights(folder, run, tmp_path, cap
     assert fresh[-1] < scratch[-1]
 
 
+@pytest.mark.slow
 def test_frozen_steps_move_the_softmax_alone(folder, run):
     flags = ["--rows", 8, "--init-from", run[0], "--freeze-steps", 5, "--steps"]
     frozen, _ = pretrain(folder, "frozen", *flags, 3)
