@@ -73,7 +73,7 @@ def install(partial: Path, out: Path, replaces: bool) -> None:
 
     Unless it replaces, `OSError` for an `out` that has meanwhile been filled.
     """
-    _sync(partial)
+    sync(partial)
     old = _hidden(out, "replaced")
     if replaces:
         os.rename(out, old)
@@ -83,7 +83,7 @@ def install(partial: Path, out: Path, replaces: bool) -> None:
         if replaces:
             os.rename(old, out)
         raise
-    _sync(out.parent)
+    sync(out.parent)
     if replaces:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -119,8 +119,9 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -17,7 +17,7 @@ from typing import Literal
 from elmojax import __version__
 from elmojax.embedding.blocks import Block
 from elmojax.embedding.outputs import hdf5
-from elmojax.embedding.outputs.form import Dtype, Form
+from elmojax.embedding.outputs.form import Form
 from elmojax.embedding.outputs.partial import Partial, writing
 from elmojax.embedding.outputs.ragged import (
     INFO,
@@ -31,7 +31,6 @@ from elmojax.embedding.outputs.writer import Writer
 from elmojax.errors import InputError
 
 __all__ = [
-    "Dtype",
     "Form",
     "Output",
     "Text",

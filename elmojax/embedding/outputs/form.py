@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
 
+from elmojax.embedding.engine import Dtype
 from elmojax.embedding.outputs.text import Text
 from elmojax.embedding.pooling import Pooling
 from elmojax.errors import InputError
-
-Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from elmojax.embedding.outputs.partial import (
     Partial,
     allocated,
     require_space,
-    sync,
     write_at,
     writing,
 )
 from elmojax.embedding.outputs.ragged import RaggedWriter
 from elmojax.embedding.outputs.text import Text
-from elmojax.embedding.outputs.writer import Writer
+from elmojax.embedding.outputs.writer import PlacedWriter
+from elmojax.text.storage import sync
 
 COMPRESSIONS = {"gzip": range(10), "lzf": range(0)}
 """Names, and their levels."""
@@ -43,7 +43,7 @@ _HEADERS = 512
 """Bytes that HDF5 keeps of a data set, at most (measured: about 400)."""
 
 
-class Hdf5Writer(Writer):
+class Hdf5Writer(PlacedWriter):
     """Uncompressed. All of the file but the vectors is written first; they are then
     put in their places without the HDF5 library.
 
@@ -88,19 +88,6 @@ class Hdf5Writer(Writer):
                     first = place + (layer * rows + word) * stride
                     write_at(self._handle, part[:, layer], first)
             at, word = at + size, 0
-
-    def _keep(self, done: int) -> None:
-        os.fsync(self._handle)
-        self._partial.commit(done)
-
-    def _complete(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._handle >= 0:
-            super().close()
-            os.close(self._handle)
-            self._handle = -1
 
 
 class PackedHdf5Writer(RaggedWriter):

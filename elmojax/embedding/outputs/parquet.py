@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from elmojax.embedding.outputs.form import Form
-from elmojax.embedding.outputs.partial import require_space, sync, write_json, writing
+from elmojax.embedding.outputs.partial import require_space, write_json, writing
 from elmojax.embedding.outputs.text import Text
 from elmojax.embedding.outputs.texts import Progress, all_whole, forget
 from elmojax.embedding.outputs.writer import Writer
 from elmojax.errors import InputError
+from elmojax.text.storage import sync
 
 try:
     import pyarrow as pa

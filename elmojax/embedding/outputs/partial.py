@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from elmojax.errors import InputError
+from elmojax.text.storage import sync
 
 _LOCK, _REQUEST, _PROGRESS = "_lock", "_request.json", "_progress.json"
 
@@ -207,15 +208,6 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
     os.replace(new, path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Brings a file, or the names in a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_json(path: Path) -> dict[str, Any]:

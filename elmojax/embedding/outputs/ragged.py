@@ -26,20 +26,20 @@ from elmojax.embedding.outputs.partial import (
     Partial,
     allocated,
     require_space,
-    sync,
     write_at,
     write_json,
     writing,
 )
 from elmojax.embedding.outputs.text import Text
-from elmojax.embedding.outputs.writer import Writer
+from elmojax.embedding.outputs.writer import PlacedWriter
 from elmojax.errors import InputError
+from elmojax.text.storage import sync
 
 INFO, VECTORS, OFFSETS = "info.json", "vectors.npy", "offsets.npy"
 SENTENCES = "sentences.txt"
 
 
-class RaggedWriter(Writer):
+class RaggedWriter(PlacedWriter):
     """All but the vectors is written first; they are then put in their places."""
 
     def __init__(
@@ -85,19 +85,6 @@ class RaggedWriter(Writer):
         place = self._header + self._next * self.form.row_bytes
         write_at(self._handle, vectors, place)
         self._next += len(vectors)
-
-    def _keep(self, done: int) -> None:
-        os.fsync(self._handle)
-        self._partial.commit(done)
-
-    def _complete(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._handle >= 0:
-            super().close()
-            os.close(self._handle)
-            self._handle = -1
 
 
 def _write_frame(directory: Path, text: Text, form: Form) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from elmojax.embedding.blocks import Block
 from elmojax.embedding.outputs.form import Form
-from elmojax.embedding.outputs.partial import writing
+from elmojax.embedding.outputs.partial import Partial, writing
 from elmojax.embedding.outputs.text import Text
 from elmojax.embedding.pooling import Pooler
 from elmojax.errors import InputError
@@ -125,3 +126,24 @@ class Writer(abc.ABC):
     @abc.abstractmethod
     def _complete(self) -> None:
         """All has been put and kept."""
+
+
+class PlacedWriter(Writer):
+    """One file in which every vector has its place before any is written."""
+
+    _partial: Partial
+    _handle: int
+    """Of the open file; -1 once it is closed."""
+
+    def _keep(self, done: int) -> None:
+        os.fsync(self._handle)
+        self._partial.commit(done)
+
+    def _complete(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            super().close()
+            os.close(self._handle)
+            self._handle = -1
