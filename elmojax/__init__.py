@@ -19,7 +19,7 @@ from elmojax.text.characters import batch_to_ids
 if TYPE_CHECKING:
     from elmojax.embedding.outputs import read_vectors
     from elmojax.formats.hdf5 import load_hdf5, save_hdf5
-    from elmojax.loading import load
+    from elmojax.loading import load, score
     from elmojax.training.checkpoint import restore
 
 __version__ = "0.1.0"
@@ -49,6 +49,7 @@ __all__ = [
     "read_vectors",
     "restore",
     "save_hdf5",
+    "score",
     "warm",
     "word_ids",
 ]
@@ -59,6 +60,7 @@ _LAZY = {
     "read_vectors": "elmojax.embedding.outputs",
     "restore": "elmojax.training.checkpoint",
     "save_hdf5": "elmojax.formats.hdf5",
+    "score": "elmojax.loading",
 }
 
 

@@ -161,16 +161,22 @@ PRESETS = {
 class HeadConfig:
     """The softmax over the vocabulary, shared by both directions."""
 
-    kind: Literal["adaptive", "full"] = "adaptive"
-    """Both are exact; adaptive is cheap for a large, sorted vocabulary."""
+    kind: Literal["adaptive", "full", "sampled"] = "adaptive"
+    """adaptive and full are exact, and adaptive is cheap for a large vocabulary;
+    sampled trains the table of full on words drawn at random, as bilm-tf does."""
     cutoffs: tuple[int, ...] = ()
     """Ranks at which the clusters of the adaptive softmax begin; () = automatic."""
     div_value: float = 4.0
     """Each further cluster is this many times narrower (Grave et al. 2017)."""
+    bias: bool = True
+    """Add a bias to the logits of the head."""
+    samples: int = 8192
+    """Words drawn a step and direction, for `sampled`."""
 
     def __post_init__(self) -> None:
-        good = self.kind in ("adaptive", "full")
-        _require(good, self, "kind", "'adaptive' or 'full'")
+        good = self.kind in ("adaptive", "full", "sampled")
+        _require(good, self, "kind", "'adaptive', 'full' or 'sampled'")
+        _require(self.samples > 0, self, "samples", "above 0")
         rising = all(
             a < b for a, b in zip((0, *self.cutoffs), self.cutoffs, strict=False)
         )
@@ -287,6 +293,9 @@ class TrainConfig:
         _require(good, self, "encoder", "'characters' or 'words'")
         good = self.word_vectors is None or self.encoder == "words"
         _require(good, self, "word_vectors", "used with --encoder words")
+        good = self.head.kind != "sampled" or self.optimizer.name != "adafactor"
+        wanted = "'adagrad' or 'adamw': adafactor has no moments of single rows"
+        _require(good, self.optimizer, "name", f"{wanted} for a sampled softmax")
         good = self.init_from is None or self.word_vectors is None
         _require(good, self, "init_from", "given without --word-vectors")
 

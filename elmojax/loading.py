@@ -1,30 +1,26 @@
-"""What users name: models, vectors of words, configurations in Python files."""
+"""MODEL, wherever a user names one: opened, scored with, converted, verified."""
 
 from __future__ import annotations
 
 import os
-import runpy
-import traceback
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig, WordTableConfig
+from elmojax.config import HeadConfig, TrainConfig
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
 from elmojax.formats.addresses import fetch_model, is_url
 from elmojax.formats.tables import load_head
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
-from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.model.bilm import ElmoParams, from_tree
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
-from elmojax.text.prepared import Corpus
 from elmojax.text.storage import install, new_directory
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.training.checkpoint import (
@@ -34,8 +30,8 @@ from elmojax.training.checkpoint import (
     fingerprint,
     load_language_model,
 )
+from elmojax.training.score import Score, Scorer
 from elmojax.training.sharding import path_name
-from elmojax.training.start import Initialize, open_corpora
 from elmojax.training.step import LanguageModel
 
 
@@ -63,13 +59,18 @@ class Model(NamedTuple):
                 f"{self.source} has no {what}, so it gives words no probability; train "
                 "one with `elmojax pretrain --init-from`."
             )
-        lm = LanguageModel(
-            self.params.config,
-            len(self.vocabulary),
-            self.shape.cutoffs,
-            self.shape.div_value,
-        )
+        size, words = len(self.vocabulary), edges_of(self.head)[-1]
+        if size != words:
+            raise InputError(
+                f"The vocabulary of {self.source} has {size} words and its softmax "
+                f"{words}; put the vocabulary.txt there that it was trained with."
+            )
+        lm = LanguageModel(self.params.config, size, self.shape)
         return lm, {**self.params.tree, "head": self.head}, self.vocabulary
+
+    def scorer(self) -> Scorer:
+        """Ready to score sentences; `InputError` as `language_model`."""
+        return Scorer(*self.language_model(), self.params.initial_state)
 
 
 def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
@@ -135,6 +136,7 @@ def _from_hdf5(path: Path, options: Path, weights: Path) -> Model:
     if cutoffs:
         dim, narrow = head["down_0"].shape
         shape = HeadConfig("adaptive", cutoffs, dim / narrow)
+    shape = replace(shape, bias="bias" in head)
     return Model(str(path), params, _words(path), head, shape)
 
 
@@ -155,6 +157,31 @@ def load(model: str | os.PathLike[str]) -> ElmoParams:
       InputError: if there is no such model, or it cannot be read.
     """
     return open_model(model).params
+
+
+def score(
+    model: str | os.PathLike[str] | Model, sentences: Iterable[Sequence[str]]
+) -> list[Score]:
+    """How probable a model finds each word of tokenised sentences, both ways.
+
+    Every sentence is scored for itself, from the model's initial state (`warm` models
+    excepted, a state of zeros), so neither order nor company changes a number. Words
+    outside the vocabulary count as `<UNK>`.
+
+    Args:
+      model: as for `load`, with a softmax and its vocabulary.
+      sentences: words of each; a sentence without words is just its end.
+
+    Returns:
+      One `Score` a sentence, in order: `words`, `forward` and `backward` (natural
+      logarithms, [words + 1], the sentence mark last), `known`, and the sums
+      `forward_sum` and `backward_sum`.
+
+    Raises:
+      InputError: if there is no such model, it cannot be read or has no softmax.
+    """
+    opened = model if isinstance(model, Model) else open_model(model)
+    return list(opened.scorer()(sentences))
 
 
 def convert(model: Model, out: Path, version: str = "") -> str:
@@ -223,91 +250,3 @@ def _states(tree: Params) -> list[ArrayReport]:
         shape = tuple(leaf.shape)
         reports.append(ArrayReport(path_name(path), shape, shape, state))
     return reports
-
-
-def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
-    """Makes `config.init_from` the start of a fresh run.
-
-    Returns the configuration with the shape of that model, what puts its weights into
-    fresh parameters, and whether its softmax was kept: it is where its vocabulary is
-    that of the training text.
-
-    Raises:
-      InputError: if the model cannot be read, or reads ids of other words.
-    """
-    assert config.init_from is not None
-    model = open_model(config.init_from)
-    vocabulary = open_corpora(config)[0].vocabulary
-    same = model.vocabulary == vocabulary
-    if not isinstance(model.params.config.encoder, CharCnnConfig) and not same:
-        raise InputError(
-            f"{model.source} reads ids of the words in its own vocabulary; prepare "
-            "--data with `--vocabulary` of that file."
-        )
-    keep = model.head is not None and same
-
-    def initialize(params: Params) -> Params:
-        head = model.head if keep else params["head"]
-        return {**model.params.tree, "head": head}
-
-    config = replace(config, model=model.params.config)
-    return replace(config, head=model.shape) if keep else config, initialize, keep
-
-
-def with_word_vectors(config: TrainConfig) -> tuple[TrainConfig, Initialize, int]:
-    """Makes `config.word_vectors` the start of the word table of a fresh run.
-
-    Returns the configuration with a table as wide as the vectors, what fills the
-    table of fresh parameters (words without a vector keep theirs), and how many words
-    of the vocabulary have one.
-
-    Raises:
-      InputError: without training text, or for a file that cannot be used.
-    """
-    if config.data is None or config.word_vectors is None:
-        raise InputError("--word-vectors needs --data: it says which words there are.")
-    words = Corpus.open(config.data).vocabulary.words
-    vectors, found = read_word_vectors(config.word_vectors, words)
-    encoder = WordTableConfig(*vectors.shape)
-
-    def initialize(params: Params) -> Params:
-        start = np.asarray(params["encoder"]["embedding"])
-        table = np.where(found[:, None], vectors, start)
-        filled = {**params["encoder"], "embedding": jnp.asarray(table)}
-        return {**params, "encoder": filled}
-
-    model = replace(config.model, encoder=encoder)
-    return replace(config, model=model), initialize, int(found.sum())
-
-
-def read_config(path: Path) -> TrainConfig:
-    """What `config()` of a Python file returns, as experiments/*.py define it.
-
-    Raises:
-      InputError: if the file is missing, fails, or gives something else.
-    """
-    if not path.is_file():
-        raise InputError(f"--config {path}: there is no such file.")
-    try:
-        make = runpy.run_path(str(path)).get("config")
-        config = make() if callable(make) else None
-    except Exception as error:  # whatever the user's own code raises
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"--config {path} fails in line {_line(error, path)} ({what}); mend it."
-        ) from error
-    if not isinstance(config, TrainConfig):
-        raise InputError(
-            f"--config {path} must define a function config() that returns an "
-            f"elmojax.TrainConfig{'' if make is None else f', not {config!r}'[:80]}."
-        )
-    return config
-
-
-def _line(error: BaseException, path: Path) -> int | str:
-    """The line of a file that an exception came from or is about."""
-    if isinstance(error, SyntaxError):
-        return error.lineno or "?"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    return (lines and lines[-1]) or "?"

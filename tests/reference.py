@@ -95,7 +95,7 @@ def log_prob(head: Tree, hidden: np.ndarray, target: int) -> float:
     head = {name: np.float64(leaf) for name, leaf in head.items()}
     tails = [len(head[f"up_{k}"]) for k in range(sum("up_" in name for name in head))]
     first = len(head["kernel"]) - len(tails)
-    top = log_softmax(head["kernel"] @ hidden + head["bias"])
+    top = log_softmax(head["kernel"] @ hidden + head.get("bias", 0))
     if target < first:
         return top[target]
     target -= first

@@ -29,7 +29,8 @@ from jax.experimental.compilation_cache import compilation_cache
 import elmojax
 from elmojax.cli import COMMANDS, main
 from elmojax.embedding.embedder import Embedder
-from elmojax.loading import open_model, with_word_vectors
+from elmojax.initialization import with_word_vectors
+from elmojax.loading import open_model
 from elmojax.training.checkpoint import (
     Checkpoints,
     has_checkpoint,
@@ -782,6 +783,7 @@ FLAGS = {
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
     "--batch-tokens --errors --overwrite --engine --workers --ray-address --json",
+    "score": "MODEL --text --step --errors --json",
     "convert": "MODEL --out --step --json",
     "export": "MODEL --out --step --overwrite --json",
     "verify": "MODEL --against --text --no-carry --errors --json",

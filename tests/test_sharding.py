@@ -16,6 +16,7 @@ from toys import TINY, corpus_of, drawn
 from elmojax.config import (
     CharCnnConfig,
     ElmoConfig,
+    HeadConfig,
     LstmConfig,
     MeshConfig,
     OptimizerConfig,
@@ -52,8 +53,11 @@ def sentences():
 
 
 CORPUS = corpus_of(sentences(), known=27)
-LM = LanguageModel(CONFIG, len(CORPUS.vocabulary), (6, 15), 2.0, dropout=0.1)
-SMALL = LanguageModel(ElmoConfig(WordTableConfig(30, 6), LstmConfig(8, 6, 1)), 30)
+HEAD = HeadConfig("adaptive", (6, 15), 2.0)
+LM = LanguageModel(CONFIG, len(CORPUS.vocabulary), HEAD, dropout=0.1)
+SMALL = LanguageModel(
+    ElmoConfig(WordTableConfig(30, 6), LstmConfig(8, 6, 1)), 30, HeadConfig("full")
+)
 
 
 def mesh_of(data, model):
@@ -148,8 +152,13 @@ def test_arrays_lie_where_the_table_says_after_a_step(sharded):
                 "highway_0_transform_bias": (highway,),
             }
             assert held(leaf) == split.get(name, leaf.shape), name
-        for leaf in params["head"].values():
-            assert held(leaf) == leaf.shape
+        words = {name: leaf.shape[0] for name, leaf in params["head"].items()}
+        columns = projection if projection % model else projection // model
+        for name, leaf in params["head"].items():
+            split = {"kernel": (words[name], columns)}
+            if name.startswith("up_") and not words[name] % model:
+                split[name] = (words[name] // model, leaf.shape[1])
+            assert held(leaf) == split.get(name, leaf.shape), name
     assert held(state.carry.cell) == (2, 2, ROWS // data, dim)
     assert held(state.carry.hidden) == (2, 2, ROWS // data, projection)
     for leaf in jax.tree.leaves(state):

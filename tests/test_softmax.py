@@ -1,5 +1,6 @@
-"""The adaptive softmax against PyTorch's numbers and against its own reference."""
+"""The exact softmax against PyTorch's numbers, its own reference, and NumPy."""
 
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -10,9 +11,19 @@ import pytest
 import reference
 from toys import drawn
 
+from elmojax.config import MeshConfig
 from elmojax.errors import InputError
 from elmojax.model import softmax
-from elmojax.model.softmax import Softmax, log_prob, log_prob_all
+from elmojax.model.softmax import (
+    Form,
+    Softmax,
+    log_prob,
+    log_prob_all,
+    predict,
+    tiles,
+)
+from elmojax.model.softmax.parameters import tails_of
+from elmojax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -20,8 +31,8 @@ VOCABULARY, DIM, POSITIONS = 50, 16, 37
 CUTOFFS = [(5, 20), (49,), ()]
 
 
-def parameters(cutoffs):
-    model = Softmax(VOCABULARY, cutoffs, 2.0)
+def parameters(cutoffs, bias=True):
+    model = Softmax(VOCABULARY, cutoffs, 2.0, bias)
     start = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, DIM)))
     return drawn(start["params"], seed=len(cutoffs))
 
@@ -30,82 +41,99 @@ def close(got, wanted, bound=1e-5):
     assert np.linalg.norm(got - wanted) <= bound * np.linalg.norm(wanted)
 
 
-@jax.jit
 def mean_and_more(params, x, targets):
-    """The mean loss and its gradients, every target, every word."""
+    """The mean loss and its gradients, every target, every word, the best ones."""
 
     def mean(params, x):
         weights = jnp.full(len(x), 1 / len(x))
         return softmax.negative_log_likelihood(params, x, targets, weights)[0]
 
     every = (log_prob(params, x, targets), log_prob_all(params, x))
-    return jax.value_and_grad(mean, (0, 1))(params, x), every
+    return jax.value_and_grad(mean, (0, 1))(params, x), every, predict(params, x)
 
 
+WAYS = {
+    "whole rows": {"TILE": tiles.TILE},
+    "small blocks": {"TILE": 1},
+    "in pieces": {"LARGE_TABLE": 0},
+    "small pieces": {"LARGE_TABLE": 0, "TILE": 300},
+}
+"""Sizes that make the fast form take each of its ways."""
+
+
+def compiled_as(way, function, *arguments):
+    with mock.patch.multiple(tiles, **WAYS[way]):
+        return jax.jit(function).lower(*arguments).compile()
+
+
+@pytest.mark.parametrize("way", ["whole rows", "small pieces"])
 @pytest.mark.parametrize("name", ["a_bias", "a_nobias", "b_bias", "b_nobias"])
-def test_equals_pytorch(fixtures, name):
-    """torch.nn.AdaptiveLogSoftmaxWithLoss: targets, all words, gradients."""
+def test_equals_pytorch(fixtures, name, way):
+    """torch.nn.AdaptiveLogSoftmaxWithLoss: targets, all words, gradients, predict."""
     data = np.load(fixtures / "adaptive" / f"adaptive_{name}.npz")
-    kernel = data["w/head.weight"]
-    has_bias = "w/head.bias" in data
-    zeros = np.zeros(len(kernel), np.float32)
-    params = {
-        "kernel": kernel,
-        "bias": data["w/head.bias"] if has_bias else zeros,
-    }
+    params = {"kernel": data["w/head.weight"]}
+    if "w/head.bias" in data:
+        params["bias"] = data["w/head.bias"]
     for k in range(sum(n.startswith("w/tail") for n in data.files) // 2):
         params[f"down_{k}"] = data[f"w/tail.{k}.0.weight"].T
         params[f"up_{k}"] = data[f"w/tail.{k}.1.weight"]
     params = jax.tree.map(jnp.asarray, params)
     x, targets = jnp.asarray(data["x"]), jnp.asarray(data["targets"], jnp.int32)
-    (loss, (d_params, d_x)), every = mean_and_more(params, x, targets)
+    run = compiled_as(way, mean_and_more, params, x, targets)
+    (loss, (d_params, d_x)), every, best = run(params, x, targets)
     np.testing.assert_allclose(every[0], data["output64"], atol=1e-5)
     np.testing.assert_allclose(every[1], data["log_prob"], atol=1e-5)
+    np.testing.assert_array_equal(best[0][:, 0], data["predict"])
     assert abs(loss - data["loss64"]) < 1e-5
     close(d_x, data["grad/x"])
     close(d_params["kernel"], data["grad/head.weight"])
-    if has_bias:
+    assert ("bias" in params) == name.endswith("_bias")
+    if "bias" in params:
         close(d_params["bias"], data["grad/head.bias"])
-    for k in range(softmax._tails(params)):
+    for k in range(tails_of(params)):
         close(d_params[f"down_{k}"], data[f"grad/tail.{k}.0.weight"].T)
         close(d_params[f"up_{k}"], data[f"grad/tail.{k}.1.weight"])
 
 
-def blocks(params, x, targets, weights):
-    return softmax.negative_log_likelihood(params, x, targets, weights)
+def everything(form, mesh, params, x, targets, weights):
+    """Values and gradients of what trains, and of `log_prob`."""
+
+    def total(params, x, weights):
+        nll = softmax.negative_log_likelihood
+        return nll(params, x, targets, weights, form=form, mesh=mesh)
+
+    def mixed(params, x):
+        each = log_prob(params, x, targets, form=form, mesh=mesh)
+        return jnp.vdot(each, weights - 0.5), each
+
+    return (
+        jax.value_and_grad(total, (0, 1, 2), has_aux=True)(params, x, weights),
+        jax.value_and_grad(mixed, (0, 1), has_aux=True)(params, x),
+    )
 
 
-def dense(params, x, targets, weights):
-    each = jnp.take_along_axis(log_prob_all(params, x), targets[:, None], 1)[:, 0]
-    return -(each * weights).sum(), -each
+def inputs(cutoffs, bias=True):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.standard_normal((POSITIONS, DIM)), jnp.float32)
+    weights = jnp.asarray(random.random(POSITIONS), jnp.float32)
+    return parameters(cutoffs, bias), x, jnp.zeros(POSITIONS, jnp.int32), weights
 
 
 @pytest.fixture(scope="module", params=CUTOFFS, ids=str)
 def compiled(request):
-    """Losses with their gradients: dense, in one block, and in many small blocks."""
-    random = np.random.default_rng(0)
-    params = parameters(request.param)
-    x = jnp.asarray(random.standard_normal((POSITIONS, DIM)), jnp.float32)
-    weights = jnp.asarray(random.random(POSITIONS), jnp.float32)
-    targets = jnp.zeros(POSITIONS, jnp.int32)
+    """The dense form, and the fast one in every way."""
+    params, x, targets, weights = inputs(request.param, bias=request.param != (5, 20))
+    dense = partial(everything, Form.REFERENCE, None)
+    fast = partial(everything, Form.BLOCKS, None)
+    arguments = (params, x, targets, weights)
+    ways = {way: compiled_as(way, fast, *arguments) for way in WAYS}
+    dense = jax.jit(dense).lower(*arguments).compile()
 
-    def compile(function, elements=softmax.BLOCK_ELEMENTS):
-        grad = jax.value_and_grad(function, (0, 1), has_aux=True)
+    def at(run):
+        return lambda mix: run(params, x, jnp.asarray(mix, jnp.int32), weights)
 
-        def everything(params, x, targets, weights):
-            value = grad(params, x, targets, weights)
-            return value, log_prob(params, x, targets)
-
-        with mock.patch.object(softmax, "BLOCK_ELEMENTS", elements):
-            run = jax.jit(everything).lower(params, x, targets, weights).compile()
-        return lambda targets: run(params, x, jnp.asarray(targets, jnp.int32), weights)
-
-    return SimpleNamespace(
-        params=params,
-        x=x,
-        dense=compile(dense),
-        ways={"one block": compile(blocks), "small blocks": compile(blocks, 1)},
-    )
+    ways = {way: at(run) for way, run in ways.items()}
+    return SimpleNamespace(params=params, x=x, dense=at(dense), ways=ways)
 
 
 MIXES = {
@@ -117,20 +145,59 @@ MIXES = {
 }
 
 
+def same(got, wanted):
+    """Values and gradients to rounding of their largest number."""
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, atol=3e-6 * scale + 1e-7)
+
+
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("way", ["one block", "small blocks"])
-def test_blocks_equal_the_dense_reference(compiled, mix, way):
-    """Small blocks are many, and the last of them is partly empty."""
-    got, got_log_prob = compiled.ways[way](MIXES[mix])
-    wanted, _ = compiled.dense(MIXES[mix])
-    ((got, got_each), got_grads), ((wanted, wanted_each), wanted_grads) = got, wanted
-    np.testing.assert_allclose(got, wanted, rtol=1e-5)
-    np.testing.assert_allclose(got_each, wanted_each, atol=4e-6)
-    np.testing.assert_allclose(got_log_prob, -wanted_each, atol=4e-6)
-    for one, other in zip(
-        *map(jax.tree.leaves, (got_grads, wanted_grads)), strict=True
-    ):
-        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max() + 1e-9)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_fast_form_equals_the_reference(compiled, mix, way):
+    """Blocks that are not full, pieces that overlap, clusters without a position."""
+    same(compiled.ways[way](MIXES[mix]), compiled.dense(MIXES[mix]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("outside", [-1, VOCABULARY, 2**31 - 1])
+def test_a_target_that_is_no_word_is_never_clamped(compiled, way, outside):
+    """An InputError where numbers can be seen, NaN inside a compiled program."""
+    targets = np.where(np.arange(POSITIONS) == 3, outside, 7)
+    for run in (compiled.ways[way], compiled.dense):
+        (((total, each), grads), (_, log_probs), *_) = _flat(run(targets))
+        assert np.isnan(total) and np.isnan(log_probs[3])
+        assert np.isnan(each).sum() == np.isnan(log_probs).sum() == 1
+        assert np.isnan(grads[0]["kernel"]).any()
+    params, x = compiled.params, compiled.x
+    for function in (log_prob, partial(log_prob, form=Form.REFERENCE)):
+        with pytest.raises(InputError, match=f"Target {outside} .* 50 words"):
+            function(params, x, targets)
+    ones = np.ones(POSITIONS, np.float32)
+    with pytest.raises(InputError, match=f"Target {outside} "):
+        softmax.negative_log_likelihood(params, x, targets, ones)
+    with pytest.raises(InputError, match="integers"):
+        log_prob(params, x, ones)
+
+
+def _flat(outcome):
+    (nll, nll_grads), ((_, log_probs), log_prob_grads) = outcome
+    return (nll, nll_grads), (None, log_probs), log_prob_grads
+
+
+def test_certain_predictions_have_exact_gradients():
+    """Where p is near 1 the gradient is (p - 1) x, not a difference of large sums."""
+    params = {"kernel": jnp.eye(4, dtype=jnp.float32)}
+    x = 9.0 * jnp.eye(4, dtype=jnp.float32)
+    targets, weights = jnp.arange(4, dtype=jnp.int32), jnp.ones(4)
+
+    def total(params):
+        nll = softmax.negative_log_likelihood
+        return nll(params, x, targets, weights)[0]
+
+    p = 1 / (1 + 3 * np.exp(-9.0))
+    wanted = 9.0 * ((1 - p) / 3 - np.eye(4) * ((1 - p) / 3 + 1 - p))
+    close(jax.jit(jax.grad(total))(params)["kernel"], wanted, bound=2e-4)
 
 
 def test_the_dense_reference_is_the_published_formula(compiled):
@@ -144,7 +211,84 @@ def test_the_dense_reference_is_the_published_formula(compiled):
         np.testing.assert_allclose(every[position], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("tile", [1 << 24, 150])
+@pytest.mark.parametrize("k", [1, 7, VOCABULARY])
+def test_predict_gives_the_best_words(compiled, k, tile):
+    with mock.patch.object(softmax, "TILE", tile):
+        ids, log_probs = predict(compiled.params, compiled.x, k)
+    every = np.asarray(log_prob_all(compiled.params, compiled.x))
+    order = np.argsort(-every, axis=-1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_allclose(
+        log_probs, np.take_along_axis(every, order, -1), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("k", [0, VOCABULARY + 1])
+def test_predict_refuses_what_it_cannot_give(compiled, k):
+    with pytest.raises(InputError, match="50 words"):
+        predict(compiled.params, compiled.x, k)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
+@pytest.mark.parametrize("way", ["whole rows", "small pieces"])
+def test_a_mesh_gives_the_numbers_of_one_device(mesh, way):
+    """Neither positions nor words divide; some devices have no word of a cluster."""
+    arguments = inputs((5, 46))
+    targets = jnp.asarray(MIXES["every cluster"], jnp.int32)
+    arguments = (*arguments[:2], targets, arguments[3])
+    mesh = make_mesh(MeshConfig(*mesh))
+    run = compiled_as(way, partial(everything, Form.BLOCKS, mesh), *arguments)
+    plain = jax.jit(partial(everything, Form.REFERENCE, None))
+    same(run(*arguments), plain(*arguments))
+
+
+def test_half_width_tables_are_multiplied_rounded():
+    """bfloat16 weights: the fast form rounds as the reference does."""
+    params, x, _, weights = inputs((5, 20))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    targets = jnp.asarray(MIXES["every cluster"], jnp.int32)
+    got = jax.jit(partial(everything, Form.BLOCKS, None))(half, x, targets, weights)
+    dense = jax.jit(partial(everything, Form.REFERENCE, None))
+    wanted = dense(half, x, targets, weights)
+    np.testing.assert_allclose(got[0][0][1], wanted[0][0][1], atol=2e-5)
+    assert got[0][1][0]["kernel"].dtype == jnp.bfloat16
+    exact = dense(params, x, targets, weights)
+    for one, other in zip(
+        jax.tree.leaves(got[0][1]), jax.tree.leaves(exact[0][1]), strict=True
+    ):
+        close(np.float32(one), other, bound=0.03)
+
+
 @pytest.mark.parametrize("cutoffs", [(5, 5), (20, 5), (50,), (0, 5)])
 def test_wrong_cutoffs_are_named(cutoffs):
     with pytest.raises(InputError, match="cutoffs"):
         softmax.check_cutoffs(cutoffs, 50)
+
+
+PAPER = 793_471
+
+
+def temporary_bytes(function, cutoffs, positions, dim=512):
+    """What the compiled program reserves besides arguments and results."""
+    model = Softmax(PAPER, cutoffs, 4.0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, dim)))
+    x = jax.ShapeDtypeStruct((positions, dim), jnp.float32)
+    targets = jax.ShapeDtypeStruct((positions,), jnp.int32)
+    compiled = jax.jit(function).lower(shapes["params"], x, targets).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def total_loss(params, x, targets):
+    ones = jnp.ones(len(x), jnp.float32)
+    return softmax.negative_log_likelihood(params, x, targets, ones)[0]
+
+
+def test_memory_at_the_paper_s_size_is_bounded():
+    """Positions x words would be 130 GB and 13 GB."""
+    train = jax.value_and_grad(total_loss, (0, 1))
+    cutoffs = (4_000, 40_000, 200_000)
+    assert temporary_bytes(train, cutoffs, 40_960) < 1.5e9
+    assert temporary_bytes(log_prob, (), 4_096) < 1e9
+    # The gradient of the table is a result; no second array of its size is made.
+    assert temporary_bytes(train, (), 4_096) < 1e9

@@ -16,7 +16,13 @@ import pytest
 import reference
 from toys import TINY, corpus_of, drawn
 
-from elmojax.config import ElmoConfig, LstmConfig, OptimizerConfig, WordTableConfig
+from elmojax.config import (
+    ElmoConfig,
+    HeadConfig,
+    LstmConfig,
+    OptimizerConfig,
+    WordTableConfig,
+)
 from elmojax.model.lstm import LstmState
 from elmojax.model.softmax import check_cutoffs
 from elmojax.text.batches import TrainingText, Words
@@ -45,7 +51,8 @@ TEXT = [
 ROWS, WINDOW = 3, 4
 CORPUS = corpus_of(TEXT, known=9)  # 12 targets in three clusters, some words <UNK>
 CUTOFFS = (5, 8)
-LM = LanguageModel(TINY, len(CORPUS.vocabulary), CUTOFFS, div_value=2.0)
+HEAD = HeadConfig("adaptive", CUTOFFS, 2.0)
+LM = LanguageModel(TINY, len(CORPUS.vocabulary), HEAD)
 BATCHES = TrainingText(
     CORPUS, Words(CORPUS, CORPUS.vocabulary, TINY, 1), ROWS, WINDOW, seed=0
 )
@@ -253,7 +260,10 @@ def test_dropout_acts_in_training_only(params, optimizer):
 
 
 SMALL = LanguageModel(
-    ElmoConfig(WordTableConfig(12, 6), LstmConfig(8, 6, layers=1)), 12, dropout=0.25
+    ElmoConfig(WordTableConfig(12, 6), LstmConfig(8, 6, layers=1)),
+    12,
+    HeadConfig("full"),
+    dropout=0.25,
 )
 
 

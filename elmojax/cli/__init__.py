@@ -18,12 +18,14 @@ from elmojax.cli.export import export
 from elmojax.cli.models import convert, verify
 from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
+from elmojax.cli.score import score
 from elmojax.errors import InputError
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "score": score,
     "embed": embed,
     "convert": convert,
     "verify": verify,

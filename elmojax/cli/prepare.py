@@ -8,7 +8,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from elmojax.cli.common import BadBytes, Files, Json, Overwrite, parse, print_json
+from elmojax.config import PRESETS, TrainConfig
+from elmojax.errors import InputError
 from elmojax.text import corpus as corpora
+from elmojax.training.cutoffs import automatic_cutoffs
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,9 @@ def prepare(argv: list[str]) -> None:
             overwrite=asked.overwrite,
             progress=progress,
         )
+    cutoffs = preset_cutoffs(asked.out)
     if asked.json:
-        print_json(report)
+        print_json({**report, "cutoffs": cutoffs})
         return
     print(
         f"{asked.out} ({report['status']}): {report['tokens']:,} words in "
@@ -76,3 +80,29 @@ def prepare(argv: list[str]) -> None:
         f"{report['replaced_lines']:,} lines. {report['seconds']:.1f} s, "
         f"{report['words_per_second']:,.0f} words/s."
     )
+    if cutoffs is None:
+        print(
+            "The vocabulary is not sorted by how often its words occur in this text: "
+            "good for evaluation, not for training with an adaptive softmax."
+        )
+        return
+    print("Cutoffs of the adaptive softmax, if none are given:")
+    for preset, ranks in cutoffs.items():
+        listed = " ".join(map(str, ranks)) or "none, so few words need no clusters"
+        print(f"  {preset:9} {listed}")
+
+
+def preset_cutoffs(directory: Path) -> dict[str, tuple[int, ...]] | None:
+    """The automatic cutoffs of each preset; None where ranks say nothing."""
+    corpus = corpora.Corpus.open(directory)
+    vocabulary = corpus.vocabulary
+    try:
+        vocabulary.check_sorted(corpus.target_counts(vocabulary, marks=False))
+    except InputError:
+        return None
+    counts, cutoffs = corpus.target_counts(vocabulary), {}
+    for name, model in PRESETS.items():
+        div_value = TrainConfig.preset(name).head.div_value
+        dim = model.lstm.projection
+        cutoffs[name] = automatic_cutoffs(counts, dim, div_value)
+    return cutoffs

@@ -37,7 +37,7 @@ class PretrainArguments(TrainConfig):
 
 def pretrain(argv: list[str]) -> None:
     """train a biLM (no arguments: a small one, on the text inside)"""
-    from elmojax.loading import with_model, with_word_vectors
+    from elmojax.initialization import with_model, with_word_vectors
     from elmojax.training import loop
     from elmojax.training.checkpoint import has_checkpoint
     from elmojax.training.metrics import TensorBoard
@@ -70,7 +70,7 @@ def pretrain(argv: list[str]) -> None:
 
 def _defaults(argv: list[str]) -> PretrainArguments:
     """What flags fall back to: the run that is there, else --config, else --preset."""
-    from elmojax.loading import read_config
+    from elmojax.initialization import read_config
     from elmojax.training.checkpoint import read_record
 
     given = _given(argv, "--preset", "--config", "--workdir", "--steps", "--epochs")
@@ -134,7 +134,8 @@ class Progress:
             )
             return
         rate, bar = metrics["tokens_per_second"], self._bar
-        status = f"loss {metrics['loss']:.3f}"
+        name = "loss" if "loss" in metrics else "sampled_loss"
+        status = f"{name.replace('_', ' ')} {metrics[name]:.3f}"
         if rate:  # the first step only compiles
             left = (bar.total - step) * metrics["tokens"] / step / rate
             left = tqdm.format_interval(left)

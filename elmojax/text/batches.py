@@ -17,6 +17,7 @@ import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.text.characters import byte_lengths, encode_words
+from elmojax.text.negatives import Negatives, check_samples, negatives
 from elmojax.text.prepared import Corpus
 from elmojax.text.vocabulary import Vocabulary
 
@@ -42,6 +43,8 @@ class Batch(NamedTuple):
     """int32 [two, rows, window]: vocabulary id to predict."""
     weights: np.ndarray
     """float32 [rows, window]: 1 where the position counts, 0 where it is filling."""
+    negatives: Negatives | None = None
+    """Words drawn at random, where the softmax is sampled."""
 
 
 class Words:
@@ -56,6 +59,7 @@ class Words:
         self, corpus: Corpus, vocabulary: Vocabulary, model: ElmoConfig, multiple: int
     ) -> None:
         self.targets = corpus.targets(vocabulary)
+        self.vocabulary = len(vocabulary)
         self._multiple = multiple
         if isinstance(model.encoder, CharCnnConfig):
             most = model.encoder.max_characters
@@ -140,13 +144,23 @@ class TrainingText:
     into `rows` equal pieces; the stream of a row is its piece of epoch 0, of epoch 1,
     and so on. Which text a row reads depends on (seed, epoch, row) alone. The last
     piece is filled up with the first positions of the line, fewer than `rows` in all.
+    With `samples`, each batch has that many words drawn at random a direction.
     """
 
     def __init__(
-        self, corpus: Corpus, words: Words, rows: int, window: int, seed: int
+        self,
+        corpus: Corpus,
+        words: Words,
+        rows: int,
+        window: int,
+        seed: int,
+        samples: int = 0,
     ) -> None:
         self.corpus, self.words = corpus, words
         self.rows, self.window, self.seed = rows, window, seed
+        self.samples = samples
+        if samples:
+            check_samples(samples, words.vocabulary)
         self.positions = len(corpus.words) + len(corpus.offsets) - 1
         self.piece = -(-self.positions // rows)
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
@@ -168,12 +182,29 @@ class TrainingText:
             now = stream // self.piece == epoch
             where = (row + stream[now] % self.piece) % self.positions
             types[..., now] = _read(self.corpus, self._epoch(int(epoch)), where)
-        return _batch(self.words, types, np.ones((self.rows, self.window), np.float32))
+        ones = np.ones((self.rows, self.window), np.float32)
+        batch = _batch(self.words, types, ones)
+        if not self.samples:
+            return batch
+        size = self.words.vocabulary
+        drawn = negatives(batch.targets, size, self.samples, self.seed, step)
+        return batch._replace(negatives=drawn)
 
     def _shuffle(self, epoch: int) -> _Order:
         bits = np.random.Philox(key=[self.seed, epoch])
         sentences = len(self.corpus.offsets) - 1
         return _order(self.corpus, np.random.Generator(bits).permutation(sentences))
+
+
+class Places(NamedTuple):
+    """Where the positions of a held-out batch come from; [rows, window]."""
+
+    counts: np.ndarray
+    """bool: whether it is a position of the text, and no filling."""
+    sentence: np.ndarray
+    """Number of its sentence."""
+    at: np.ndarray
+    """Position in its sentence, from 0."""
 
 
 def heldout_batches(
@@ -183,6 +214,14 @@ def heldout_batches(
 
     Rows end at different steps; positions past the end of a row weigh 0.
     """
+    for batch, _ in located_batches(corpus, words, rows, window):
+        yield batch
+
+
+def located_batches(
+    corpus: Corpus, words: Words, rows: int, window: int
+) -> Iterator[tuple[Batch, Places]]:
+    """`heldout_batches`, and where each position comes from."""
     sentences = len(corpus.offsets) - 1
     order = _order(corpus, np.arange(sentences))
     marks = np.arange(rows + 1) * order.starts[-1] // rows
@@ -191,10 +230,12 @@ def heldout_batches(
     for start in range(0, int(np.diff(bounds).max()), window):
         where = bounds[:-1, None] + start + np.arange(window)
         counts = where < bounds[1:, None]
-        types = _read(corpus, order, np.where(counts, where, 0))
+        where = np.where(counts, where, 0)
+        types = _read(corpus, order, where)
         batch = _batch(words, types, counts.astype(np.float32), least)
         least = least or len(batch.words)
-        yield batch
+        sentence = np.searchsorted(order.starts, where, side="right") - 1
+        yield batch, Places(counts, sentence, where - order.starts[sentence])
 
 
 def _batch(

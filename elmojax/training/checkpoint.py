@@ -130,10 +130,8 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> N
 
 def language_model(record: RunRecord, **options: Any) -> LanguageModel:
     """The shapes of a run, with dropout, precision and mesh as given."""
-    head = record.train.head
-    return LanguageModel(
-        record.train.model, record.vocabulary, head.cutoffs, head.div_value, **options
-    )
+    train = record.train
+    return LanguageModel(train.model, record.vocabulary, train.head, **options)
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import Words, heldout_batches
 from elmojax.text.prepared import Corpus
-from elmojax.text.vocabulary import Vocabulary
+from elmojax.text.vocabulary import UNKNOWN_ID, Vocabulary
 from elmojax.training.sharding import shardings
 from elmojax.training.step import LanguageModel, evaluation_step
 
@@ -36,7 +36,7 @@ class Evaluator:
         data = 1 if lm.mesh is None else lm.mesh.shape["data"]
         self.rows = -(-ROWS // data) * data
         self.words = Words(corpus, vocabulary, lm.config, data)
-        known = self.words.targets != vocabulary.ids(["<UNK>"])[0]
+        known = self.words.targets != UNKNOWN_ID
         self._unknown = int(np.asarray(corpus.counts)[~known].sum())
         self._step = jax.jit(partial(evaluation_step, lm), donate_argnums=1)
 

@@ -151,16 +151,17 @@ class _Loop:
             return
         (step, metrics), self._late = self._late, None
         numbers = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(numbers["loss"] + numbers["gradient_norm"]):
+        loss = numbers[self.run.lm.loss_name]
+        if not math.isfinite(loss + numbers["gradient_norm"]):
             saved = self.run.checkpoints.latest
             raise InputError(
-                f"The loss of step {step} is {numbers['loss']} and its gradient norm "
+                f"The loss of step {step} is {loss} and its gradient norm "
                 f"{numbers['gradient_norm']}; the run stops. The last checkpoint is "
                 f"{'of step ' + str(saved) if saved else 'none'}; try a lower "
                 "--optimizer.learning-rate in another --workdir."
             )
         for tracker in self.trackers:
-            tracker.step(step, numbers["loss"])
+            tracker.step(step, loss)
         if step % self.config.log_every and step not in (1, self.run.steps):
             return
         numbers |= {

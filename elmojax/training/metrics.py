@@ -122,6 +122,7 @@ def plot_losses(run: Path) -> Path | None:
     axes = figure.subplots()
     for key, label, style in (
         ("loss", "training loss", {"color": "tab:blue", "linewidth": 1}),
+        ("sampled_loss", "sampled training loss", {"linewidth": 1}),
         ("heldout_loss", "held-out loss", {"color": "tab:red", "marker": "o"}),
     ):
         points = [(line["step"], line[key]) for line in lines if key in line]

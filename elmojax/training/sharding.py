@@ -22,6 +22,9 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"encoder\.highway_\d+_\w+_kernel$", P(None, "model")),
     (r"encoder\.highway_\d+_\w+_bias$", P("model")),
     (r"encoder\.", P()),
+    # Words of the softmax over `model`; kernel by columns, whose number divides.
+    (r"head\.kernel$", P(None, "model")),
+    (r"head\.up_\d+$", P("model")),
     (r"head\.", P()),
     (r"carry\.cell$", P(None, None, "data", "model")),
     (r"carry\.hidden$", P(None, None, "data")),
@@ -30,10 +33,15 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"(step|key)$", P()),
     # A batch: the table of words is encoded in shares, rows are split.
     (r"batch\.words$", P("data")),
-    (r"batch\.(inputs|targets)$", P(None, "data")),
+    (r"batch\.(inputs|targets|negatives\.targets)$", P(None, "data")),
+    (r"batch\.negatives\.(words|drawn|log_expected)$", P()),
     (r"batch\.weights$", P("data")),
 )
 """(pattern of the path, how it is split): the first row that matches counts."""
+
+OR_WHOLE = re.compile(r"head\.")
+"""Paths of arrays that lie whole on every device where an axis does not divide them:
+the numbers of words are not ours to choose."""
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -74,11 +82,19 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
         name = prefix + path_name(path)
         for pattern, spec in SHARDINGS:
             if re.search(pattern, name):
+                if OR_WHOLE.search(name) and not divides(mesh, leaf.shape, spec):
+                    spec = P()
                 _check(mesh, name, leaf.shape, spec)
                 return NamedSharding(mesh, spec)
         raise KeyError(f"no row of SHARDINGS matches {name}")
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def divides(mesh: Mesh, shape: tuple[int, ...], spec: P) -> bool:
+    """Whether every split axis has a share for every device."""
+    pairs = zip(shape, spec, strict=False)
+    return not any(axis and size % mesh.shape[axis] for size, axis in pairs)
 
 
 def _check(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
@@ -92,7 +91,9 @@ def start(
         record, dropout=config.dropout, dtype=_dtype(config), mesh=mesh
     )
     words = Words(corpus, corpus.vocabulary, config.model, mesh.shape["data"])
-    text = TrainingText(corpus, words, config.rows, config.window, config.seed)
+    samples = config.head.samples if config.head.kind == "sampled" else 0
+    shape = (config.rows, config.window)
+    text = TrainingText(corpus, words, *shape, config.seed, samples)
     steps = config.steps or text.steps(config.epochs)
     optimizer = make_optimizer(config.optimizer, steps, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
@@ -152,18 +153,16 @@ def _record(
         if not isinstance(encoder, WordTableConfig):  # else as wide as it was
             encoder = WordTableConfig(len(vocabulary), model.lstm.projection)
         model = replace(model, encoder=encoder)
-    if head.kind == "adaptive":
-        targets = corpus.targets(vocabulary)
-        counts = np.bincount(targets, corpus.counts, minlength=len(vocabulary))
-        if not config.allow_unsorted_vocabulary:
-            vocabulary.check_sorted(counts)
-        counts[:2] += len(corpus.offsets) - 1  # each sentence ends, in each direction
-        if not head.cutoffs:
-            dim = model.lstm.projection
-            cutoffs = automatic_cutoffs(counts, dim, head.div_value)
-            head = replace(head, cutoffs=cutoffs)
-    elif head.cutoffs:
-        raise InputError("A full softmax has no cutoffs; leave --head.cutoffs out.")
+    if head.kind != "adaptive" and head.cutoffs:
+        raise InputError(
+            f"A {head.kind} softmax has no cutoffs; leave --head.cutoffs out."
+        )
+    if head.kind != "full" and not config.allow_unsorted_vocabulary:
+        vocabulary.check_sorted(corpus.target_counts(vocabulary, marks=False))
+    if head.kind == "adaptive" and not head.cutoffs:
+        counts, dim = corpus.target_counts(vocabulary), model.lstm.projection
+        cutoffs = automatic_cutoffs(counts, dim, head.div_value)
+        head = replace(head, cutoffs=cutoffs)
     train = replace(config, model=model, head=head)
     return RunRecord(
         train=train,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -15,11 +15,13 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.config import ElmoConfig
+from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
-from elmojax.model.lstm import LstmState
+from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.softmax.sampled import Candidates, sampled_loss
 from elmojax.shapes import Params
+from elmojax.training import sparse
 
 
 @flax.struct.dataclass
@@ -42,8 +44,7 @@ class LanguageModel:
 
     config: ElmoConfig
     vocabulary: int
-    cutoffs: tuple[int, ...] = ()
-    div_value: float = 4.0
+    head: HeadConfig
     dropout: float = 0.0
     dtype: Any = jnp.float32
     """Of matrix products; parameters and sums stay float32."""
@@ -54,15 +55,26 @@ class LanguageModel:
         body, top = jax.random.split(key)
         if not self.vocabulary:
             return dict(init_tree(self.config, body))
-        head = softmax.Softmax(self.vocabulary, self.cutoffs, self.div_value)
+        shape = self.head
+        head = softmax.Softmax(
+            self.vocabulary, shape.cutoffs, shape.div_value, shape.bias
+        )
         hidden = jnp.zeros((1, self.config.lstm.projection), jnp.float32)
         tree = init_tree(self.config, body)
         return {**tree, "head": head.init(top, hidden)["params"]}
 
     def outputs(
-        self, params: Params, carry: LstmState, batch: Any, key: Array | None
+        self,
+        params: Params,
+        carry: LstmState,
+        batch: Any,
+        key: Array | None,
+        restarts: SentenceStarts | None = None,
     ) -> tuple[Array, LstmState]:
-        """Top layer [window, two, rows, projection] of a batch; `key` for dropout."""
+        """Top layer [window, two, rows, projection] of a batch; `key` for dropout.
+
+        With `restarts` (on one device) sentences begin from a state of their own.
+        """
         dropout = 0.0 if key is None else self.dropout
         model = BiLM(self.config, dropout, self.mesh)
         words = bilm.encode_words(model, params, batch.words)
@@ -70,7 +82,9 @@ class LanguageModel:
             whole = NamedSharding(self.mesh, P())
             words = jax.lax.with_sharding_constraint(words, whole)
         inputs = words[batch.inputs.transpose(2, 0, 1)]
-        outputs, carry = bilm.contextualize(model, params, inputs, carry, dropout=key)
+        outputs, carry = bilm.contextualize(
+            model, params, inputs, carry, dropout=key, restarts=restarts
+        )
         top = outputs[-1]
         if key is not None and dropout:
             kept = jax.random.bernoulli(
@@ -79,48 +93,53 @@ class LanguageModel:
             top = jnp.where(kept, top / (1 - dropout), 0.0)
         return top, carry
 
+    @property
+    def loss_name(self) -> str:
+        """What the training objective is: a sampled loss gives no perplexity."""
+        return "sampled_loss" if self.head.kind == "sampled" else "loss"
+
     def nll(
         self, head: Params, top: Array, batch: Any, *, train: bool
     ) -> tuple[Array, Array]:
-        """Weighted sum of -log p, and each one [window, two, rows] (natural log)."""
+        """Weighted sum of -log p, and each one [window, two, rows] (natural log).
+
+        Where the softmax is sampled, training takes the sampled loss instead.
+        """
         targets = batch.targets.transpose(2, 0, 1)
         weights = jnp.broadcast_to(batch.weights.T[:, None], targets.shape)
-        if self.mesh is None:
-            return _nll(head, top, targets, weights, train=train)
-        window, split = targets.shape[0], self.mesh.shape["model"]
-        pad = ((0, -window % split), (0, 0), (0, 0))
-        place = P("model", None, "data")  # the softmax runs on every device
-        total, each = jax.shard_map(
-            partial(_nll, train=train, axes=("data", "model")),
-            mesh=self.mesh,
-            in_specs=(P(), place, place, place),
-            out_specs=(P(), place),
-            check_vma=False,
-        )(
-            head,
-            jnp.pad(top, (*pad, (0, 0))),
-            jnp.pad(targets, pad),
-            jnp.pad(weights, pad),
-        )
-        return total, each[:window]
+        if train and self.head.kind == "sampled":
+            return self._sampled(head, top, weights, batch.negatives)
+        flat = tuple(_rows_first(array, 2) for array in (top, targets, weights))
+        if train:
+            total, each = softmax.negative_log_likelihood(head, *flat, mesh=self.mesh)
+        else:
+            each = -softmax.log_prob(head, *flat[:2], mesh=self.mesh)
+            total = jnp.vdot(each, flat[2])
+        return total, _rows_last(each, targets.shape)
+
+    def _sampled(
+        self, head: Params, top: Array, weights: Array, negatives: Any
+    ) -> tuple[Array, Array]:
+        """The sampled loss of each direction, with its own words."""
+        total, losses = jnp.float32(0), []
+        for n in range(2):
+            drawn = Candidates(negatives.drawn[n], negatives.log_expected[n])
+            targets = negatives.targets[n].T
+            x, y, w = (_rows_first(a, 1) for a in (top[:, n], targets, weights[:, n]))
+            part, each = sampled_loss(head, x, y, w, drawn, self.mesh)
+            total = total + part
+            losses.append(_rows_last(each, weights[:, n].shape))
+        return total, jnp.stack(losses, axis=1)
 
 
-def _nll(
-    head: Params,
-    top: Array,
-    targets: Array,
-    weights: Array,
-    *,
-    train: bool,
-    axes: tuple[str, ...] = (),
-) -> tuple[Array, Array]:
-    flat = (top.reshape(-1, top.shape[-1]), targets.reshape(-1))
-    if train:
-        total, each = softmax.negative_log_likelihood(head, *flat, weights.reshape(-1))
-    else:
-        each = -softmax.log_prob(head, *flat)
-        total = jnp.vdot(each, weights.reshape(-1))
-    return jax.lax.psum(total, axes) if axes else total, each.reshape(targets.shape)
+def _rows_first(array: Array, axis: int) -> Array:
+    """Positions on one leading axis, split over devices as the rows at `axis` are."""
+    return jnp.moveaxis(array, axis, 0).reshape(-1, *array.shape[axis + 1 :])
+
+
+def _rows_last(each: Array, shape: tuple[int, ...]) -> Array:
+    """What `_rows_first` made of an array of this shape, whose last axis is rows."""
+    return jnp.moveaxis(each.reshape(shape[-1], *shape[:-1]), 0, -1)
 
 
 def _cast(params: Params, dtype: Any) -> Params:
@@ -142,9 +161,9 @@ def loss(
     weights = batch.weights.T[:, None]
     forward, backward = (each * weights).sum((0, 2)) / weights.sum()
     metrics = {
-        "loss": (forward + backward) / 2,
-        "forward_loss": forward,
-        "backward_loss": backward,
+        lm.loss_name: (forward + backward) / 2,
+        f"forward_{lm.loss_name}": forward,
+        f"backward_{lm.loss_name}": backward,
     }
     return total / (2 * batch.weights.shape[0]), (metrics, jax.lax.stop_gradient(after))
 
@@ -158,13 +177,17 @@ def train_step(
     """One update: gradient of `loss`, clipping, optimiser; the carry moves on."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     value_and_grad = jax.value_and_grad(partial(loss, lm), has_aux=True)
-    (_, (metrics, carry)), gradient = value_and_grad(
-        state.params, state.carry, batch, key
-    )
-    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+    learned = before = (state.params, state.optimizer)
+    if batch.negatives is not None:
+        learned = sparse.take(before, batch.negatives.words)
+    params, moments = learned
+    (_, (metrics, carry)), gradient = value_and_grad(params, state.carry, batch, key)
+    updates, moments = optimizer.update(gradient, moments, params)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(params, moments, carry, state.key, state.step + 1), metrics
+    learned = (cast(Params, optax.apply_updates(params, updates)), moments)
+    if batch.negatives is not None:
+        learned = sparse.put(before, batch.negatives.words, learned)
+    return TrainState(*learned, carry, state.key, state.step + 1), metrics
 
 
 def compile_train_step(

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import CharCnnConfig, ElmoConfig, OptimizerConfig
+from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText, Words
 from elmojax.text.prepared import Corpus
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
@@ -103,7 +103,8 @@ def ours(
 ) -> dict[str, float]:
     dtype = jnp.float32 if args.precision == "float32" else jnp.bfloat16
     size = len(text.corpus.vocabulary)
-    lm = LanguageModel(config, size, cutoffs, args.div_value, 0.1, dtype)
+    head = HeadConfig("adaptive", cutoffs, args.div_value)
+    lm = LanguageModel(config, size, head, 0.1, dtype)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     state = jax.jit(partial(init_state, lm, optimizer, text.rows, 0))()
     batches = [jax.device_put(text.batch(i)) for i in range(args.steps)]

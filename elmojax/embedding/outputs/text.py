@@ -46,7 +46,7 @@ class Text:
     def changed(self) -> InputError:
         """The error for a file that is no longer what it was."""
         return InputError(
-            f"{self.path} changed while it was being embedded. Run the command again, "
+            f"{self.path} changed while it was being read. Run the command again, "
             "with --overwrite, when the text stays as it is."
         )
 
@@ -72,7 +72,7 @@ def read_text(path: Path, errors: Errors = "strict") -> Text:
         length += len(line)
     if not sizes:
         raise InputError(
-            f"{path} has no lines at all, so there is nothing to embed. Was it "
+            f"{path} has no lines at all, so there is nothing to do. Was it "
             "downloaded or written whole?"
         )
     counts = np.frombuffer(sizes, np.int32)

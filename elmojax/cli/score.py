@@ -1,0 +1,115 @@
+"""`elmojax score`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from elmojax.cli.common import (
+    BadBytes,
+    Files,
+    Json,
+    Model,
+    Step,
+    keep_compiled_programs,
+    parse,
+)
+from elmojax.errors import InputError
+from elmojax.text.files import expand
+
+if TYPE_CHECKING:
+    from elmojax.training.score import Score
+
+
+@dataclass(frozen=True)
+class ScoreArguments:
+    """Log-probability of every word, given the words before and the words after it.
+
+    Each line is scored for itself, from the model's initial state; natural logarithms.
+    Columns, set apart by tabs: line (from 0), position (from 1), word, forward,
+    backward. The row after a line's words is its end (forward) and its beginning
+    (backward); the row `sum` adds the line up. Words outside the vocabulary are scored
+    as <UNK> and marked with *.
+    """
+
+    model: Model
+    text: Files = ()
+    """Text files: one tokenised sentence a line."""
+    errors: BadBytes = "strict"
+    step: Step = None
+    json: Json = False
+
+
+def score(argv: list[str]) -> None:
+    """log-probability of every word of a text, forward and backward"""
+    from elmojax.embedding.outputs import read_text
+    from elmojax.loading import open_model
+
+    asked = parse(ScoreArguments, "score", argv)
+    files = sum(asked.text, ())
+    if not files:
+        raise InputError("Give a text to score: --text FILE, one sentence a line.")
+    # All of it is read before the first line is printed, so what fails prints none.
+    texts = [read_text(path, asked.errors) for path in expand(files)]
+    keep_compiled_programs()
+    scorer = open_model(asked.model, asked.step).scorer()
+    words = int(sum(text.sizes.sum() for text in texts))
+
+    def scores() -> Iterator[Score]:
+        with tqdm(total=words, unit="word", desc="score", disable=None) as bar:
+            for text in texts:
+                for one in scorer(text.sentences()):
+                    yield one
+                    bar.update(len(one.words))
+
+    (_print_json if asked.json else _print_table)(scores())
+
+
+def _print_table(scores: Iterable[Score]) -> None:
+    print("line\tposition\tword\tforward\tbackward")
+    for line, one in enumerate(scores):
+        marks = [word if known else f"{word}*" for word, known in _known(one)]
+        rows = zip([*marks, "</S> <S>"], one.forward, one.backward, strict=True)
+        for position, (word, forward, backward) in enumerate(rows, 1):
+            print(f"{line}\t{position}\t{word}\t{forward:.5f}\t{backward:.5f}")
+        print(f"{line}\tsum\t\t{one.forward_sum:.5f}\t{one.backward_sum:.5f}")
+
+
+def _known(one: Score) -> Iterator[tuple[str, bool]]:
+    return zip(one.words, one.known.tolist(), strict=True)
+
+
+def _print_json(scores: Iterable[Score]) -> None:
+    """One object, written line by line: the text may be long."""
+    total: dict[str, Any] = {"tokens": 0, "forward_sum": 0.0, "backward_sum": 0.0}
+    print('{"unit": "nats", "sentences": [', end="")
+    for line, one in enumerate(scores):
+        report = {
+            "line": line,
+            "tokens": one.words,
+            "unknown": [i for i, (_, known) in enumerate(_known(one)) if not known],
+            "forward": _rounded(one.forward[:-1]),
+            "backward": _rounded(one.backward[:-1]),
+            "forward_end": _rounded(one.forward[-1:])[0],
+            "backward_end": _rounded(one.backward[-1:])[0],
+            "forward_sum": one.forward_sum,
+            "backward_sum": one.backward_sum,
+        }
+        print(",\n" if line else "\n", json.dumps(report), sep="", end="")
+        total["tokens"] += len(one.forward)
+        total["forward_sum"] += one.forward_sum
+        total["backward_sum"] += one.backward_sum
+    for way in ("forward", "backward"):
+        mean = -total[f"{way}_sum"] / total["tokens"]
+        total[f"{way}_perplexity"] = math.exp(min(mean, 700.0))
+    print(f"],\n{json.dumps(total)[1:]}")
+
+
+def _rounded(numbers: Any) -> list[float]:
+    """As short as float32 goes."""
+    return [float(str(number)) for number in numbers]

@@ -1,0 +1,107 @@
+"""What a fresh run starts from: a Python file, another model, vectors of words."""
+
+from __future__ import annotations
+
+import runpy
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
+from elmojax.errors import InputError
+from elmojax.formats.word_vectors import read_word_vectors
+from elmojax.loading import open_model
+from elmojax.shapes import Params
+from elmojax.text.prepared import Corpus
+from elmojax.training.start import Initialize, open_corpora
+
+
+def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
+    """Makes `config.init_from` the start of a fresh run.
+
+    Returns the configuration with the shape of that model, what puts its weights into
+    fresh parameters, and whether its softmax was kept: it is where its vocabulary is
+    that of the training text.
+
+    Raises:
+      InputError: if the model cannot be read, or reads ids of other words.
+    """
+    assert config.init_from is not None
+    model = open_model(config.init_from)
+    vocabulary = open_corpora(config)[0].vocabulary
+    same = model.vocabulary == vocabulary
+    if not isinstance(model.params.config.encoder, CharCnnConfig) and not same:
+        raise InputError(
+            f"{model.source} reads ids of the words in its own vocabulary; prepare "
+            "--data with `--vocabulary` of that file."
+        )
+    keep = model.head is not None and same
+
+    def initialize(params: Params) -> Params:
+        head = model.head if keep else params["head"]
+        return {**model.params.tree, "head": head}
+
+    config = replace(config, model=model.params.config)
+    return replace(config, head=model.shape) if keep else config, initialize, keep
+
+
+def with_word_vectors(config: TrainConfig) -> tuple[TrainConfig, Initialize, int]:
+    """Makes `config.word_vectors` the start of the word table of a fresh run.
+
+    Returns the configuration with a table as wide as the vectors, what fills the
+    table of fresh parameters (words without a vector keep theirs), and how many words
+    of the vocabulary have one.
+
+    Raises:
+      InputError: without training text, or for a file that cannot be used.
+    """
+    if config.data is None or config.word_vectors is None:
+        raise InputError("--word-vectors needs --data: it says which words there are.")
+    words = Corpus.open(config.data).vocabulary.words
+    vectors, found = read_word_vectors(config.word_vectors, words)
+    encoder = WordTableConfig(*vectors.shape)
+
+    def initialize(params: Params) -> Params:
+        start = np.asarray(params["encoder"]["embedding"])
+        table = np.where(found[:, None], vectors, start)
+        filled = {**params["encoder"], "embedding": jnp.asarray(table)}
+        return {**params, "encoder": filled}
+
+    model = replace(config.model, encoder=encoder)
+    return replace(config, model=model), initialize, int(found.sum())
+
+
+def read_config(path: Path) -> TrainConfig:
+    """What `config()` of a Python file returns, as experiments/*.py define it.
+
+    Raises:
+      InputError: if the file is missing, fails, or gives something else.
+    """
+    if not path.is_file():
+        raise InputError(f"--config {path}: there is no such file.")
+    try:
+        make = runpy.run_path(str(path)).get("config")
+        config = make() if callable(make) else None
+    except Exception as error:  # whatever the user's own code raises
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"--config {path} fails in line {_line(error, path)} ({what}); mend it."
+        ) from error
+    if not isinstance(config, TrainConfig):
+        raise InputError(
+            f"--config {path} must define a function config() that returns an "
+            f"elmojax.TrainConfig{'' if make is None else f', not {config!r}'[:80]}."
+        )
+    return config
+
+
+def _line(error: BaseException, path: Path) -> int | str:
+    """The line of a file that an exception came from or is about."""
+    if isinstance(error, SyntaxError):
+        return error.lineno or "?"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return (lines and lines[-1]) or "?"

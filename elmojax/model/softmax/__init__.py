@@ -1,0 +1,177 @@
+"""The softmax over the vocabulary: adaptive (Grave et al. 2017) or full, and exact.
+
+Parameters are those of `Softmax`; hidden is [positions, projection], targets are word
+ids [positions]; logarithms are natural and float32. Two forms give the same numbers:
+`Form.REFERENCE`, short and dense, [positions, vocabulary] in memory, and `Form.BLOCKS`,
+which trains: see `blocks`. `sampled` has the sampled softmax of bilm-tf, a training
+loss and no probability.
+"""
+
+from __future__ import annotations
+
+import enum
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh
+
+from elmojax.errors import InputError
+from elmojax.model.softmax import reference
+from elmojax.model.softmax.parameters import Softmax as Softmax
+from elmojax.model.softmax.parameters import check_cutoffs as check_cutoffs
+from elmojax.model.softmax.parameters import check_targets
+from elmojax.model.softmax.parameters import edges_of as edges_of
+from elmojax.model.softmax.reference import log_prob_all as log_prob_all
+from elmojax.model.softmax.sharded import sharded_loss_and_gradients
+from elmojax.model.softmax.tiles import TILE
+from elmojax.shapes import Params, PerPosition, Positions, Targets
+
+
+class Form(enum.Enum):
+    """How the log-probability of targets is computed."""
+
+    REFERENCE = "reference"
+    """All words of all positions; differentiated by JAX."""
+    BLOCKS = "blocks"
+    """Each cluster for its own positions, in blocks."""
+
+
+def log_prob(
+    params: Params,
+    hidden: Positions,
+    targets: Targets,
+    *,
+    form: Form = Form.BLOCKS,
+    mesh: Mesh | None = None,
+) -> PerPosition:
+    """Log-probability of each target, [positions]; differentiable.
+
+    Args:
+      params: of `Softmax`, one dict of arrays.
+      targets: word ids; one that is outside the vocabulary raises `InputError`, and
+        inside a compiled program gives NaN.
+      mesh: with axes `data`, which positions are split over, and `model`, which the
+        words of clusters are split over; None = one device.
+    """
+    check_targets(targets, edges_of(params)[-1])
+    if form is Form.REFERENCE:
+        return reference.log_prob(params, hidden, targets)
+    return _log_prob(mesh, params, hidden, targets)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_prob(
+    mesh: Mesh | None, params: Params, hidden: Array, targets: Array
+) -> PerPosition:
+    ones = jnp.ones(hidden.shape[0], jnp.float32)
+    run = partial(sharded_loss_and_gradients, mesh, gradient=False)
+    return -run(params, hidden, targets, ones)[1]
+
+
+def _log_prob_forward(
+    mesh: Mesh | None, params: Params, hidden: Array, targets: Array
+) -> tuple[Array, Any]:
+    return _log_prob(mesh, params, hidden, targets), (params, hidden, targets)
+
+
+def _log_prob_backward(
+    mesh: Mesh | None, saved: Any, cotangent: Array
+) -> tuple[Params, Array, None]:
+    params, hidden, targets = saved
+    *_, d_params, d_hidden = sharded_loss_and_gradients(
+        mesh, params, hidden, targets, -cotangent, gradient=True
+    )
+    return *_as(params, hidden, d_params, d_hidden), None
+
+
+_log_prob.defvjp(_log_prob_forward, _log_prob_backward)
+
+
+def negative_log_likelihood(
+    params: Params,
+    hidden: Positions,
+    targets: Targets,
+    weights: PerPosition,
+    *,
+    form: Form = Form.BLOCKS,
+    mesh: Mesh | None = None,
+) -> tuple[Array, PerPosition]:
+    """Sum of -weight * log p(target), and -log p of each position.
+
+    What trains: its gradients by params, hidden and weights are made in the same pass
+    as the sum. No gradient flows through the second result; `log_prob` has one.
+    Arguments as for `log_prob`; every target is counted exactly, whatever the mix of
+    clusters.
+    """
+    check_targets(targets, edges_of(params)[-1])
+    if form is Form.REFERENCE:
+        each = -reference.log_prob(params, hidden, targets)
+        total = jnp.vdot(each, weights)
+    else:
+        total, each = _nll(mesh, params, hidden, targets, weights)
+    return total, lax.stop_gradient(each)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _nll(
+    mesh: Mesh | None, params: Params, hidden: Array, targets: Array, weights: Array
+) -> tuple[Array, Array]:
+    run = partial(sharded_loss_and_gradients, mesh, gradient=False)
+    return run(params, hidden, targets, weights)[:2]
+
+
+def _nll_forward(
+    mesh: Mesh | None, params: Params, hidden: Array, targets: Array, weights: Array
+) -> tuple[tuple[Array, Array], Any]:
+    total, each, d_params, d_hidden = sharded_loss_and_gradients(
+        mesh, params, hidden, targets, weights, gradient=True
+    )
+    return (total, each), (*_as(params, hidden, d_params, d_hidden), each)
+
+
+def _nll_backward(
+    mesh: Mesh | None, saved: Any, cotangents: tuple[Array, Array]
+) -> tuple[Params, Array, None, Array]:
+    d_params, d_hidden, d_weights = jax.tree.map(
+        lambda d: d * cotangents[0].astype(d.dtype), saved
+    )
+    return d_params, d_hidden, None, d_weights
+
+
+_nll.defvjp(_nll_forward, _nll_backward)
+
+
+def _as(
+    params: Params, hidden: Array, d_params: Params, d_hidden: Array
+) -> tuple[Params, Array]:
+    """Gradients in the order and with the dtypes of what they belong to."""
+    d_params = {
+        name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
+    }
+    return d_params, d_hidden.astype(hidden.dtype)
+
+
+def predict(params: Params, hidden: Positions, k: int = 1) -> tuple[Array, Array]:
+    """The k most probable words of each position: ids and log-probabilities.
+
+    Both [positions, k], falling; equal probabilities by id. Exact, a block of positions
+    at a time. Raises `InputError` unless k is between 1 and the vocabulary size.
+    """
+    vocabulary, positions = edges_of(params)[-1], hidden.shape[0]
+    if not 1 <= k <= vocabulary:
+        raise InputError(
+            f"predict gives the k best of {vocabulary} words; k is {k}: choose one "
+            f"between 1 and {vocabulary}."
+        )
+    size = max(1, min(positions, TILE // vocabulary))
+
+    def best(block: Array) -> tuple[Array, Array]:
+        log_probs, ids = lax.top_k(log_prob_all(params, block), k)
+        return ids, log_probs
+
+    blocks = jnp.pad(hidden, ((0, -positions % size), (0, 0)))
+    ids, log_probs = lax.map(best, blocks.reshape(-1, size, hidden.shape[-1]))
+    return ids.reshape(-1, k)[:positions], log_probs.reshape(-1, k)[:positions]

@@ -1,0 +1,186 @@
+"""The sampled softmax, as bilm-tf trains with it (Jean et al. 2015).
+
+A target is told apart from a few thousand words drawn at random, not from all of them.
+What comes out is a training loss: a sampled_loss, and no probability. Each logit is
+lowered by the logarithm of how often its word is expected among the drawn ones, and a
+drawn word that is the target itself does not count against it.
+
+Only the rows of the table that a step touches come in, so no gradient is as large as
+the vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from elmojax.model.precision import contract
+from elmojax.model.softmax.tiles import NEVER, TILE
+from elmojax.shapes import Params, PerPosition, Positions, Targets
+
+
+class Candidates(NamedTuple):
+    """Words drawn at random, the same for all positions of a direction."""
+
+    rows: Array
+    """int32 [samples]: distinct rows of the parameters."""
+    log_expected: Array
+    """float32 [rows of the parameters]: log of how often each is expected here."""
+
+
+def sampled_loss(
+    params: Params,
+    hidden: Positions,
+    targets: Targets,
+    weights: PerPosition,
+    candidates: Candidates,
+    mesh: Mesh | None = None,
+) -> tuple[Array, PerPosition]:
+    """Sum of weight * sampled loss, and the loss of each position; differentiable.
+
+    Args:
+      params: kernel [rows, projection] and bias [rows] (if there is one) of the words
+        that take part: targets and candidates.
+      targets: int32 [positions], rows of `params`; NaN comes of one that is none.
+      mesh: with axes `data` and `model`, which both split the positions.
+
+    The gradient flows through the sum, into params, hidden and weights.
+    """
+    total, each = _sampled(mesh, params, hidden, targets, weights, candidates)
+    return total, lax.stop_gradient(each)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sampled(mesh: Mesh | None, *arguments: Any) -> tuple[Array, Array]:
+    return _everywhere(mesh, False, *arguments)[:2]
+
+
+def _forward(mesh: Mesh | None, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
+    params, hidden, *_ = arguments
+    total, each, d_params, d_hidden = _everywhere(mesh, True, *arguments)
+    d_params = {
+        name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
+    }
+    return (total, each), (d_params, d_hidden.astype(hidden.dtype), each)
+
+
+def _backward(mesh: Mesh | None, saved: Any, cotangents: Any) -> tuple[Any, ...]:
+    d_params, d_hidden, d_weights = jax.tree.map(
+        lambda d: d * cotangents[0].astype(d.dtype), saved
+    )
+    return d_params, d_hidden, None, d_weights, None
+
+
+_sampled.defvjp(_forward, _backward)
+
+
+def _everywhere(
+    mesh: Mesh | None,
+    gradient: bool,
+    params: Params,
+    hidden: Array,
+    targets: Array,
+    weights: Array,
+    candidates: Candidates,
+) -> tuple[Array, Array, Params, Array]:
+    """`_loss_and_gradients`; on a mesh every device takes a share of the positions."""
+    run = partial(_loss_and_gradients, gradient)
+    if mesh is None:
+        each, d_params, d_hidden = run(params, candidates, hidden, targets, weights)
+        return jnp.vdot(each, weights), each, d_params, d_hidden
+    axes, positions = ("data", "model"), hidden.shape[0]
+    rows = P(axes)
+
+    def share(*arguments: Any) -> tuple[Array, Array, Params, Array]:
+        each, d_params, d_hidden = run(*arguments)
+        total, d_params = lax.psum((jnp.vdot(each, arguments[-1]), d_params), axes)
+        return total, each, d_params, d_hidden
+
+    more = -positions % mesh.size
+    filled = (
+        jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
+        for array in (hidden, targets, weights)
+    )
+    total, each, d_params, d_hidden = jax.shard_map(
+        share,
+        mesh=mesh,
+        in_specs=(P(), P(), rows, rows, rows),
+        out_specs=(P(), rows, P(), rows),
+        check_vma=False,
+    )(params, candidates, *filled)
+    return total, each[:positions], d_params, d_hidden[:positions]
+
+
+def _loss_and_gradients(
+    gradient: bool,
+    params: Params,
+    candidates: Candidates,
+    hidden: Array,
+    targets: Array,
+    weights: Array,
+) -> tuple[Array, Params, Array]:
+    """Losses, and gradients of their weighted sum, a block of positions at a time."""
+    kernel, positions = params["kernel"], hidden.shape[0]
+    bias = params.get("bias", jnp.zeros(len(kernel), kernel.dtype)).astype(jnp.float32)
+    shift = bias - candidates.log_expected
+    drawn = kernel[candidates.rows]
+    block = max(1, min(positions, TILE // len(candidates.rows)))
+
+    def body(sums: Any, part: Any) -> tuple[Any, Any]:
+        x, target, weight = part
+        target = jnp.where(target < 0, len(kernel), target)  # -1 is not the last row
+        logits = contract("pd,sd->ps", x, drawn, drawn.dtype)
+        logits = logits + shift[candidates.rows][None]
+        hit = target[:, None] == candidates.rows[None]
+        logits = jnp.where(hit, NEVER, logits)
+        row = kernel.at[target].get(mode="fill", fill_value=jnp.nan)
+        row = row.astype(jnp.float32)
+        rounded = x.astype(drawn.dtype).astype(jnp.float32)
+        true = (rounded * row).sum(-1) + shift.at[target].get(mode="fill")
+        most = jnp.maximum(true, logits.max(axis=-1))
+        each = jnp.exp(logits - most[:, None])
+        total = jnp.exp(true - most) + each.sum(axis=-1)
+        loss = most + jnp.log(total) - true
+        if not gradient:
+            return sums, (loss, ())
+        scale = weight / total
+        d_true = jnp.exp(true - most) * scale - weight
+        d_x = contract("ps,sd->pd", each, drawn, drawn.dtype) * scale[:, None]
+        d_x = d_x + d_true[:, None] * row
+        scaled = x * scale[:, None]
+        d_kernel, d_bias, d_drawn, d_drawn_bias = sums
+        return (
+            d_kernel.at[target].add(d_true[:, None] * rounded, mode="drop"),
+            d_bias.at[target].add(d_true, mode="drop"),
+            d_drawn + contract("ps,pd->sd", each, scaled, drawn.dtype),
+            d_drawn_bias + jnp.einsum("ps,p->s", each, scale),
+        ), (loss, d_x)
+
+    arrays = (kernel, bias, drawn, candidates.rows)
+    zeros = [jnp.zeros(a.shape, jnp.float32) for a in arrays]
+    sums = tuple(zeros) if gradient else ()
+    parts = tuple(_blocks(array, block) for array in (hidden, targets, weights))
+    sums, (each, d_hidden) = lax.scan(body, sums, parts)
+    each = each.reshape(-1)[:positions]
+    if not gradient:
+        return each, {}, jnp.zeros((0, 0))
+    d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[:positions]
+    d_kernel, d_bias, d_drawn, d_drawn_bias = sums
+    d_params = {
+        "kernel": d_kernel.at[candidates.rows].add(d_drawn),
+        "bias": d_bias.at[candidates.rows].add(d_drawn_bias),
+    }
+    return each, {name: d_params[name] for name in params}, d_hidden
+
+
+def _blocks(array: Array, block: int) -> Array:
+    """[positions, ...] -> [blocks, block, ...], filled up with zeros."""
+    more = -array.shape[0] % block
+    array = jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
+    return array.reshape(-1, block, *array.shape[1:])

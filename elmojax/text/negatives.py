@@ -1,0 +1,87 @@
+"""Words drawn at random for the sampled softmax, as TensorFlow draws them for bilm-tf.
+
+Word w of a vocabulary by falling count is drawn with probability log((w + 2) / (w + 1))
+/ log(V + 1), about Zipf's law, until there are enough distinct ones; both directions
+draw for themselves. A step touches few rows of the table of words, so a batch names
+them: targets and drawn words, each once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from elmojax.errors import InputError
+
+SMALLEST = 1024
+"""Rows that a step takes at least."""
+
+
+class Negatives(NamedTuple):
+    """What a step of the sampled softmax takes besides the text."""
+
+    words: np.ndarray
+    """int32 [rows]: distinct vocabulary ids, rising; ids of no word at the end."""
+    targets: np.ndarray
+    """int32 [two, rows, window]: place in `words` of each target."""
+    drawn: np.ndarray
+    """int32 [two, samples]: places in `words` of the drawn words."""
+    log_expected: np.ndarray
+    """float32 [two, words]: log of how often each word is expected among the drawn."""
+
+
+def check_samples(samples: int, vocabulary: int) -> None:
+    """Raises `InputError` unless there are more words than are to be drawn."""
+    if samples >= vocabulary:
+        raise InputError(
+            f"The sampled softmax draws {samples} words and the vocabulary has "
+            f"{vocabulary}; lower --head.samples, or use --head.kind adaptive or full."
+        )
+
+
+def log_uniform(
+    random: np.random.Generator, vocabulary: int, samples: int
+) -> tuple[np.ndarray, int]:
+    """Distinct words in the order they were drawn, and how many draws that took."""
+    check_samples(samples, vocabulary)
+    drawn = np.zeros(0, np.int64)
+    while True:
+        more = np.exp(random.random(2 * samples) * np.log(vocabulary + 1)) - 1
+        more = np.minimum(more.astype(np.int64), vocabulary - 1)
+        drawn = np.concatenate([drawn, more])
+        first = np.sort(np.unique(drawn, return_index=True)[1])
+        if len(first) >= samples:
+            return drawn[first[:samples]], int(first[samples - 1]) + 1
+
+
+def log_expected(words: np.ndarray, vocabulary: int, draws: int) -> np.ndarray:
+    """log(1 - (1 - p) ** draws): how often each word is expected among the drawn."""
+    share = np.log1p(1 / (words + 1.0)) / np.log(vocabulary + 1)
+    return np.log(-np.expm1(draws * np.log1p(-share))).astype(np.float32)
+
+
+def negatives(
+    targets: np.ndarray, vocabulary: int, samples: int, seed: int, step: int
+) -> Negatives:
+    """The words of a step: a pure function of its arguments.
+
+    Args:
+      targets: vocabulary ids [two, rows, window].
+    """
+    # Another counter than the shuffles of epochs, which have the same kind of key.
+    bits = np.random.Philox(key=[seed, step], counter=[0, 0, 0, 1])
+    random = np.random.Generator(bits)
+    drawn, draws = zip(
+        *(log_uniform(random, vocabulary, samples) for _ in targets), strict=True
+    )
+    words = np.unique(np.concatenate([*drawn, targets.ravel()]))
+    size = SMALLEST * -(-len(words) // SMALLEST)
+    filled = np.concatenate([words, vocabulary + np.arange(size - len(words))])
+    expected = [log_expected(filled, vocabulary, n) for n in draws]
+    return Negatives(
+        filled.astype(np.int32),
+        np.searchsorted(words, targets).astype(np.int32),
+        np.searchsorted(words, np.stack(drawn)).astype(np.int32),
+        np.stack(expected),
+    )

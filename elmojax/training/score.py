@@ -1,0 +1,133 @@
+"""Log-probabilities of the words of sentences, each in its own context, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.shapes import Params
+from elmojax.text.batches import Batch, Words, located_batches
+from elmojax.text.prepared import Corpus
+from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
+from elmojax.training.step import LanguageModel
+
+BLOCK = 32_768
+"""Positions that are scored together."""
+ROWS, WINDOW = (64, 8), 20
+"""Streams of a block of many sentences, and of few."""
+
+
+class Score(NamedTuple):
+    """What a model gives a sentence; natural logarithms, float32."""
+
+    words: list[str]
+    forward: np.ndarray
+    """[words + 1]: of each word after those before it; last, that the sentence ends."""
+    backward: np.ndarray
+    """[words + 1]: of each word before those after it; last, that it begins there."""
+    known: np.ndarray
+    """bool [words]: whether the word is in the vocabulary; others are `<UNK>`."""
+
+    @property
+    def forward_sum(self) -> float:
+        """Log-probability of the sentence, read forward."""
+        return float(self.forward.sum(dtype=np.float64))
+
+    @property
+    def backward_sum(self) -> float:
+        """Log-probability of the sentence, read backward."""
+        return float(self.backward.sum(dtype=np.float64))
+
+
+class Scorer:
+    """A model ready to score sentences; every sentence begins from the same state."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        params: Params,
+        vocabulary: Vocabulary,
+        initial_state: LstmState,
+    ) -> None:
+        self.lm, self.params, self.vocabulary = lm, params, vocabulary
+        self.initial_state = initial_state
+        self._step = jax.jit(partial(_score, lm), donate_argnums=1)
+
+    def __call__(self, sentences: Iterable[Sequence[str]]) -> Iterator[Score]:
+        """One `Score` a sentence, in order; memory is bounded by the longest one."""
+        block: list[list[str]] = []
+        positions = 0
+        for sentence in sentences:
+            block.append(list(sentence))
+            positions += len(block[-1]) + 1
+            if positions >= BLOCK:
+                yield from self._score_block(block)
+                block, positions = [], 0
+        if block:
+            yield from self._score_block(block)
+
+    def _score_block(self, sentences: list[list[str]]) -> Iterator[Score]:
+        corpus = _corpus(sentences, self.vocabulary)
+        words = Words(corpus, self.vocabulary, self.lm.config, 1)
+        flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
+        starts = corpus.offsets[:-1] + np.arange(len(sentences))
+        rows = ROWS[len(sentences) < ROWS[0]]
+        carry = LstmState.zeros(self.lm.config.lstm, rows)
+        for batch, places in located_batches(corpus, words, rows, WINDOW):
+            here = (places.at == 0) & places.counts
+            each, carry = self._step(
+                self.params, carry, batch, here, self.initial_state
+            )
+            where = (starts[places.sentence] + places.at)[places.counts]
+            flat[:, where] = np.asarray(each)[:, places.counts]
+        known = words.targets[corpus.words[: corpus.offsets[-1]]] != UNKNOWN_ID
+        for number, sentence in enumerate(sentences):
+            begin, end = corpus.offsets[number], corpus.offsets[number + 1]
+            at = starts[number]
+            forward, backward = flat[:, at : at + len(sentence) + 1]
+            backward = np.concatenate([backward[:-1][::-1], backward[-1:]])
+            yield Score(sentence, forward.copy(), backward, known[begin:end])
+
+
+def _score(
+    lm: LanguageModel,
+    params: Params,
+    carry: LstmState,
+    batch: Batch,
+    here: Array,
+    initial_state: LstmState,
+) -> tuple[Array, LstmState]:
+    """Log-probabilities [two, rows, window] of a batch, and the new carry."""
+    begins = jnp.repeat(here.T[:, None], 2, axis=1)
+    starts = SentenceStarts(begins, initial_state)
+    top, carry = lm.outputs(params, carry, batch, None, starts)
+    _, each = lm.nll(params["head"], top, batch, train=False)
+    return -each.transpose(1, 2, 0), carry
+
+
+def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:
+    """Sentences in memory, as a prepared corpus has them on disk."""
+    types = [*SPECIALS, *sorted(set(chain(*sentences)) - set(SPECIALS))]
+    place = {word: number for number, word in enumerate(types)}
+    running = [place[word] for word in chain(*sentences)]
+    lengths = [len(sentence) for sentence in sentences]
+    return Corpus(
+        directory=Path("memory"),
+        info={},
+        fingerprint="",
+        vocabulary=vocabulary,
+        types=types,
+        counts=np.zeros(len(types), np.int64),
+        # Where all sentences are empty there must be a word to look at, though unused.
+        words=np.array(running or [0], np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )

@@ -1,0 +1,226 @@
+"""Softmax heads at the paper's size: forward and backward pass, and memory.
+
+    python experiments/benchmarks/softmax.py
+    python experiments/benchmarks/softmax.py --positions 1280 --vocabulary 200000
+
+Forms: `adaptive` (what trains), `dense` (each cluster for every position, masked),
+`torch` (nn.AdaptiveLogSoftmaxWithLoss, left out where torch is not installed), `full`
+(in pieces), `sampled` (8,192 words, with the rows taken from the table). Targets follow
+Zipf's law; all forms have the same targets, cutoffs and widths. Each runs alone in a
+process of its own, one after the other: CPU-seconds and seconds are the median of
+--rounds passes after a warm-up, "peak" is how far the process grew while it ran
+(gradients of the weights included), "temporary" what XLA reserves besides arguments and
+results. Forms whose cost is linear in positions and that would take minutes or tens of
+GB are timed on fewer positions and multiplied, marked ~ ; their temporary memory is
+that of the whole program. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting threads are no work
+
+FORMS = ("adaptive", "torch", "dense", "sampled", "full")
+AFFORDABLE = {"dense": 1 << 28, "full": 1 << 30}
+"""Positions x words that a form is run on at most."""
+
+
+def inputs(positions: int, args: Any) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    share = 1 / np.arange(1, args.vocabulary + 1)
+    targets = random.choice(args.vocabulary, positions, p=share / share.sum())
+    hidden = random.standard_normal((positions, args.dim), np.float32)
+    return hidden, targets.astype(np.int32)
+
+
+def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
+    """positions -> function to be compiled, and its arguments."""
+    import jax
+    import jax.numpy as jnp
+
+    from elmojax.model import softmax
+    from elmojax.model.softmax.sampled import Candidates, sampled_loss
+    from elmojax.text.negatives import negatives
+
+    def make(positions: int) -> tuple[Any, Any]:
+        cutoffs = args.cutoffs if form in ("adaptive", "dense") else ()
+        head = softmax.Softmax(args.vocabulary, cutoffs, args.div_value)
+        some = jnp.zeros((1, args.dim))
+        params = jax.jit(head.init)(jax.random.key(0), some)["params"]
+        x, targets = inputs(positions, args)
+        kind = softmax.Form.REFERENCE if form == "dense" else softmax.Form.BLOCKS
+
+        def exact(params: Any, x: Any, targets: Any) -> Any:
+            nll = softmax.negative_log_likelihood
+            weights = jnp.full(len(x), 1 / len(x), jnp.float32)
+            return nll(params, x, targets, weights, form=kind)[0]
+
+        def drawn(params: Any, x: Any, negatives: Any) -> Any:
+            words = Candidates(negatives.drawn[0], negatives.log_expected[0])
+            at = negatives.targets.reshape(-1)
+            weights = jnp.full(len(x), 1 / len(x), jnp.float32)
+            return sampled_loss(params, x, at, weights, words)[0]
+
+        def on_rows(params: Any, x: Any, negatives: Any) -> Any:
+            rows = jax.tree.map(lambda leaf: leaf[negatives.words], params)
+            return jax.value_and_grad(drawn, (0, 1))(rows, x, negatives)
+
+        if form == "sampled":
+            words = negatives(
+                targets.reshape(1, 1, -1), args.vocabulary, args.samples, 0, 0
+            )
+            return on_rows, (params, x, words)
+        return jax.value_and_grad(exact, (0, 1)), (params, x, targets)
+
+    return make
+
+
+def run_jax(form: str, positions: int, part: int, args: Any) -> dict[str, float]:
+    import jax
+
+    make = jax_program(form, args)
+    function, arguments = make(part)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    found = measure(lambda: jax.block_until_ready(compiled(*arguments)), args)
+    if part != positions:
+        found["peak"] = float("nan")
+        compiled = jax.jit(function).lower(*make(positions)[1]).compile()
+    found["temporary"] = compiled.memory_analysis().temp_size_in_bytes
+    return found
+
+
+def run_torch(positions: int, args: Any) -> dict[str, float]:
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    head = torch.nn.AdaptiveLogSoftmaxWithLoss(
+        args.dim, args.vocabulary, list(args.cutoffs), args.div_value, head_bias=True
+    )
+    hidden, targets = inputs(positions, args)
+    x, y = torch.tensor(hidden, requires_grad=True), torch.tensor(targets).long()
+
+    def run() -> None:
+        head.zero_grad(set_to_none=True)
+        x.grad = None
+        head(x, y).loss.backward()
+
+    return measure(run, args)
+
+
+def measure(run: Callable[[], Any], args: Any) -> dict[str, float]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    cpus, walls = [], []
+    for _ in range(args.rounds):
+        cpu, wall = time.process_time(), time.perf_counter()
+        run()
+        cpus.append(time.process_time() - cpu)
+        walls.append(time.perf_counter() - wall)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {
+        "cpu_seconds": statistics.median(cpus),
+        "seconds": statistics.median(walls),
+        "peak": peak * 1024,
+    }
+
+
+def worker(form: str, positions: int, args: Any, pipe: Any) -> None:
+    most = AFFORDABLE.get(form, positions * args.vocabulary) // args.vocabulary
+    part = min(positions, max(64, most))
+    if form == "torch":
+        found = run_torch(positions, args)
+    else:
+        found = run_jax(form, positions, part, args)
+    for name in ("cpu_seconds", "seconds"):
+        found[name] *= positions / part
+    pipe.send({**found, "timed_positions": part})
+
+
+def measured_alone(form: str, positions: int, args: Any) -> dict[str, float] | None:
+    """In a process of its own; None if that died, which is mostly of memory."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=worker, args=(form, positions, args, there))
+    process.start()
+    there.close()
+    try:
+        return dict(here.recv())
+    except EOFError:
+        return None
+    finally:
+        process.join()
+
+
+def describe(form: str, found: dict[str, float] | None, ours: dict[str, float]) -> str:
+    if found is None:
+        return f"  {form:9} out of memory"
+    scaled = "~" if found["timed_positions"] != found["positions"] else " "
+    ratio = found["cpu_seconds"] / ours["cpu_seconds"]
+    line = (
+        f"  {form:9}{scaled}{found['cpu_seconds']:9.2f} cpu-s {found['seconds']:9.2f} s"
+    )
+    line += f"{ratio:8.1f}x"
+    for name in ("temporary", "peak"):
+        if name in found and found[name] == found[name]:
+            line += f"   {found[name] / 1e9:8.3f} GB {name}"
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--positions", type=int, nargs="+", default=[1280, 10240, 20480]
+    )
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[200_000, 793_471])
+    parser.add_argument(
+        "--cutoffs", type=int, nargs="*", default=[4000, 40_000, 200_000]
+    )
+    parser.add_argument("--div-value", type=float, default=4.0)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=8192)
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    results = []
+    for vocabulary in args.vocabulary:
+        for positions in args.positions:
+            case = argparse.Namespace(**vars(args))
+            case.vocabulary = vocabulary
+            case.cutoffs = tuple(c for c in args.cutoffs if c < vocabulary)
+            print(f"{positions:,} positions, {vocabulary:,} words, {case.cutoffs}")
+            ours: dict[str, float] = {}
+            for form in args.forms:
+                found = measured_alone(form, positions, case)
+                if found is not None:
+                    found["positions"] = positions
+                    ours = ours or found
+                row = {"vocabulary": vocabulary, "positions": positions, "form": form}
+                results.append({**row, **(found or {"out_of_memory": True})})
+                print(describe(form, found, ours), flush=True)
+    report = {
+        "machine": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "date": time.strftime("%Y-%m-%d"),
+        "arguments": {k: str(v) for k, v in vars(args).items()},
+        "results": results,
+    }
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
