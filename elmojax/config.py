@@ -293,9 +293,6 @@ class TrainConfig:
         _require(good, self, "encoder", "'characters' or 'words'")
         good = self.word_vectors is None or self.encoder == "words"
         _require(good, self, "word_vectors", "used with --encoder words")
-        good = self.head.kind != "sampled" or self.optimizer.name != "adafactor"
-        wanted = "'adagrad' or 'adamw': adafactor has no moments of single rows"
-        _require(good, self.optimizer, "name", f"{wanted} for a sampled softmax")
         good = self.init_from is None or self.word_vectors is None
         _require(good, self, "init_from", "given without --word-vectors")
 

@@ -158,6 +158,63 @@ def copied(world, tmp_path) -> Path:
 # --- the whole chain -----------------------------------------------------------------
 
 
+def test_a_sampled_softmax_trains_and_is_evaluated_exactly(world, tmp_path):
+    """What is sampled is called sampled_loss; perplexities are those of all words."""
+    workdir = tmp_path / "run"
+    arguments = ("--data", world.data, "--heldout", world.heldout, "--workdir", workdir)
+    sampled = ("--head.kind", "sampled", "--head.samples", 20)
+    command = ("pretrain", *arguments, *sampled, "--log-every", 1, *TINY)
+    done(*command, "--steps", 3)
+    done(*command, "--steps", 6)
+    lines = [
+        json.loads(s) for s in (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    trained = [line for line in lines if "gradient_norm" in line]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4, 5, 6]
+    for line in trained:
+        assert {name for name in line if "loss" in name or "perplexity" in name} == {
+            "sampled_loss",
+            "forward_sampled_loss",
+            "backward_sampled_loss",
+        }
+    last = [line for line in lines if "heldout_loss" in line][-1]
+    scores = answer("evaluate", workdir, "--data", world.heldout)
+    assert scores["loss"] == pytest.approx(last["heldout_loss"])
+    assert scores["loss"] < lines[0]["heldout_loss"]
+    done("convert", workdir, "--out", tmp_path / "hdf5")
+    again = answer("evaluate", tmp_path / "hdf5", "--data", world.heldout)
+    assert again["loss"] == pytest.approx(scores["loss"], rel=1e-6)
+
+
+def test_prepare_shows_cutoffs_where_ranks_mean_something(tmp_path):
+    """The ones that pretrain takes; none for a vocabulary of another text."""
+    random = np.random.default_rng(0)
+    words = [f"w{i}" for i in random.zipf(1.3, 60_000) if i < 9_000]
+    text = tmp_path / "text"
+    text.write_text(
+        "\n".join(" ".join(words[i : i + 20]) for i in range(0, len(words), 20))
+    )
+    report = answer("prepare", "--text", text, "--out", tmp_path / "data")
+    assert set(report["cutoffs"]) == {"mini", "small", "medium", "original"}
+    ranks = report["cutoffs"]["mini"]
+    assert 1 <= len(ranks) <= 3 and ranks[-1] < report["vocabulary"]
+    shown = done("prepare", "--text", text, "--out", tmp_path / "data").out
+    assert " ".join(map(str, ranks)) in shown
+    workdir = tmp_path / "run"
+    run_one = ("--data", tmp_path / "data", "--workdir", workdir, "--steps", 1)
+    done("pretrain", *run_one, *CHARACTERS, *SMALL, "--model.lstm.dim", 8)
+    assert read_record(workdir).train.head.cutoffs == tuple(ranks)
+    other = tmp_path / "other"
+    other.write_text("w9 w8 w8\n" * 3)
+    known = ("--vocabulary", tmp_path / "data" / "vocabulary.txt")
+    report = answer("prepare", "--text", other, "--out", tmp_path / "more", *known)
+    assert report["cutoffs"] is None
+    assert (
+        "not sorted"
+        in done(*("prepare", "--text", other, "--out", tmp_path / "more", *known)).out
+    )
+
+
 def test_prepare_reports_what_it_wrote(world):
     with lzma.open(world.heldout_text, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[:-1]
@@ -521,6 +578,22 @@ def test_text_that_will_not_do(world, tmp_path, name):
             "pretrain --data {data} --workdir {out} --head.kind full --head.cutoffs 9",
             "A full softmax has no cutoffs",
         ),
+        (
+            "pretrain --data {data} --workdir {out} --head.kind sampled",
+            "draws 8192 words and the vocabulary has 60; lower --head.samples",
+        ),
+        (
+            "pretrain --data {data} --workdir {out} --head.kind sampled "
+            "--head.cutoffs 9",
+            "A sampled softmax has no cutoffs",
+        ),
+        (
+            "pretrain --data {data} --workdir {out} --head.kind sampled "
+            "--optimizer.name adafactor",
+            "no moments of single rows",
+        ),
+        ("score {run}", "--text FILE"),
+        ("score {out} --text {text}", "There is no model"),
         ("pretrain --data {data} --workdir {out} --evaluate-every 5", "--heldout"),
         (
             "pretrain --workdir {out} --encoder words --word-vectors {text}",

@@ -199,15 +199,19 @@ def make(lstm: dict, encoder: dict, same_width: bool, project: bool) -> ElmoConf
 
 
 @settings(max_examples=30)
-@given(recipes, st.booleans(), st.sampled_from([None, (), (2, 5)]))
-def test_every_shape_there_and_back(tmp_path_factory, recipe, warm, cutoffs):
+@given(
+    recipes,
+    st.booleans(),
+    st.sampled_from([None, ((), True), ((2, 5), True), ((2, 5), False)]),
+)
+def test_every_shape_there_and_back(tmp_path_factory, recipe, warm, softmax):
     directory, config = tmp_path_factory.mktemp("model") / "new", make(*recipe)
     params, head = tiny_params(config), None
     if warm:
         state = drawn(params.initial_state, seed=3)
         params = replace(params, initial_state=state)
-    if cutoffs is not None:
-        model = Softmax(9, cutoffs, 2.0)
+    if softmax is not None:
+        model = Softmax(9, softmax[0], 2.0, softmax[1])
         hidden = jnp.zeros((1, config.lstm.projection))
         head = drawn(jax.eval_shape(model.init, jax.random.key(0), hidden)["params"])
     save_hdf5(params, directory, head)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toys import TINY, corpus_of, drawn
 
-from elmojax.config import HeadConfig, MeshConfig, OptimizerConfig, TrainConfig
+from elmojax.config import HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.errors import InputError
 from elmojax.model.softmax import sampled
 from elmojax.model.softmax.sampled import Candidates, sampled_loss
@@ -303,9 +303,3 @@ def test_a_step_makes_nothing_as_large_as_the_table():
     assert memory.temp_size_in_bytes < words * dim * 4 / 4
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     assert results < 1e6, "tables are changed in place"
-
-
-def test_adafactor_is_refused():
-    optimizer = OptimizerConfig("adafactor")
-    with pytest.raises(InputError, match="adafactor has no moments of single rows"):
-        TrainConfig(head=HEAD, optimizer=optimizer)

@@ -120,7 +120,9 @@ def test_the_command_prints_what_the_function_gives(run, tmp_path, capsys):
     path.write_text("".join(" ".join(words) + "\n" for words in TEXT))
     wanted = elmojax.score(run, TEXT)
     main(["score", str(run), "--text", str(path), "--json"])
-    report = json.loads(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    report = json.loads(out)
+    assert out.count("\n") == 1
     assert report["unit"] == "nats"
     assert report["tokens"] == sum(len(words) + 1 for words in TEXT)
     for line, (got, one) in enumerate(zip(report["sentences"], wanted, strict=True)):

@@ -85,7 +85,7 @@ def _known(one: Score) -> Iterator[tuple[str, bool]]:
 
 
 def _print_json(scores: Iterable[Score]) -> None:
-    """One object, written line by line: the text may be long."""
+    """One object, written sentence by sentence: the text may be long."""
     total: dict[str, Any] = {"tokens": 0, "forward_sum": 0.0, "backward_sum": 0.0}
     print('{"unit": "nats", "sentences": [', end="")
     for line, one in enumerate(scores):
@@ -100,14 +100,14 @@ def _print_json(scores: Iterable[Score]) -> None:
             "forward_sum": one.forward_sum,
             "backward_sum": one.backward_sum,
         }
-        print(",\n" if line else "\n", json.dumps(report), sep="", end="")
+        print(", " if line else "", json.dumps(report), sep="", end="")
         total["tokens"] += len(one.forward)
         total["forward_sum"] += one.forward_sum
         total["backward_sum"] += one.backward_sum
     for way in ("forward", "backward"):
         mean = -total[f"{way}_sum"] / total["tokens"]
         total[f"{way}_perplexity"] = math.exp(min(mean, 700.0))
-    print(f"],\n{json.dumps(total)[1:]}")
+    print(f"], {json.dumps(total)[1:]}")
 
 
 def _rounded(numbers: Any) -> list[float]:

@@ -231,7 +231,8 @@ def _for_others(params: ElmoParams, entry: Entry) -> np.ndarray:
 
 def head_arrays(head: Params) -> dict[str, np.ndarray]:
     """The data sets of softmax.hdf5."""
-    if set(head) == set(HEAD_NAMES):
+    if set(head) <= set(HEAD_NAMES):  # bilm-tf's has a bias, if need be of zeros
+        head = {"bias": np.zeros(len(head["kernel"]), np.float32), **head}
         return {HEAD_NAMES[name]: np.asarray(leaf) for name, leaf in head.items()}
     return {f"adaptive_softmax/{name}": np.asarray(leaf) for name, leaf in head.items()}
 

@@ -38,7 +38,7 @@ def load_head(softmax_file: PathLike, projection: int) -> Params:
     """The softmax beside a biLM, as `training` and `save_hdf5` take it.
 
     Returns {"kernel" [words, projection], "bias" [words]}; for an adaptive softmax
-    also its tails.
+    also its tails, and the bias only if it has one.
 
     Raises:
       InputError: if the file is none, or its arrays do not fit `projection`.
@@ -48,7 +48,10 @@ def load_head(softmax_file: PathLike, projection: int) -> Params:
         prefix = "adaptive_softmax/"
         names = {n.removeprefix(prefix): n for n in found if n.startswith(prefix)}
         names = names or HEAD_NAMES
-        for name, wanted in (("kernel", (None, projection)), ("bias", (None,))):
+        needed: dict[str, tuple[int | None, ...]] = {"kernel": (None, projection)}
+        if "bias" in names:  # an adaptive softmax may have none
+            needed["bias"] = (None,)
+        for name, wanted in needed.items():
             shape = found.get(names.get(name, ""))
             if shape is None or len(shape) != len(wanted) or shape[1:] != wanted[1:]:
                 raise InputError(
@@ -58,7 +61,7 @@ def load_head(softmax_file: PathLike, projection: int) -> Params:
         arrays = {k: np.zeros(found[n] or (), np.float32) for k, n in names.items()}
         for name, into in arrays.items():
             read_array(file, names[name], into, softmax_file)
-    if len(arrays["kernel"]) != len(arrays["bias"]):
+    if "bias" in arrays and len(arrays["kernel"]) != len(arrays["bias"]):
         raise InputError(
             f"{softmax_file}: {names['kernel']} has {len(arrays['kernel'])} rows and "
             f"{names['bias']} {len(arrays['bias'])}; they must be the same words."

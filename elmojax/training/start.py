@@ -157,6 +157,11 @@ def _record(
         raise InputError(
             f"A {head.kind} softmax has no cutoffs; leave --head.cutoffs out."
         )
+    if head.kind == "sampled" and config.optimizer.name == "adafactor":
+        raise InputError(
+            "Adafactor has no moments of single rows, which a sampled softmax needs; "
+            "take --optimizer.name adagrad or adamw."
+        )
     if head.kind != "full" and not config.allow_unsorted_vocabulary:
         vocabulary.check_sorted(corpus.target_counts(vocabulary, marks=False))
     if head.kind == "adaptive" and not head.cutoffs:
