@@ -6,7 +6,7 @@
 Forms: `adaptive` (what trains), `dense` (each cluster for every position, masked),
 `torch` (nn.AdaptiveLogSoftmaxWithLoss, left out where torch is not installed), `full`
 (in pieces), `sampled` (8,192 words, with the rows taken from the table). Targets follow
-Zipf's law; all forms have the same targets, cutoffs and widths. Each runs alone in a
+Zipf's law; all forms have the same targets, widths and cutoffs. Each runs alone in a
 process of its own, one after the other: CPU-seconds and seconds are the median of
 --rounds passes after a warm-up, "peak" is how far the process grew while it ran
 (gradients of the weights included), "temporary" what XLA reserves besides arguments and
@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from elmojax.training.cutoffs import automatic_cutoffs
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting threads are no work
 
@@ -185,9 +187,7 @@ def main() -> None:
         "--positions", type=int, nargs="+", default=[1280, 10240, 20480]
     )
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[200_000, 793_471])
-    parser.add_argument(
-        "--cutoffs", type=int, nargs="*", default=[4000, 40_000, 200_000]
-    )
+    parser.add_argument("--cutoffs", type=int, nargs="*", help="none: automatic")
     parser.add_argument("--div-value", type=float, default=4.0)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--samples", type=int, default=8192)
@@ -200,7 +200,10 @@ def main() -> None:
         for positions in args.positions:
             case = argparse.Namespace(**vars(args))
             case.vocabulary = vocabulary
-            case.cutoffs = tuple(c for c in args.cutoffs if c < vocabulary)
+            case.cutoffs = tuple(c for c in args.cutoffs or () if c < vocabulary)
+            if args.cutoffs is None:
+                counts = 1e9 / np.arange(1, vocabulary + 1)
+                case.cutoffs = automatic_cutoffs(counts, args.dim, args.div_value)
             print(f"{positions:,} positions, {vocabulary:,} words, {case.cutoffs}")
             ours: dict[str, float] = {}
             for form in args.forms:

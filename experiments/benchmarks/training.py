@@ -9,7 +9,8 @@ same batches (unique words encoded once) and do forward, backward and an Adagrad
 PyTorch's LSTM has no clips and no skip connection inside; where torch is not installed
 that column is left out. Prints a table and writes JSON: tokens/s (median of the rounds,
 a token is one position trained in both directions), CPU-seconds a token, temporary
-memory, and the share of the matmul rate that was measured in the same run.
+memory, and the share of the matmul rate that was measured in the same run. `--heads
+adaptive full sampled` times other heads beside the first.
 """
 
 from __future__ import annotations
@@ -99,11 +100,11 @@ def measure(run: Callable[[int], Any], rounds: int, steps: int) -> dict[str, flo
 
 
 def ours(
-    text: TrainingText, config: ElmoConfig, cutoffs: tuple[int, ...], args: Any
+    text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
 ) -> dict[str, float]:
     dtype = jnp.float32 if args.precision == "float32" else jnp.bfloat16
+    text.samples = head.samples if head.kind == "sampled" else 0
     size = len(text.corpus.vocabulary)
-    head = HeadConfig("adaptive", cutoffs, args.div_value)
     lm = LanguageModel(config, size, head, 0.1, dtype)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     state = jax.jit(partial(init_state, lm, optimizer, text.rows, 0))()
@@ -126,7 +127,7 @@ def ours(
         **result,
         "compile_seconds": seconds,
         "temporary_bytes": temporary,
-        "loss": float(metrics["loss"]),
+        lm.loss_name: float(metrics[lm.loss_name]),
     }
 
 
@@ -156,6 +157,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=20)
     parser.add_argument("--vocabulary", type=int, default=30000)
     parser.add_argument("--div-value", type=float, default=4.0)
+    parser.add_argument("--samples", type=int, default=8192)
+    heads = ("adaptive", "full", "sampled")
+    parser.add_argument("--heads", nargs="+", default=["adaptive"], choices=heads)
     parser.add_argument("--precision", choices=["float32", "bf16"])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
@@ -180,11 +184,16 @@ def main() -> None:
         flops = flops_a_token(config, unique, batch.words.shape[1])
         tokens = count * args.window
         row: dict[str, Any] = {"rows": count, "flops_a_token": flops}
-        row["elmojax"] = found = ours(text, config, cutoffs, args)
+        for kind in args.heads:
+            ranks = cutoffs if kind == "adaptive" else ()
+            head = HeadConfig(kind, ranks, args.div_value, samples=args.samples)
+            row[kind] = ours(text, config, head, args)
+        row["elmojax"] = found = row.pop(args.heads[0])
+        text.samples = 0
         row["share_of_peak"] = flops * tokens / found["seconds"] / peak
         if with_torch:
             row["torch"] = torch_peer(text, config, cutoffs, args)
-        for name in ("elmojax", "torch"):
+        for name in ("elmojax", "torch", *args.heads[1:]):
             if name in row:
                 row[name]["tokens_per_second"] = tokens / row[name]["seconds"]
         rows.append(row)
@@ -205,7 +214,7 @@ def main() -> None:
 
 def describe(row: dict[str, Any]) -> str:
     line = f"rows {row['rows']:5}: "
-    for name in ("elmojax", "torch"):
+    for name in ("elmojax", "torch", "full", "sampled"):
         if name in row:
             line += f"{name} {row[name]['tokens_per_second']:12,.0f} tokens/s   "
     ours = row["elmojax"]

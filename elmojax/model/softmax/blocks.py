@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from elmojax.model.precision import contract
-from elmojax.model.softmax.tiles import Sums, Words, block_size, cross_entropy
+from elmojax.model.softmax.tiles import (
+    Sums,
+    Words,
+    block_size,
+    cross_entropy,
+    turned,
+)
 from elmojax.shapes import Params
 
 
@@ -99,7 +105,7 @@ def loss_and_gradients(
         if sums is None:
             continue
         names = ("kernel", "bias") if not k else (f"up_{k - 1}", "")
-        d_params[names[0]] = sums.table
+        d_params[names[0]] = sums.table.T if turned(cluster.words) else sums.table
         if sums.bias is not None:
             d_params[names[1]] = sums.bias
         if d_down is not None:
@@ -131,9 +137,6 @@ def _run(
     order = jnp.pad(cluster.order, (0, large), constant_values=positions)
     most = cluster.members if axes is None else lax.pmax(cluster.members, axes.data)
 
-    def zeros(like: Array | None) -> Any:
-        return None if like is None else jnp.zeros(like.shape, jnp.float32)
-
     def body(block: int, state: Any) -> Any:
         start, (each, d_hidden), sums, d_down = state
         rows = lax.dynamic_slice_in_dim(order, start, block)
@@ -152,9 +155,11 @@ def _run(
             d_hidden = d_hidden.at[rows].add(d_x, mode="drop")
         return start + block, (each, d_hidden), sums, d_down
 
-    table, bias = cluster.words.table, cluster.words.bias
-    sums = Sums(zeros(table), zeros(bias)) if gradient else None
-    state = (jnp.int32(0), outputs, sums, zeros(down) if gradient else None)
+    sums, d_down = None, None
+    if gradient:
+        sums = Sums.zeros(cluster.words)
+        d_down = None if down is None else jnp.zeros(down.shape, jnp.float32)
+    state = (jnp.int32(0), outputs, sums, d_down)
     if small < large:
         state = lax.while_loop(
             lambda state: state[0] + large <= most, partial(body, large), state

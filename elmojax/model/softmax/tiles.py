@@ -21,6 +21,8 @@ TILE = 1 << 24
 """Logits in memory at once; bounds temporary memory, whatever the vocabulary."""
 LARGE_TABLE = 1 << 24
 """Elements of a table of words from which on it is read in pieces."""
+NARROW = 32
+"""Width up to which a gradient is added up as [width, words]: faster on a CPU."""
 NEVER = -1e30
 """The logit of what is no word."""
 
@@ -67,7 +69,20 @@ class Sums(NamedTuple):
     """Gradients of a cluster's words, added up over blocks; float32."""
 
     table: Array
+    """[words here, width], or the other way round where that is `turned`."""
     bias: Array | None
+
+    @classmethod
+    def zeros(cls, words: Words) -> Sums:
+        shape, bias = words.table.shape, words.bias
+        shape = shape[::-1] if turned(words) else shape
+        bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+        return cls(jnp.zeros(shape, jnp.float32), bias)
+
+
+def turned(words: Words) -> bool:
+    """Whether `Sums.table` is [width, words here]."""
+    return words.table.shape[1] <= NARROW and not _large(words)
 
 
 class Target(NamedTuple):
@@ -139,7 +154,13 @@ def whole_rows(
     scale = weights / total
     table = words.table
     d_x = contract("pv,vn->pn", each, table, table.dtype) * scale[:, None]
-    return log_total, d_x, _added(sums, 0, each, x, scale, table.dtype)
+    if not turned(words):
+        return log_total, d_x, _added(sums, 0, each, x, scale, table.dtype)
+    d_table = contract("pn,pv->nv", x * scale[:, None], each, table.dtype)
+    d_bias = sums.bias
+    if d_bias is not None:
+        d_bias = d_bias + jnp.einsum("pv,p->v", each, scale)
+    return log_total, d_x, Sums(sums.table + d_table, d_bias)
 
 
 def in_pieces(
