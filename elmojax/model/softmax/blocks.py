@@ -131,8 +131,10 @@ def _run(
     Large blocks while there are enough positions, then small ones for the rest.
     """
     positions, down = hidden.shape[0], cluster.down
-    large = block_size(cluster.words, positions)
-    small = large if down is None else -(-large // 4)
+    large = small = block_size(cluster.words, positions)
+    if down is not None:  # a share of the positions that is not known beforehand
+        large = min(large, max(8, positions // 8))
+        small = -(-large // 4)
     # A last block that is not full repeats no position: it points past the end.
     order = jnp.pad(cluster.order, (0, large), constant_values=positions)
     most = cluster.members if axes is None else lax.pmax(cluster.members, axes.data)

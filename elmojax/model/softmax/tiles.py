@@ -17,8 +17,10 @@ from jax import Array, lax
 
 from elmojax.model.precision import contract
 
-TILE = 1 << 24
+TILE = 1 << 22
 """Logits in memory at once; bounds temporary memory, whatever the vocabulary."""
+LEAST = 24
+"""Positions of a block at least: fewer do not pay for reading a table of words."""
 LARGE_TABLE = 1 << 24
 """Elements of a table of words from which on it is read in pieces."""
 NARROW = 32
@@ -110,7 +112,7 @@ def find(words: Words, x: Array, targets: Array) -> Target:
 def block_size(words: Words, positions: int) -> int:
     """Positions of a block: all of them in few, even blocks."""
     here = words.table.shape[0]
-    most = 1024 if _large(words) else min(1024, max(8, TILE // here // 8 * 8))
+    most = 1024 if _large(words) else min(1024, max(LEAST, TILE // here // 8 * 8))
     blocks = -(-positions // most)
     return max(1, -(-positions // blocks))
 
