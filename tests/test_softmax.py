@@ -230,6 +230,20 @@ def test_predict_refuses_what_it_cannot_give(compiled, k):
         predict(compiled.params, compiled.x, k)
 
 
+def test_arrays_of_numpy_are_taken_and_shapes_are_named(compiled):
+    params = jax.tree.map(np.asarray, compiled.params)
+    x, targets = np.asarray(compiled.x), np.full(POSITIONS, 7)
+    wanted = log_prob(compiled.params, compiled.x, jnp.asarray(targets))
+    np.testing.assert_array_equal(log_prob(params, x, targets), wanted)
+    ones = np.ones(POSITIONS)
+    total, each = softmax.negative_log_likelihood(params, x, targets, ones)
+    np.testing.assert_allclose(each, -wanted, atol=1e-6)
+    assert total == pytest.approx(float(-wanted.sum()), rel=1e-5)
+    for wrong in ((x[None], targets), (x[:, :3], targets), (x, targets[1:])):
+        with pytest.raises(InputError, match=r"hidden \[positions, 16\]"):
+            log_prob(params, *wrong)
+
+
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
 @pytest.mark.parametrize("way", ["whole rows", "small pieces"])
 def test_a_mesh_gives_the_numbers_of_one_device(mesh, way):

@@ -22,7 +22,7 @@ from elmojax.errors import InputError
 from elmojax.model.softmax import reference
 from elmojax.model.softmax.parameters import Softmax as Softmax
 from elmojax.model.softmax.parameters import check_cutoffs as check_cutoffs
-from elmojax.model.softmax.parameters import check_targets
+from elmojax.model.softmax.parameters import checked
 from elmojax.model.softmax.parameters import edges_of as edges_of
 from elmojax.model.softmax.reference import log_prob_all as log_prob_all
 from elmojax.model.softmax.sharded import sharded_loss_and_gradients
@@ -56,7 +56,7 @@ def log_prob(
       mesh: with axes `data`, which positions are split over, and `model`, which the
         words of clusters are split over; None = one device.
     """
-    check_targets(targets, edges_of(params)[-1])
+    params, hidden, targets = checked(params, hidden, targets)
     if form is Form.REFERENCE:
         return reference.log_prob(params, hidden, targets)
     return _log_prob(mesh, params, hidden, targets)
@@ -106,7 +106,8 @@ def negative_log_likelihood(
     Arguments as for `log_prob`; every target is counted exactly, whatever the mix of
     clusters.
     """
-    check_targets(targets, edges_of(params)[-1])
+    params, hidden, targets = checked(params, hidden, targets)
+    weights = jnp.asarray(weights, jnp.float32)
     if form is Form.REFERENCE:
         each = -reference.log_prob(params, hidden, targets)
         total = jnp.vdot(each, weights)
@@ -172,6 +173,6 @@ def predict(params: Params, hidden: Positions, k: int = 1) -> tuple[Array, Array
         log_probs, ids = lax.top_k(log_prob_all(params, block), k)
         return ids, log_probs
 
-    blocks = jnp.pad(hidden, ((0, -positions % size), (0, 0)))
+    blocks = jnp.pad(jnp.asarray(hidden), ((0, -positions % size), (0, 0)))
     ids, log_probs = lax.map(best, blocks.reshape(-1, size, hidden.shape[-1]))
     return ids.reshape(-1, k)[:positions], log_probs.reshape(-1, k)[:positions]

@@ -14,11 +14,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from elmojax.errors import InputError
-from elmojax.shapes import Params
+from elmojax.shapes import Params, Positions, Targets
 
 
 class Softmax(nn.Module):
@@ -78,12 +79,28 @@ def edges_of(params: Params) -> tuple[int, ...]:
     return tuple(edges)
 
 
-def check_targets(targets: Any, vocabulary: int) -> None:
-    """Raises `InputError` for a target outside the vocabulary.
+def checked(
+    params: Params, hidden: Any, targets: Any
+) -> tuple[Params, Positions, Targets]:
+    """Arguments of a softmax as arrays of JAX.
 
-    Inside a compiled program numbers cannot be looked at; there the log-probability of
-    such a target, and every gradient that it takes part in, is NaN.
+    Raises `InputError` for shapes that do not go together and for a target outside the
+    vocabulary. Inside a compiled program numbers cannot be looked at; there the
+    log-probability of such a target, and every gradient that it takes part in, is NaN.
     """
+    width, shape = params["kernel"].shape[1], np.shape(hidden)
+    if len(shape) != 2 or shape[1] != width or np.shape(targets) != shape[:1]:
+        raise InputError(
+            f"The softmax takes hidden [positions, {width}] and targets [positions], "
+            f"not {list(shape)} and {list(np.shape(targets))}; put positions on one "
+            "axis."
+        )
+    _check_targets(targets, edges_of(params)[-1])
+    params = jax.tree.map(jnp.asarray, params)
+    return params, jnp.asarray(hidden), jnp.asarray(targets)
+
+
+def _check_targets(targets: Any, vocabulary: int) -> None:
     if isinstance(targets, jax.core.Tracer) or not np.size(targets):
         return
     numbers = np.asarray(targets)
