@@ -66,8 +66,15 @@ def compiled_as(way, function, *arguments):
         return jax.jit(function).lower(*arguments).compile()
 
 
-@pytest.mark.parametrize("way", ["whole rows", "small pieces"])
-@pytest.mark.parametrize("name", ["a_bias", "a_nobias", "b_bias", "b_nobias"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("a_bias", "whole rows"),
+        ("a_nobias", "small pieces"),
+        ("b_bias", "small pieces"),
+        ("b_nobias", "whole rows"),
+    ],
+)
 def test_equals_pytorch(fixtures, name, way):
     """torch.nn.AdaptiveLogSoftmaxWithLoss: targets, all words, gradients, predict."""
     data = np.load(fixtures / "adaptive" / f"adaptive_{name}.npz")
@@ -244,8 +251,17 @@ def test_arrays_of_numpy_are_taken_and_shapes_are_named(compiled):
             log_prob(params, *wrong)
 
 
-@pytest.mark.parametrize("mesh", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
-@pytest.mark.parametrize("way", ["whole rows", "small pieces"])
+@pytest.mark.parametrize(
+    ("mesh", "way"),
+    [
+        ((8, 1), "whole rows"),
+        ((4, 2), "whole rows"),
+        ((4, 2), "small pieces"),
+        ((2, 4), "small pieces"),
+        ((1, 8), "whole rows"),
+    ],
+    ids=str,
+)
 def test_a_mesh_gives_the_numbers_of_one_device(mesh, way):
     """Neither positions nor words divide; some devices have no word of a cluster."""
     arguments = inputs((5, 46))
