@@ -224,11 +224,11 @@ def test_predict_gives_the_best_words(compiled, k, tile):
     with mock.patch.object(softmax, "TILE", tile):
         ids, log_probs = predict(compiled.params, compiled.x, k)
     every = np.asarray(log_prob_all(compiled.params, compiled.x))
-    order = np.argsort(-every, axis=-1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(ids, order)
-    np.testing.assert_allclose(
-        log_probs, np.take_along_axis(every, order, -1), atol=1e-6
-    )
+    # Blocks of other sizes round otherwise, by two units in the last place.
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    close(log_probs, -np.sort(-every, axis=-1)[:, :k])
+    close(np.take_along_axis(every, np.asarray(ids), -1), log_probs)
+    assert all(len(set(row)) == k for row in ids.tolist())
 
 
 @pytest.mark.parametrize("k", [0, VOCABULARY + 1])
