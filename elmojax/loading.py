@@ -23,13 +23,8 @@ from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.storage import install, new_directory
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.training.checkpoint import (
-    Checkpoints,
-    RunRecord,
-    create_run,
-    fingerprint,
-    load_language_model,
-)
+from elmojax.training.checkpoint import Checkpoints, load_language_model
+from elmojax.training.record import RunRecord, create_run, fingerprint
 from elmojax.training.score import Score, Scorer
 from elmojax.training.sharding import path_name
 from elmojax.training.step import LanguageModel

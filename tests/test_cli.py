@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from orbax.checkpoint import v1 as ocp
 
 import elmojax
 from elmojax.cli import COMMANDS, main
@@ -35,9 +37,10 @@ from elmojax.training.checkpoint import (
     Checkpoints,
     has_checkpoint,
     load_language_model,
-    read_record,
 )
+from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
+from elmojax.training.record import read_record
 from elmojax.training.start import start
 
 LSTM = "--model.lstm.dim 16 --model.lstm.projection 8".split()
@@ -777,60 +780,139 @@ def test_a_run_of_another_format_is_refused(copied):
 
 @pytest.mark.parametrize("part", ["_METADATA", "ocdbt.process_0/d/*"])
 @pytest.mark.parametrize("half", ["params", "training"])
-def test_a_cut_checkpoint_is_refused_by_every_command(
-    world, copied, tmp_path, half, part
-):
+def test_a_cut_checkpoint_is_refused_or_set_aside(world, copied, tmp_path, half, part):
     (path,) = (copied / "checkpoints" / "6" / half).glob(part)
     os.truncate(path, path.stat().st_size // 2)
     says = "checkpoints/6 cannot be read ... Restore it from a copy"
-    refused("pretrain", "--workdir", copied, "--steps", 7, says=says)
     for command in reads_of(world, tmp_path):
         if half == "params":
             refused(*command, says=says)
         else:
             done(*command)
+    outcome = done("pretrain", "--workdir", copied, "--steps", 7)
+    assert "checkpoints/6 is damaged" in outcome.err
+    assert "Going on from the checkpoint of step 3" in outcome.err
+    assert (copied / "damaged" / "6").is_dir()
+    assert [step for step, _ in losses(copied)] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+    for command in reads_of(world, tmp_path):
+        done(*command, *(["--overwrite"] if command[0] == "embed" else []))
 
 
 def _state(workdir: Path) -> Any:
-    """Every array of the newest checkpoint, as evaluating and going on read them."""
+    """Step and every array of the newest whole checkpoint, as going on reads them."""
     resumed = start(read_record(workdir).train, "")
     resumed.checkpoints.close()
-    return resumed.step, load_language_model(workdir)[2], resumed.state
+    resumed.lock.release()
+    return resumed.step, resumed.state
 
 
 def _halve(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, _halve], ids=["deleted", "cut"])
-def test_no_damage_to_a_checkpoint_gives_other_numbers(world, tmp_path, damage):
-    """Every file in turn: either the same numbers to the last bit, or an InputError."""
-    whole, refusals = _state(world.run), 0
+def _flip(path: Path) -> None:
+    """One bit of every 500 bytes, at least one."""
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 2 % 500, len(data), 500):
+        data[at] ^= 1 << at % 8
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def before_last(world, tmp_path_factory) -> Any:
+    """The state of the checkpoint before the newest."""
+    workdir = shutil.copytree(world.run, tmp_path_factory.mktemp("before") / "run")
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    _rename(workdir)
+    return _state(workdir)
+
+
+def _rename(workdir: Path) -> None:
+    """Makes a copied run one of its own."""
+    config = json.loads((workdir / "config.json").read_text())
+    config["train"]["workdir"] = str(workdir)
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, _halve, _flip], ids=["deleted", "cut", "flipped"]
+)
+def test_no_damage_to_a_checkpoint_gives_other_numbers(
+    world, before_last, tmp_path, damage
+):
+    """Every file in turn: harmless, or named by who reads it and set aside by a run."""
+    _rename(shutil.copytree(world.run, workdir := tmp_path / "whole"))
+    whole, params = _state(workdir), load_language_model(workdir)[2]
+    same = partial(jax.tree.map, np.array_equal)
     names = [p.relative_to(world.run) for p in world.run.glob("checkpoints/6/**/*")]
-    for name in (name for name in names if (world.run / name).is_file()):
+    names = [name for name in names if (world.run / name).is_file()]
+    refusals = set_aside = 0
+    for name in names:
         workdir = tmp_path / "run"
-        shutil.copytree(world.run, workdir)
-        config = json.loads((workdir / "config.json").read_text())
-        config["train"]["workdir"] = str(workdir)
-        (workdir / "config.json").write_text(json.dumps(config))
+        _rename(shutil.copytree(world.run, workdir))
         damage(workdir / name)
         try:
-            found = _state(workdir)
+            found = load_language_model(workdir)[2]
         except elmojax.InputError as error:
             assert "checkpoints/6" in str(error), name
             refusals += 1
         else:
-            assert jax.tree.all(jax.tree.map(np.array_equal, found, whole)), name
+            assert jax.tree.all(same(found, params)), name
+        try:
+            step, state = _state(workdir)
+        except elmojax.InputError as error:
+            assert "checkpoints/6" in str(error), name
+            refusals += 1
+        else:
+            wanted = whole if step == 6 else before_last
+            assert jax.tree.all(same((step, state), wanted)), name
+            assert (step == 3) == (workdir / "damaged" / "6").exists(), name
+            set_aside += step == 3
         shutil.rmtree(workdir)
-    assert refusals >= 8
+    assert refusals >= 4 and set_aside >= 4
 
 
-def test_a_checkpoint_that_lost_all_its_metadata_is_not_overlooked(world, copied):
-    for path in (copied / "checkpoints" / "6").rglob("*"):
+def test_without_any_whole_checkpoint_a_run_does_not_begin_again(world, copied):
+    """Nothing is overlooked: not even what lost all its metadata."""
+    for path in (copied / "checkpoints").rglob("*"):
         if path.is_file():
             path.unlink()
     refused("evaluate", copied, "--data", world.heldout, says="checkpoints/6")
-    refused("pretrain", "--workdir", copied, says="checkpoints/6")
+    refused("pretrain", "--workdir", copied, says="No whole checkpoint is left")
+    assert {path.name for path in (copied / "damaged").iterdir()} == {"3", "6"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no"), PermissionError("no"), ValueError("RESOURCE_EXHAUSTED: GPU")],
+    ids=repr,
+)
+def test_trouble_of_the_machine_is_no_damage(world, copied, monkeypatch, error):
+    """A good checkpoint is never set aside because there was too little memory."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    checkpointer = ocp.training.Checkpointer
+    monkeypatch.setattr(checkpointer, "load_checkpointables", fail)
+    refused("pretrain", "--workdir", copied, says="cannot be read here and now")
+    monkeypatch.undo()
+    assert not (copied / "damaged").exists()
+    assert _steps_on_disk(copied) == {"3", "6"}
+
+
+def _steps_on_disk(run: Path) -> set[str]:
+    return {path.name for path in (run / "checkpoints").iterdir()}
+
+
+def test_two_runs_in_one_directory_are_kept_apart(world, copied):
+    lock = RunLock(copied)
+    error = refused(
+        "pretrain", "--workdir", copied, "--steps", 7, says="Another process"
+    )
+    assert f"process {os.getpid()}" in error
+    lock.release()
+    done("pretrain", "--workdir", copied, "--steps", 7)
 
 
 def test_damaged_metrics_lose_only_their_own_line(world, copied):

@@ -71,7 +71,7 @@ def pretrain(argv: list[str]) -> None:
 def _defaults(argv: list[str]) -> PretrainArguments:
     """What flags fall back to: the run that is there, else --config, else --preset."""
     from elmojax.initialization import read_config
-    from elmojax.training.checkpoint import read_record
+    from elmojax.training.record import read_record
 
     given = _given(argv, "--preset", "--config", "--workdir", "--steps", "--epochs")
     for one, other in (("--preset", "--config"), ("--steps", "--epochs")):

@@ -10,11 +10,9 @@ It is all that `evaluate`, `embed` and `restore` need. Only this module knows Or
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,115 +21,24 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree
 from elmojax.shapes import Params
-from elmojax.text.vocabulary import Vocabulary, write_words
+from elmojax.text.vocabulary import Vocabulary
+from elmojax.training.digest import digests
+from elmojax.training.record import (
+    RunRecord,
+    language_model,
+    read_record,
+    read_vocabulary,
+)
 from elmojax.training.sharding import path_name
-from elmojax.training.step import LanguageModel
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves
 
 METRIC = "heldout_perplexity"
-FORMAT = 1
-"""Version of the layout of run directories, in config.json."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """config.json of a run directory: all choices made, none left automatic."""
-
-    train: TrainConfig
-    corpus: str
-    """Fingerprint of the training corpus."""
-    vocabulary: int
-    """Words of the softmax."""
-    words: str = ""
-    """SHA-256 of vocabulary.txt."""
-    format: int = FORMAT
-    elmojax: str = ""
-    """Version that started the run."""
-
-
-def read_record(run: Path) -> RunRecord:
-    """The record of a run directory.
-
-    Raises `InputError` when there is none or it cannot be read.
-    """
-    path = run / "config.json"
-    if not path.is_file():
-        what = "has no config.json" if run.is_dir() else "is no directory"
-        raise InputError(
-            f"{run} is not a run directory: it {what}. Give the --workdir of "
-            "`elmojax pretrain`."
-        )
-    record = from_json(RunRecord, _read(path), path)
-    if record.format != FORMAT:
-        raise InputError(
-            f"{run} has format {record.format!r}, and this elmojax reads format "
-            f"{FORMAT}; use elmojax {record.elmojax}, which made it."
-        )
-    return record
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); restore it from a copy."
-        ) from error
-
-
-def fingerprint(vocabulary: Vocabulary) -> str:
-    """SHA-256 of its file."""
-    return hashlib.sha256(write_words(vocabulary.words)).hexdigest()
-
-
-def _read_vocabulary(run: Path, record: RunRecord) -> Vocabulary | None:
-    if not record.words and not record.vocabulary:
-        return None  # converted from files that have no vocabulary
-    path = run / "vocabulary.txt"
-    vocabulary = Vocabulary.read(path)
-    if record.vocabulary and len(vocabulary) != record.vocabulary:
-        raise InputError(
-            f"{path} has {len(vocabulary)} words and the run was trained with "
-            f"{record.vocabulary}; put the original file back."
-        )
-    if record.words and fingerprint(vocabulary) != record.words:
-        raise InputError(
-            f"{path} holds other words than the run was trained with; put the "
-            "original file back."
-        )
-    return vocabulary
-
-
-def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> None:
-    """Makes a run directory; config.json comes last and makes it one."""
-    if (run / "checkpoints").exists():
-        raise InputError(
-            f"{run} has checkpoints but no config.json; put its config.json back, or "
-            "choose another --workdir."
-        )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        if vocabulary is not None:
-            vocabulary.write(run / "vocabulary.txt")
-        partial = run / ".config.json.partial"
-        partial.write_text(to_json(record), encoding="utf-8")
-        os.replace(partial, run / "config.json")
-    except OSError as error:
-        raise InputError(
-            f"The run directory {run} cannot be written: {error.strerror or error}. "
-            "Choose another --workdir."
-        ) from error
-
-
-def language_model(record: RunRecord, **options: Any) -> LanguageModel:
-    """The shapes of a run, with dropout, precision and mesh as given."""
-    train = record.train
-    return LanguageModel(train.model, record.vocabulary, train.head, **options)
+SUMS = "sums"
+"""Part of a checkpoint that holds the digests of its other parts."""
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -143,6 +50,29 @@ def _steps(run: Path) -> list[int]:
     """Steps of the checkpoints that are there, whole or damaged."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint that is there and cannot be used."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        self.path = path
+        self.why = " ".join(str(why).split())[:200]
+        super().__init__(
+            f"The checkpoint {path} cannot be read ({self.why}). Restore it from a "
+            "copy or take an earlier --step; `elmojax pretrain` sets it aside and goes "
+            "on from the one before."
+        )
+
+    def set_aside(self) -> Path:
+        """Moves it to `damaged/` beside the others' directory, and says where to."""
+        folder = self.path.parent.with_name("damaged")
+        folder.mkdir(exist_ok=True)
+        number, target = 1, folder / self.path.name
+        while target.exists():
+            number, target = number + 1, folder / f"{self.path.name}-{number}"
+        os.replace(self.path, target)
+        return target
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -173,12 +103,15 @@ class Checkpoints:
             self.steps = [c.step for c in self._orbax.checkpoints]
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._find_damaged_metrics()
-            raise self._unreadable(self.directory, error) from error
+            raise InputError(
+                f"{self.directory} cannot be read ({' '.join(str(error).split())}); "
+                "restore it from a copy."
+            ) from error
         # A damaged checkpoint must never read as no checkpoint at all.
         hidden = sorted(set(_steps(run)) - set(self.steps))
         if hidden:
             path = self.directory / str(hidden[-1])
-            raise self._unreadable(path, "its metadata is missing or cut short")
+            raise DamagedCheckpoint(path, "its metadata is missing or cut short")
 
     def _find_damaged_metrics(self) -> None:
         """Orbax reads the metrics of all checkpoints at once and names none."""
@@ -186,15 +119,7 @@ class Checkpoints:
             try:
                 json.loads(path.read_bytes())
             except ValueError as error:
-                raise self._unreadable(path.parent.parent, error) from error
-
-    @staticmethod
-    def _unreadable(path: Path, why: object) -> InputError:
-        reason = " ".join(str(why).split())[:200]
-        return InputError(
-            f"The checkpoint {path} cannot be read ({reason}). Restore it from a copy, "
-            "or move it away to go on from the one before."
-        )
+                raise DamagedCheckpoint(path.parent.parent, error) from error
 
     @property
     def latest(self) -> int | None:
@@ -217,6 +142,7 @@ class Checkpoints:
         parts = {"params": _flat(params)}
         if training is not None:
             parts["training"] = _flat(training)
+        parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
         self._orbax.save_checkpointables_async(
             step, parts, metrics=metrics or None, force=True, overwrite=True
         )
@@ -242,15 +168,23 @@ class Checkpoints:
         try:
             stored = self._orbax.checkpointables_metadata(step).metadata
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise self._unreadable(path, error) from error
+            raise _damaged_or_busy(path, error) from error
         for name, leaves in wanted.items():
             if not stored.get(name):  # Orbax: None
-                raise self._unreadable(path, f"its part {name!r} is damaged or gone")
+                raise DamagedCheckpoint(path, f"its part {name!r} is damaged or gone")
             _compare(path, stored[name], leaves)
+        if has_sums := SUMS in stored:  # earlier versions wrote none
+            if not stored[SUMS]:
+                raise DamagedCheckpoint(path, f"its part {SUMS!r} is damaged")
+            wanted[SUMS] = _sums_like(stored[SUMS])
         try:
             loaded = self._orbax.load_checkpointables(step, wanted)
         except Exception as error:
-            raise self._unreadable(path, _root(error)) from error
+            raise _damaged_or_busy(path, _root(error)) from error
+        for name in parts if has_sums else ():
+            if not np.array_equal(digests(loaded[name]), loaded[SUMS][name]):
+                what = f"the numbers of its part {name!r} are not those that were saved"
+                raise DamagedCheckpoint(path, what)
         return {
             name: jax.tree.unflatten(
                 jax.tree.structure(tree), [loaded[name][key] for key in _flat(tree)]
@@ -261,6 +195,30 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being saved."""
         self._orbax.close()
+
+
+PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")
+"""In the text of errors that say nothing of the checkpoint itself."""
+
+
+def _damaged_or_busy(path: Path, error: BaseException) -> InputError:
+    """What is wrong with a checkpoint, or with the machine that reads it."""
+    machine = isinstance(error, MemoryError | PermissionError)
+    if machine or any(word in str(error) for word in PASSING):
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return InputError(
+            f"The checkpoint {path} cannot be read here and now ({why}); it is left as "
+            "it is. See to the memory, the permissions or the disk, and try again."
+        )
+    return DamagedCheckpoint(path, error)
+
+
+def _sums_like(stored: dict[str, Any]) -> dict[str, Any]:
+    here = SingleDeviceSharding(jax.devices()[0])
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        for name, leaf in stored.items()
+    }
 
 
 def _root(error: BaseException) -> BaseException:
@@ -297,7 +255,7 @@ def load_language_model(
     """
     run = Path(run)
     record = read_record(run)
-    vocabulary = _read_vocabulary(run, record)
+    vocabulary = read_vocabulary(run, record)
     checkpoints = open_existing(run)
     step = checkpoints.steps[-1] if step is None else step
     lm = language_model(record)

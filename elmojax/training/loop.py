@@ -67,6 +67,7 @@ def pretrain(
             for tracker in loop.trackers:
                 tracker.close()
             run.checkpoints.close()
+            run.lock.release()
     return Result(
         directory,
         run.step,
@@ -97,6 +98,8 @@ class _Loop:
         run, config = self.run, self.config
         for tracker in self.trackers:
             tracker.begin(self.step, run.steps)
+        for note in run.notes:
+            self._note(note)
         if self.step >= run.steps:
             self._note(f"{config.workdir} has done its {run.steps} steps already.")
             return

@@ -2,8 +2,8 @@
 
 (1) the mesh, (2) text and vocabulary, (3) the record: every choice made, compared with
 the run that is already in the directory, (4) abstract state and its shardings, which
-refuses what does not divide, (5) the run directory, (6) the state: own checkpoint,
-else fresh.
+refuses what does not divide, (5) the run directory and its lock, (6) the state: the
+newest whole checkpoint of the run, else fresh.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from elmojax.shapes import Params
 from elmojax.text.batches import TrainingText, Words
 from elmojax.text.prepared import Corpus
 from elmojax.text.sample import sample_corpora
-from elmojax.training import checkpoint
-from elmojax.training.checkpoint import Checkpoints, RunRecord
+from elmojax.training import record as records
+from elmojax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from elmojax.training.cutoffs import automatic_cutoffs
 from elmojax.training.evaluate import Evaluator
+from elmojax.training.lock import RunLock
 from elmojax.training.optim import make_optimizer
+from elmojax.training.record import RunRecord
 from elmojax.training.sharding import make_mesh, shardings
 from elmojax.training.step import LanguageModel, TrainState, init_state
 
@@ -63,6 +65,9 @@ class Run:
     """Steps already done: 0 in a fresh run."""
     checkpoints: Checkpoints
     evaluator: Evaluator | None
+    notes: tuple[str, ...]
+    """What was found damaged, in sentences for people."""
+    lock: RunLock
 
 
 def start(
@@ -80,14 +85,14 @@ def start(
     """
     mesh = make_mesh(config.mesh)
     fresh = not (config.workdir / "config.json").exists()
-    before = None if fresh else checkpoint.read_record(config.workdir)
+    before = None if fresh else records.read_record(config.workdir)
     corpus, heldout = open_corpora(config, before)
     record = _record(config, corpus, version, before)
     config = record.train
     if before is not None:
         _check_same(before, record)
     _check_use(config, mesh.shape["data"], heldout)
-    lm = checkpoint.language_model(
+    lm = records.language_model(
         record, dropout=config.dropout, dtype=_dtype(config), mesh=mesh
     )
     words = Words(corpus, corpus.vocabulary, config.model, mesh.shape["data"])
@@ -98,19 +103,69 @@ def start(
     optimizer = make_optimizer(config.optimizer, steps, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
     places = shardings(mesh, shapes := jax.eval_shape(create))
-    if fresh:
-        checkpoint.create_run(config.workdir, record, corpus.vocabulary)
-    checkpoints = Checkpoints(config.workdir, config.keep, clean=True)
-    if checkpoints.latest is None:
-        step, state = 0, jax.jit(create, out_shardings=places)()
-        if initialize is not None:
-            params = jax.device_put(initialize(state.params), places.params)
-            state = state.replace(params=params)
-    else:
-        step = checkpoints.latest
-        state = _load(checkpoints, step, shapes, places)
+    lock = RunLock(config.workdir)
+    try:
+        if fresh and (config.workdir / "config.json").exists():
+            raise InputError(
+                f"Another run has just begun in {config.workdir}; give the command "
+                "again to go on with it, or another --workdir."
+            )
+        if fresh:
+            records.create_run(config.workdir, record, corpus.vocabulary)
+        checkpoints, step, state, notes = _resume(config, shapes, places)
+        if state is None:
+            state = jax.jit(create, out_shardings=places)()
+            if initialize is not None:
+                params = jax.device_put(initialize(state.params), places.params)
+                state = state.replace(params=params)
+    except BaseException:
+        lock.release()
+        raise
     evaluator = None if heldout is None else Evaluator(lm, heldout, corpus.vocabulary)
-    return Run(record, lm, text, optimizer, steps, state, step, checkpoints, evaluator)
+    return Run(
+        record,
+        lm,
+        text,
+        optimizer,
+        steps,
+        state,
+        step,
+        checkpoints,
+        evaluator,
+        notes,
+        lock,
+    )
+
+
+def _resume(
+    config: TrainConfig, shapes: TrainState, places: TrainState
+) -> tuple[Checkpoints, int, TrainState | None, tuple[str, ...]]:
+    """The newest whole checkpoint, step and state; damaged ones are set aside."""
+    notes: list[str] = []
+    while True:
+        checkpoints = None
+        try:
+            checkpoints = Checkpoints(config.workdir, config.keep, clean=True)
+            step = checkpoints.latest
+            if step is not None:
+                state = _load(checkpoints, step, shapes, places)
+                return checkpoints, step, state, tuple(notes)
+        except DamagedCheckpoint as error:
+            if checkpoints is not None:
+                checkpoints.close()
+            moved = error.set_aside()
+            notes.append(
+                f"The checkpoint {error.path} is damaged ({error.why}); it is now "
+                f"{moved}, and the one before it is used."
+            )
+            continue
+        if notes:
+            raise InputError(
+                f"No whole checkpoint is left in {config.workdir}: {len(notes)} are "
+                f"damaged, and now in {config.workdir / 'damaged'}. Restore one from a "
+                "copy, or give another --workdir."
+            )
+        return checkpoints, 0, None, ()
 
 
 def open_corpora(
@@ -173,7 +228,7 @@ def _record(
         train=train,
         corpus=corpus.fingerprint,
         vocabulary=len(vocabulary),
-        words=checkpoint.fingerprint(vocabulary),
+        words=records.fingerprint(vocabulary),
         elmojax=version,
     )
 
