@@ -2,40 +2,52 @@
 
 Two words of 32 bits an array: sums, modulo 2**32, of its bits times odd numbers that
 differ from place to place. Any one changed bit changes them, and other changes do but
-for one chance in about 2**60. They do not depend on how an array lies on devices.
+for one chance in about 2**60. They do not depend on how an array lies on devices or
+processes: each device sums what it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax import Array, lax
 
-CHUNK = 1 << 20
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+"""By bytes; longer numbers are read as several words."""
 
 
-def digest(array: ArrayLike) -> np.ndarray:
+def digest(array: Array) -> Array:
     """uint32 [2] of an array's bits and their places."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    data = np.pad(data, (0, -len(data) % 4)).view(np.uint32)
-    sums = np.zeros(2, np.uint32)
-    for start in range(0, len(data), CHUNK):
-        bits = data[start : start + CHUNK]
-        place = np.arange(start, start + len(bits), dtype=np.uint32)
-        mixed = (place * np.uint32(0x9E3779B1)) ^ (place >> np.uint32(15))
-        turned = bits ^ (bits >> np.uint32(16))
-        terms = np.stack(
-            [
-                bits * (place * np.uint32(2) + np.uint32(1)),
-                turned * (mixed | np.uint32(1)),
-            ]
-        )
-        sums += terms.sum(axis=1, dtype=np.uint32)
-    return sums
+    bits = _words(jnp.asarray(array))
+    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        count = lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place = place + count * jnp.uint32(stride % (1 << 32))
+        stride *= bits.shape[axis]
+    mixed = (place * jnp.uint32(0x9E3779B1)) ^ (place >> jnp.uint32(15))
+    turned = bits ^ (bits >> jnp.uint32(16))
+    odd = jnp.uint32(1)
+    terms = bits * (place * jnp.uint32(2) + odd), turned * (mixed | odd)
+    return jnp.stack([jnp.sum(term, dtype=jnp.uint32) for term in terms])
 
 
-def digests(arrays: Mapping[str, ArrayLike]) -> np.ndarray:
+def _words(array: Array) -> Array:
+    """An array's bits as uint32, one a number (two for numbers of eight bytes)."""
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.uint32)
+    unsigned = UNSIGNED.get(array.dtype.itemsize, jnp.uint32)
+    return lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+
+
+@jax.jit
+def _digests(arrays: list[Array]) -> Array:
+    rows = [digest(array) for array in arrays]
+    return jnp.stack(rows) if rows else jnp.zeros((0, 2), jnp.uint32)
+
+
+def digests(arrays: Mapping[str, Array]) -> np.ndarray:
     """uint32 [arrays, 2], by the order of their names."""
-    rows = [digest(arrays[name]) for name in sorted(arrays)]
-    return np.stack(rows) if rows else np.zeros((0, 2), np.uint32)
+    return np.asarray(_digests([arrays[name] for name in sorted(arrays)]))
