@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from toys import TINY, corpus_of
 
 from elmojax.config import CharCnnConfig, WordTableConfig
-from elmojax.text.batches import TrainingText, Words, heldout_batches
+from elmojax.text.batches import (
+    TrainingText,
+    heldout_batches,
+    join_rows,
+    split_rows,
+)
 from elmojax.text.characters import encode_words
+from elmojax.text.tables import Words
 
 LETTERS = ["a", "b", "no", "bank", "é", "river", "overlong-words", "日本", "<S>", "x"]
 
@@ -72,10 +78,9 @@ def number_of(word: str, corpus) -> int:
     return known.index(word) if word in known else 2
 
 
-def check_table(batch, full: int, widest: int, multiple: int = 1):
+def check_table(batch, full: int, widest: int):
     """Distinct rows, of which padding was cut only where no filter can tell."""
     assert batch.words.dtype == batch.inputs.dtype == batch.targets.dtype == np.int32
-    assert len(batch.words) % multiple == 0
     used = np.unique(batch.inputs)
     assert used.tolist() == list(range(len(used))), "rows that no position reads"
     assert not np.any(batch.words[len(used) :]), "rows without a word are 0"
@@ -185,23 +190,70 @@ def test_a_batch_is_a_pure_function_of_its_step():
             np.testing.assert_array_equal(one, other)
 
 
+def read(batch, shards):
+    """The ids at each position [two, rows, window], out of the shards' tables."""
+    tables = np.split(batch.words, shards)
+    rows = np.split(batch.inputs, shards, axis=1)
+    return np.concatenate([t[r] for t, r in zip(tables, rows, strict=True)], axis=1)
+
+
 def test_rows_do_not_depend_on_the_number_of_devices():
-    """The table is padded to a multiple, and that is all."""
+    """Every shard has a table of its own words, and that is all."""
     corpus = big_corpus()
-    one, eight, odd = (
-        TrainingText(corpus, words_of(corpus, multiple), 24, 20, 3)
-        for multiple in (1, 8, 7)
-    )
+    texts = {n: TrainingText(corpus, words_of(corpus, n), 24, 20, 3) for n in (1, 8, 3)}
     for step in range(0, 40, 7):
-        batches = [text.batch(step) for text in (one, eight, odd)]
-        for batch, multiple in zip(batches, (1, 8, 7), strict=True):
-            check_table(batch, 50, 5, multiple)
-            np.testing.assert_array_equal(batch.targets, batches[0].targets)
-            for direction in range(2):
-                np.testing.assert_array_equal(
-                    batch.words[batch.inputs[direction]],
-                    batches[0].words[batches[0].inputs[direction]],
-                )
+        whole = texts[1].batch(step)
+        check_table(whole, 50, 5)
+        for shards, text in texts.items():
+            batch = text.batch(step)
+            tables = np.split(batch.words, shards)
+            inputs = np.split(batch.inputs, shards, axis=1)
+            for table, places in zip(tables, inputs, strict=True):
+                check_table(batch._replace(words=table, inputs=places), 50, 5)
+            np.testing.assert_array_equal(batch.targets, whole.targets)
+            np.testing.assert_array_equal(read(batch, shards), read(whole, 1))
+
+
+def test_a_process_reads_its_rows_alone():
+    """What it gets is its share of what one process gets, in tables of agreed size."""
+    corpus = big_corpus()
+    words = words_of(corpus, 4)
+    whole = TrainingText(corpus, words, 24, 20, 3).batch(5)
+    asked = []
+
+    def sizes(words, columns):
+        asked.append((words, columns))
+        return 300, 17  # what another process needs
+
+    for local in ((0,), (3, 1)):
+        part = TrainingText(corpus, words, 24, 20, 3, local=local).batch(5, sizes)
+        rows = np.concatenate([np.arange(6 * s, 6 * s + 6) for s in local])
+        assert part.words.shape == (len(local) * 384, 32)
+        np.testing.assert_array_equal(part.targets, whole.targets[:, rows])
+        got, wanted = read(part, len(local)), read(whole, 4)[:, rows]
+        columns = wanted.shape[-1]
+        np.testing.assert_array_equal(got[..., :columns], wanted)
+    assert all(0 < words < 256 and columns < 17 for words, columns in asked)
+
+
+@pytest.mark.parametrize(("shards", "pieces"), [(1, 2), (2, 3), (4, 2)])
+def test_pieces_hold_a_share_of_each_shard(shards, pieces):
+    corpus = big_corpus()
+    words = words_of(corpus, shards)
+    whole = TrainingText(corpus, words, 24, 20, 3).batch(5)
+    batch = TrainingText(corpus, words, 24, 20, 3, pieces=pieces).batch(5)
+    rows = np.arange(24).reshape(shards, pieces, -1)
+    for number in range(pieces):
+        piece = type(batch)(*(array[number] for array in batch[:4]))
+        wanted = rows[:, number].ravel()
+        np.testing.assert_array_equal(piece.targets, whole.targets[:, wanted])
+        np.testing.assert_array_equal(
+            read(piece, shards), read(whole, shards)[:, wanted]
+        )
+    array = np.arange(5 * 24 * 2).reshape(5, 24, 2)
+    taken = split_rows(array, 1, shards, pieces)
+    np.testing.assert_array_equal(taken[1, :, 0], array[:, rows[0, 1, 0]])
+    np.testing.assert_array_equal(join_rows(taken, 1, shards), array)
 
 
 def test_a_whole_run_has_few_shapes():
@@ -216,7 +268,7 @@ def test_a_whole_run_has_few_shapes():
 def test_columns_are_cut_only_where_it_is_safe(most, size):
     corpus = corpus_of([["a", "b" * size]])
     words = words_of(corpus, most=most)
-    table, rows = words.unique(np.array([3, 4, 4]))
+    (table,), (rows,) = words.unique([np.array([3, 4, 4])])
     columns = table.shape[1]
     wanted = encode_words(corpus.types, most)[[3, 4, 4]]
     np.testing.assert_array_equal(table[rows], wanted[:, :columns])

@@ -17,8 +17,8 @@ from elmojax.formats.hdf5 import PathLike, open_hdf5, read_array, shapes_of
 from elmojax.formats.options import CHARACTERS, Options, config_of, read_options
 from elmojax.formats.published import Entry, Shape, layout
 from elmojax.model.bilm import ElmoParams
-from elmojax.text.batches import padded_size
 from elmojax.text.characters import batch_to_ids
+from elmojax.text.tables import padded_size
 from elmojax.text.vocabulary import Vocabulary
 
 

@@ -51,13 +51,14 @@ class BiLM(nn.Module):
         state: LstmState,
         valid: Valid | None = None,
         restarts: SentenceStarts | None = None,
+        row_keys: Array | None = None,
     ) -> tuple[Array, LstmState]:
         """Token vectors in the order each direction reads -> all layers, new state.
 
         inputs are [time, two, batch, projection]; the result is [layers, time, two,
         batch, projection], still in the order each direction reads.
         """
-        return self.lstm(inputs, state, valid, restarts)
+        return self.lstm(inputs, state, valid, restarts, row_keys)
 
 
 @flax.struct.dataclass
@@ -92,15 +93,13 @@ def contextualize(
     inputs: Inputs,
     state: LstmState,
     valid: Valid | None = None,
-    dropout: Array | None = None,
     restarts: SentenceStarts | None = None,
+    row_keys: Array | None = None,
 ) -> tuple[Array, LstmState]:
-    """`BiLM.contextualize` with the parameters of a tree; `dropout` is a random key."""
+    """`BiLM.contextualize` with the parameters of a tree; with keys, dropout."""
     variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
-    rngs = {} if dropout is None else {"dropout": dropout}
-    result = model.apply(
-        variables, inputs, state, valid, restarts, method="contextualize", rngs=rngs
-    )
+    arguments = (inputs, state, valid, restarts, row_keys)
+    result = model.apply(variables, *arguments, method="contextualize")
     return cast(tuple[Array, LstmState], result)
 
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import LstmConfig
+from elmojax.model.dropout import dropped
 from elmojax.model.recurrence import (
     Backend,
     Options,
@@ -88,7 +89,7 @@ class SentenceStarts(NamedTuple):
 class BiLstm(nn.Module):
     """All layers: inputs -> outputs [layers, time, two, batch, projection], state.
 
-    With `dropout` above 0 and an rng "dropout", inputs of each layer are dropped out
+    With `dropout` above 0 and keys of its rows, inputs of each layer are dropped out
     (and with a skip connection the dropped input is added), as bilm-tf trains.
     """
 
@@ -105,11 +106,13 @@ class BiLstm(nn.Module):
         state: LstmState,
         valid: Valid | None = None,
         restarts: SentenceStarts | None = None,
+        row_keys: Array | None = None,
     ) -> tuple[Array, LstmState]:
         outputs, cells, hiddens = [], [], []
         x = inputs
         for number in range(self.config.layers):
-            x = nn.Dropout(self.dropout, deterministic=not self.dropout)(x)
+            if self.dropout and row_keys is not None:
+                x = dropped(x, self.dropout, row_keys, number)
             before = State(state.cell[number], state.hidden[number])
             again = None if restarts is None else restarts.of_layer(number)
             y, after = self._layer(number, x, before, valid, again)

@@ -9,98 +9,39 @@ sentences at the same step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from elmojax.config import CharCnnConfig, ElmoConfig
-from elmojax.text.characters import byte_lengths, encode_words
 from elmojax.text.negatives import Negatives, check_samples, negatives
 from elmojax.text.prepared import Corpus
-from elmojax.text.vocabulary import Vocabulary
+from elmojax.text.tables import Sizes, Words, own_sizes
 
 BEGIN, END = 0, 1
 """Types (and vocabulary ids) of `<S>` and `</S>`."""
 
-COLUMNS = (16, 32)
-"""Character columns a batch may be cut to, besides all of them."""
-
-
-SMALLEST = 256
-"""Rows of the smallest table of words."""
-
 
 class Batch(NamedTuple):
-    """One step of all rows, for both directions: 0 forward, 1 backward."""
+    """One step of all rows, for both directions: 0 forward, 1 backward.
+
+    Rows lie in shards, one a device of the mesh axis `data`, each with a table of its
+    own words. A batch in pieces has one more axis before all others.
+    """
 
     words: np.ndarray
-    """Distinct words of the batch: int32 [words, characters], or ids [words]."""
+    """Distinct words of each shard, one shard after the other, each as many rows:
+    int32 [shards * words, characters], or ids [shards * words]."""
     inputs: np.ndarray
-    """int32 [two, rows, window]: row of `words` at each position."""
+    """int32 [two, rows, window]: row at each position, in the words of its shard."""
     targets: np.ndarray
     """int32 [two, rows, window]: vocabulary id to predict."""
     weights: np.ndarray
     """float32 [rows, window]: 1 where the position counts, 0 where it is filling."""
     negatives: Negatives | None = None
     """Words drawn at random, where the softmax is sampled."""
-
-
-class Words:
-    """What an encoder takes for the word types of a corpus, in fixed sizes.
-
-    The table of a batch has a number of rows and of columns out of a short list, so
-    that few shapes are compiled; its values are those of the full width (windows of
-    nothing but padding are all alike, so one is enough for a maximum).
-    """
-
-    def __init__(
-        self, corpus: Corpus, vocabulary: Vocabulary, model: ElmoConfig, multiple: int
-    ) -> None:
-        self.targets = corpus.targets(vocabulary)
-        self.vocabulary = len(vocabulary)
-        self._multiple = multiple
-        if isinstance(model.encoder, CharCnnConfig):
-            most = model.encoder.max_characters
-            self._ids = encode_words(corpus.types, most).astype(np.uint16)
-            widest = max(width for width, _ in model.encoder.filters)
-            self._columns = byte_lengths(corpus.types) + 2 + widest
-            self._buckets = (*(c for c in COLUMNS if c < most), most)
-        else:
-            self._ids = (self.targets + 1).astype(np.int32)
-
-    def unique(
-        self, types: np.ndarray, least: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The table of distinct words of `types`, and the row of each.
-
-        The table has at least `least` rows; rows without a word are 0.
-        """
-        distinct, rows = np.unique(types, return_inverse=True)
-        size = padded_size(max(len(distinct), least), SMALLEST)
-        size = -(-size // self._multiple) * self._multiple
-        if self._ids.ndim == 1:
-            table = np.zeros(size, np.int32)
-            table[: len(distinct)] = self._ids[distinct]
-        else:
-            needed = self._columns[distinct].max()
-            columns = next((c for c in self._buckets if c >= needed), self._buckets[-1])
-            table = np.zeros((size, columns), np.int32)
-            table[: len(distinct)] = self._ids[distinct, :columns]
-        return table, rows.reshape(types.shape).astype(np.int32)
-
-
-def padded_size(count: int, least: int) -> int:
-    """The first of least, 1.5 least, 2 least, 3 least, 4 least ... that holds `count`.
-
-    `least` is a power of two. Few sizes, so few shapes to compile, and at most half
-    of an array is filling.
-    """
-    size = least
-    while size < count:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 class _Order(NamedTuple):
@@ -145,6 +86,9 @@ class TrainingText:
     and so on. Which text a row reads depends on (seed, epoch, row) alone. The last
     piece is filled up with the first positions of the line, fewer than `rows` in all.
     With `samples`, each batch has that many words drawn at random a direction.
+
+    Shard number s of n holds the rows from s / n to (s + 1) / n of all; piece p of n of
+    a batch holds the same share of each shard.
     """
 
     def __init__(
@@ -155,10 +99,15 @@ class TrainingText:
         window: int,
         seed: int,
         samples: int = 0,
+        pieces: int = 1,
+        local: Sequence[int] | None = None,
     ) -> None:
+        """`local`: the shards whose rows are read here; None = all."""
         self.corpus, self.words = corpus, words
         self.rows, self.window, self.seed = rows, window, seed
-        self.samples = samples
+        self.samples, self.pieces = samples, pieces
+        shards = np.arange(rows).reshape(words.shards, -1)
+        self.local = shards[slice(None) if local is None else list(local)]
         if samples:
             check_samples(samples, words.vocabulary)
         self.positions = len(corpus.words) + len(corpus.offsets) - 1
@@ -173,22 +122,37 @@ class TrainingText:
         """Epochs read before `step`."""
         return step * self.window / self.piece
 
-    def batch(self, step: int) -> Batch:
-        """The windows of all rows at `step`, counted from 0."""
+    def batch(self, step: int, sizes: Sizes = own_sizes) -> Batch:
+        """The windows of the rows of `local` at `step`, counted from 0."""
+        local = self.local.ravel()
+        # Which words a sampled softmax takes is decided by the targets of all rows.
+        types = self._types(step, np.arange(self.rows) if self.samples else local)
+        drawn = None
+        if self.samples:
+            targets = self.words.targets[types[1]]
+            size = self.words.vocabulary
+            drawn = negatives(targets, size, self.samples, self.seed, step)
+            drawn = drawn._replace(targets=drawn.targets[:, local])
+            types = types[:, :, local]
+        weights = np.ones((len(local), self.window), np.float32)
+        shards = len(self.local)
+        batch = _batch(self.words, types, weights, shards, self.pieces, sizes=sizes)
+        if drawn is not None:
+            batch = batch._replace(
+                negatives=_drawn_in_pieces(drawn, shards, self.pieces)
+            )
+        return batch if self.pieces > 1 else _only(batch)
+
+    def _types(self, step: int, rows: np.ndarray) -> np.ndarray:
+        """Word types of some rows: [inputs or targets, two, rows, window]."""
         stream = step * self.window + np.arange(self.window)
-        row = np.arange(self.rows)[:, None] * self.piece
-        types = np.empty((2, 2, self.rows, self.window), np.int32)
+        begin = rows[:, None] * self.piece
+        types = np.empty((2, 2, len(rows), self.window), np.int32)
         for epoch in range(stream[0] // self.piece, stream[-1] // self.piece + 1):
             now = stream // self.piece == epoch
-            where = (row + stream[now] % self.piece) % self.positions
+            where = (begin + stream[now] % self.piece) % self.positions
             types[..., now] = _read(self.corpus, self._epoch(int(epoch)), where)
-        ones = np.ones((self.rows, self.window), np.float32)
-        batch = _batch(self.words, types, ones)
-        if not self.samples:
-            return batch
-        size = self.words.vocabulary
-        drawn = negatives(batch.targets, size, self.samples, self.seed, step)
-        return batch._replace(negatives=drawn)
+        return types
 
     def _shuffle(self, epoch: int) -> _Order:
         bits = np.random.Philox(key=[self.seed, epoch])
@@ -232,14 +196,67 @@ def located_batches(
         counts = where < bounds[1:, None]
         where = np.where(counts, where, 0)
         types = _read(corpus, order, where)
-        batch = _batch(words, types, counts.astype(np.float32), least)
-        least = least or len(batch.words)
+        weights, shards = counts.astype(np.float32), words.shards
+        batch = _only(_batch(words, types, weights, shards, least=least))
+        least = least or len(batch.words) // shards
         sentence = np.searchsorted(order.starts, where, side="right") - 1
         yield batch, Places(counts, sentence, where - order.starts[sentence])
 
 
 def _batch(
-    words: Words, types: np.ndarray, weights: np.ndarray, least: int = 0
+    words: Words,
+    types: np.ndarray,
+    weights: np.ndarray,
+    shards: int,
+    pieces: int = 1,
+    least: int = 0,
+    sizes: Sizes = own_sizes,
 ) -> Batch:
-    table, inputs = words.unique(types[0], least)
-    return Batch(table, inputs, words.targets[types[1]].astype(np.int32), weights)
+    """Types [inputs or targets, two, rows, window] as a batch in pieces."""
+    types = split_rows(types, 2, shards, pieces)
+    blocks = [np.split(inputs, shards, axis=1) for inputs in types[:, 0]]
+    tables, rows = words.unique(list(chain(*blocks)), least, sizes)
+    inputs = np.stack(rows).reshape(pieces, shards, *rows[0].shape)
+    inputs = inputs.transpose(0, 2, 1, 3, 4).reshape(types[:, 0].shape)
+    targets = words.targets[types[:, 1]].astype(np.int32)
+    tables = tables.reshape(pieces, -1, *tables.shape[2:])
+    return Batch(tables, inputs, targets, split_rows(weights, 0, shards, pieces))
+
+
+def _only(batch: Batch) -> Batch:
+    """The one piece of a batch in pieces."""
+    words, inputs, targets, weights = (array[0] for array in batch[:4])
+    drawn = batch.negatives
+    if drawn is not None:
+        drawn = Negatives(*(array[0] for array in drawn))
+    return Batch(words, inputs, targets, weights, drawn)
+
+
+def _drawn_in_pieces(drawn: Negatives, shards: int, pieces: int) -> Negatives:
+    """The same drawn words for all pieces, and the targets of each."""
+    same = (np.broadcast_to(array, (pieces, *array.shape)) for array in drawn)
+    targets = split_rows(drawn.targets, 1, shards, pieces)
+    return Negatives(*same)._replace(targets=targets)
+
+
+A = TypeVar("A", bound=Any)
+
+
+def split_rows(array: A, axis: int, shards: int, pieces: int) -> A:
+    """[..., rows, ...] in pieces: [pieces, ..., rows / pieces, ...].
+
+    Each piece has its share of every shard, the shards in their order. For arrays of
+    NumPy and of JAX.
+    """
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    split = array.reshape(*before, shards, pieces, -1, *after)
+    order = [axis + 1, *range(axis + 1), *range(axis + 2, split.ndim)]
+    return cast(A, split.transpose(order).reshape(pieces, *before, -1, *after))
+
+
+def join_rows(array: A, axis: int, shards: int) -> A:
+    """What `split_rows` took apart, at its place in one piece."""
+    before, after = array.shape[1 : axis + 1], array.shape[axis + 2 :]
+    split = array.reshape(array.shape[0], *before, shards, -1, *after)
+    order = [*range(1, axis + 2), 0, *range(axis + 2, split.ndim)]
+    return cast(A, split.transpose(order).reshape(*before, -1, *after))

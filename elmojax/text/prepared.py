@@ -84,15 +84,14 @@ class Corpus:
         """The id of each type in a vocabulary: int32 [types]; 2 for unknown ones."""
         return vocabulary.ids(self.types)
 
-    def target_counts(self, vocabulary: Vocabulary, marks: bool = True) -> np.ndarray:
+    def target_counts(self, vocabulary: Vocabulary) -> np.ndarray:
         """How often each word of a vocabulary is predicted: [vocabulary].
 
-        With `marks`, each sentence ends once in each direction.
+        Each sentence ends once in each direction.
         """
         targets, size = self.targets(vocabulary), len(vocabulary)
         counts = np.bincount(targets, self.counts, minlength=size)
-        if marks:
-            counts[:2] += len(self.offsets) - 1
+        counts[:2] += len(self.offsets) - 1
         return counts
 
 

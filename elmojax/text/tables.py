@@ -1,0 +1,89 @@
+"""Tables of the distinct words of a batch: what an encoder takes, in few sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.text.characters import byte_lengths, encode_words
+from elmojax.text.prepared import Corpus
+from elmojax.text.vocabulary import Vocabulary
+
+COLUMNS = (16, 32)
+"""Character columns a batch may be cut to, besides all of them."""
+
+SMALLEST = 256
+"""Rows of the smallest table of words."""
+
+Sizes = Callable[[int, int], tuple[int, int]]
+"""The words and columns that a table must hold, out of what this process needs."""
+
+
+def own_sizes(words: int, columns: int) -> tuple[int, int]:
+    """Nobody else has a say in the sizes of a table."""
+    return words, columns
+
+
+class Words:
+    """What an encoder takes for the word types of a corpus, in fixed sizes.
+
+    The table of a batch has a number of rows and of columns out of a short list, so
+    that few shapes are compiled; its values are those of the full width (windows of
+    nothing but padding are all alike, so one is enough for a maximum).
+    """
+
+    def __init__(
+        self, corpus: Corpus, vocabulary: Vocabulary, model: ElmoConfig, shards: int = 1
+    ) -> None:
+        self.targets = corpus.targets(vocabulary)
+        self.vocabulary = len(vocabulary)
+        self.shards = shards
+        if isinstance(model.encoder, CharCnnConfig):
+            most = model.encoder.max_characters
+            self._ids = encode_words(corpus.types, most).astype(np.uint16)
+            widest = max(width for width, _ in model.encoder.filters)
+            self._columns = byte_lengths(corpus.types) + 2 + widest
+            self._buckets = (*(c for c in COLUMNS if c < most), most)
+        else:
+            self._ids = (self.targets + 1).astype(np.int32)
+
+    def unique(
+        self, types: Sequence[np.ndarray], least: int = 0, sizes: Sizes = own_sizes
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The tables of distinct words of each shard's `types`, and the row of each.
+
+        Tables are [shards, words, ...], with at least `least` words; rows without a
+        word are 0. `sizes` may ask for larger ones, as those of another process.
+        """
+        pairs = [np.unique(shard, return_inverse=True) for shard in types]
+        most = max(len(distinct) for distinct, _ in pairs)
+        needed = 0
+        if self._ids.ndim == 2:
+            needed = max(int(self._columns[distinct].max()) for distinct, _ in pairs)
+        most, needed = sizes(most, needed)
+        size: tuple[int, ...] = (padded_size(max(most, least), SMALLEST),)
+        if self._ids.ndim == 2:
+            larger = (c for c in self._buckets if c >= needed)
+            size = (*size, next(larger, self._buckets[-1]))
+        tables = np.zeros((len(pairs), *size), np.int32)
+        for table, (distinct, _) in zip(tables, pairs, strict=True):
+            table[: len(distinct)] = self._ids[distinct][..., : table.shape[-1]]
+        rows = [
+            inverse.reshape(shard.shape).astype(np.int32)
+            for (_, inverse), shard in zip(pairs, types, strict=True)
+        ]
+        return tables, rows
+
+
+def padded_size(count: int, least: int) -> int:
+    """The first of least, 1.5 least, 2 least, 3 least, 4 least ... that holds `count`.
+
+    `least` is a power of two. Few sizes, so few shapes to compile, and at most half
+    of an array is filling.
+    """
+    size = least
+    while size < count:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
