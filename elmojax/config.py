@@ -271,6 +271,14 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     keep: int = 3
     """Newest checkpoints kept, besides the best."""
+    patience: int = 0
+    """Stop after this many evaluations without a new best; 0 = never."""
+    accumulate: int = 1
+    """Pieces in which the rows of a step are computed: same step, less memory."""
+    skip_nonfinite: int = 0
+    """Updates that may be skipped for a number that is not finite; one more stops."""
+    spike_guard: float = 0.0
+    """A loss above this many times its running mean counts as not finite; 0 = off."""
     allow_unsorted_vocabulary: bool = False
     """Accept a vocabulary that is not sorted by its counts in the training text."""
 
@@ -278,10 +286,13 @@ class TrainConfig:
         for name in ("data", "workdir", "heldout", "word_vectors"):
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, Path(path))
-        for name in ("rows", "window", "log_every", "keep"):
+        for name in ("rows", "window", "log_every", "keep", "accumulate"):
             _require(getattr(self, name) > 0, self, name, "above 0")
-        for name in ("checkpoint_every", "evaluate_every", "seed", "freeze_steps"):
+        cadences = ("checkpoint_every", "evaluate_every", "freeze_steps")
+        for name in (*cadences, "seed", "patience", "skip_nonfinite"):
             _require(getattr(self, name) >= 0, self, name, "0 or more")
+        good = self.spike_guard == 0 or 1 < self.spike_guard < math.inf
+        _require(good, self, "spike_guard", "0 (off), or above 1 and finite")
         _require(self.seed < 2**63, self, "seed", "below 2**63")
         good = self.steps is None or self.steps > 0
         _require(good, self, "steps", "above 0")

@@ -1,4 +1,4 @@
-"""The one exception of elmojax for what a user gave us and what can be done."""
+"""The exceptions of elmojax for what people can do something about."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,15 @@ class InputError(ValueError):
 
     The command line prints the message as one sentence and exits with status 2.
     Anything that is not an `InputError` is a bug of elmojax and keeps its traceback.
+    """
+
+
+AGAIN = 75
+"""Exit status of `TryAgain`: EX_TEMPFAIL of sysexits.h."""
+
+
+class TryAgain(Exception):
+    """Nothing is wrong with the input: the same command, given again, goes on.
+
+    The command line prints the message as one sentence and exits with status 75.
     """

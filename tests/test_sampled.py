@@ -15,11 +15,11 @@ from elmojax.config import HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.errors import InputError
 from elmojax.model.softmax import sampled
 from elmojax.model.softmax.sampled import Candidates, sampled_loss
-from elmojax.text.batches import TrainingText, Words
+from elmojax.text.batches import TrainingText
 from elmojax.text.negatives import log_expected, log_uniform, negatives
-from elmojax.training.evaluate import place
+from elmojax.text.tables import Words
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import make_mesh, shardings
+from elmojax.training.sharding import make_mesh, place, shardings
 from elmojax.training.step import (
     LanguageModel,
     compile_train_step,
@@ -282,7 +282,7 @@ def test_sharded_training_equals_one_device(mesh):
     sharded = compile_train_step(lm, optimizer, state)
     for number in range(2):
         plain, wanted = step(plain, text().batch(number))
-        batch = place(lm, text(mesh.shape["data"]).batch(number), "batch.")
+        batch = place(lm.mesh, text(mesh.shape["data"]).batch(number), "batch.")
         state, metrics = sharded(state, batch)
         for name, value in metrics.items():
             assert float(value) == pytest.approx(float(wanted[name]), rel=1e-5)

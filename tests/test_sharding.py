@@ -24,13 +24,14 @@ from elmojax.config import (
     WordTableConfig,
 )
 from elmojax.errors import InputError
-from elmojax.text.batches import TrainingText, Words
+from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import prepare
+from elmojax.text.tables import Words
 from elmojax.training import evaluate
-from elmojax.training.evaluate import Evaluator, place
+from elmojax.training.evaluate import Evaluator
 from elmojax.training.loop import pretrain
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import make_mesh, path_name, shardings
+from elmojax.training.sharding import make_mesh, path_name, place, shardings
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -80,7 +81,7 @@ def train(mesh, dropout=LM.dropout):
     step = compile_train_step(lm, optimizer, state)
     metrics = []
     for number in range(STEPS):
-        batch = place(lm, batches.batch(number), "batch.")
+        batch = place(lm.mesh, batches.batch(number), "batch.")
         state, numbers = step(state, batch)
         metrics.append({name: float(value) for name, value in numbers.items()})
     return SimpleNamespace(
@@ -186,7 +187,7 @@ def test_batches_are_split_by_rows_and_words():
     mesh = mesh_of(4, 2)
     words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 4)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(0)
-    placed = place(replace(LM, mesh=mesh), batch, "batch.")
+    placed = place(mesh, batch, "batch.")
     assert held(placed.words) == (len(batch.words) // 4, 12)
     assert held(placed.inputs) == held(placed.targets) == (2, ROWS // 4, WINDOW)
     assert held(placed.weights) == (ROWS // 4, WINDOW)

@@ -23,12 +23,15 @@ from elmojax.config import (
     OptimizerConfig,
     WordTableConfig,
 )
+from elmojax.model.dropout import row_keys
 from elmojax.model.lstm import LstmState
 from elmojax.model.softmax import check_cutoffs
-from elmojax.text.batches import TrainingText, Words
+from elmojax.text.batches import TrainingText
+from elmojax.text.tables import Words
 from elmojax.training import evaluate
 from elmojax.training.cutoffs import automatic_cutoffs
 from elmojax.training.evaluate import Evaluator
+from elmojax.training.guard import Guard, Watch
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.step import (
     LanguageModel,
@@ -74,7 +77,7 @@ def optimizer():
 @pytest.fixture(scope="module")
 def compiled(optimizer):
     """The programs that tests share."""
-    no_dropout = partial(loss, LM, key=None)
+    no_dropout = partial(loss, LM, keys=None)
     return SimpleNamespace(
         grad=jax.jit(jax.value_and_grad(no_dropout, has_aux=True)),
         step=jax.jit(partial(train_step, LM, optimizer)),
@@ -86,7 +89,8 @@ def start(params, optimizer, rows=ROWS):
     carry = LstmState.zeros(TINY.lstm, rows)
     key = jax.random.key_data(jax.random.key(3))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), carry, key, zero)
+    watch = Watch.start()
+    return TrainState(params, optimizer.init(params), carry, key, zero, watch)
 
 
 class NumpyModel:
@@ -128,6 +132,8 @@ PINNED = {
     "forward_loss": 2.4124739,
     "backward_loss": 3.2643533,
     "gradient_norm": 3.7581983,
+    "bad": 0,
+    "skipped": 0,
 }
 """Of the first step, in nats a prediction; and the losses of the next steps."""
 PINNED_LOSSES = [2.4924254, 2.4212742, 2.5513651]
@@ -274,11 +280,12 @@ def test_dropout_is_on_inputs_and_on_the_top():
     batch = TrainingText(CORPUS, words, 16, 8, seed=0).batch(0)
     carry = LstmState.zeros(SMALL.config.lstm, 16)
     outputs = jax.jit(SMALL.outputs)
+    keys = row_keys(jax.random.key(1), jnp.arange(16))
 
     def ratios(table):
         encoder = {"embedding": table}
         run = partial(outputs, {**params, "encoder": encoder}, carry, batch)
-        plain, dropped = run(None)[0], run(jax.random.key(1))[0]
+        plain, dropped = run(None)[0], run(keys)[0]
         return np.asarray(dropped / plain)
 
     table = params["encoder"]["embedding"]
@@ -290,6 +297,63 @@ def test_dropout_is_on_inputs_and_on_the_top():
     np.testing.assert_array_equal(of_both != 0, kept)
     changed = np.abs(of_both[kept] - 4 / 3) > 1e-3
     assert changed.mean() > 0.8, "inputs are not dropped"
+
+
+def tree_close(got, wanted, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_a_batch_in_pieces_makes_the_same_step(params, optimizer, pieces):
+    """With dropout: a row drops the same numbers whatever stands beside it."""
+    lm = replace(LM, dropout=0.5)
+    step = jax.jit(partial(train_step, lm, optimizer))
+    words = Words(CORPUS, CORPUS.vocabulary, TINY)
+    texts = [TrainingText(CORPUS, words, 6, WINDOW, 0, pieces=n) for n in (1, pieces)]
+    states = [start(params, optimizer, rows=6) for _ in texts]
+    for number in range(2):
+        both = [
+            step(state, text.batch(number))
+            for state, text in zip(states, texts, strict=True)
+        ]
+        (one, wanted), (other, got) = both
+        tree_close(got, wanted, rtol=2e-6)
+        states = [one, other]
+    tree_close(states[1].params, states[0].params, atol=2e-6)
+    tree_close(states[1].carry, states[0].carry, atol=2e-6)
+
+
+def test_a_bad_update_changes_nothing_but_the_counts(params, optimizer):
+    """The text goes on; parameters, moments and LSTM state stay as they were."""
+    step = jax.jit(partial(train_step, LM, optimizer, guard=Guard(skip=3)))
+    good, metrics = step(start(params, optimizer), BATCHES.batch(0))
+    assert (metrics["bad"], metrics["skipped"]) == (0, 0)
+    poison = jnp.full_like(good.carry.cell, np.nan)
+    poisoned = good.replace(carry=good.carry.replace(cell=poison))
+    after, metrics = step(poisoned, BATCHES.batch(1))
+    assert not np.isfinite(metrics["loss"])
+    assert (metrics["bad"], metrics["skipped"], after.step) == (1, 1, 2)
+    for part in ("params", "optimizer", "carry"):
+        old, new = getattr(poisoned, part), getattr(after, part)
+        jax.tree.map(np.testing.assert_array_equal, new, old)
+    assert after.watch.mean_loss == good.watch.mean_loss
+
+
+def test_a_leap_of_the_loss_is_bad_where_asked_for(params, optimizer):
+    losses, states = [], {}
+    for spike in (0.0, 1.5):
+        guard = Guard(skip=3, spike=spike)
+        step = jax.jit(partial(train_step, LM, optimizer, guard=guard))
+        state, metrics = step(start(params, optimizer), BATCHES.batch(0))
+        np.testing.assert_allclose(state.watch.mean_loss, metrics["loss"])
+        worse = jax.tree.map(lambda leaf: 9 * leaf, state.params["head"])
+        state = state.replace(params={**state.params, "head": worse})
+        states[spike], metrics = step(state, BATCHES.batch(1))
+        losses.append(float(metrics["loss"]))
+        assert bool(metrics["bad"]) == (spike > 0)
+    assert losses[0] == losses[1] > 1.5 * PINNED["loss"]
+    moved = np.any(states[0.0].params["head"]["kernel"] != worse["kernel"])
+    assert moved and not np.any(states[1.5].params["head"]["kernel"] != worse["kernel"])
 
 
 def test_half_width_products_train_float32_parameters(params, optimizer):
@@ -340,7 +404,7 @@ class BruteForce:
         inputs = np.array([[[0, *types]], [[1, *types[::-1]]]])
         targets = np.array([[[*types, 1]], [[*types[::-1], 0]]])
         words = Words(CORPUS, CORPUS.vocabulary, TINY, 1)
-        table, rows = words.unique(inputs)
+        (table,), (rows,) = words.unique([inputs])
         targets = words.targets[targets]
         return SimpleNamespace(words=table, inputs=rows, targets=targets)
 

@@ -1,8 +1,9 @@
 """The command line: the only package that parses arguments or prints.
 
 Results go to standard output (with --json exactly one JSON object), progress and
-remarks to standard error. Exit status: 0 done, 2 bad input (one clear sentence),
-128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint).
+remarks to standard error. Exit status: 0 done, 2 bad input (one clear sentence), 75
+the same command, given again, goes on (another process of the run was lost), 128 + N
+stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint).
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from elmojax.cli.export import export
 from elmojax.cli.models import convert, verify
 from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
+from elmojax.cli.runs import runs
 from elmojax.cli.score import score
-from elmojax.errors import InputError
+from elmojax.errors import AGAIN, InputError, TryAgain
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
     "pretrain": pretrain,
+    "runs": runs,
     "evaluate": evaluate,
     "score": score,
     "embed": embed,
@@ -48,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[argv[0]](argv[1:])
     except InputError as error:
         _fail(str(error))
+    except TryAgain as error:
+        say(str(error))
+        sys.exit(AGAIN)
     except KeyboardInterrupt:
         say("interrupted; what was whole stays, and the same command goes on.")
         sys.exit(130)

@@ -95,12 +95,11 @@ def prepare(argv: list[str]) -> None:
 def preset_cutoffs(directory: Path) -> dict[str, tuple[int, ...]] | None:
     """The automatic cutoffs of each preset; None where ranks say nothing."""
     corpus = corpora.Corpus.open(directory)
-    vocabulary = corpus.vocabulary
+    counts, cutoffs = corpus.target_counts(corpus.vocabulary), {}
     try:
-        vocabulary.check_sorted(corpus.target_counts(vocabulary, marks=False))
+        corpus.vocabulary.check_sorted(counts)
     except InputError:
         return None
-    counts, cutoffs = corpus.target_counts(vocabulary), {}
     for name, model in PRESETS.items():
         div_value = TrainConfig.preset(name).head.div_value
         dim = model.lstm.projection

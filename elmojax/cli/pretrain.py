@@ -15,7 +15,14 @@ import tyro
 from tqdm import tqdm
 
 import elmojax
-from elmojax.cli.common import Json, arg, parse, print_json, say
+from elmojax.cli.common import (
+    Json,
+    arg,
+    keep_compiled_programs,
+    parse,
+    print_json,
+    say,
+)
 from elmojax.config import CharCnnConfig, TrainConfig
 from elmojax.errors import InputError
 
@@ -30,6 +37,15 @@ class PretrainArguments(TrainConfig):
     """Model size and recipe to start from."""
     config: Path | None = None
     """Python file with `config() -> TrainConfig` to start from."""
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Be one of several processes, which see the same directories; Slurm, GKE, Cloud
+    TPU and Open MPI are recognised."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where nothing else tells."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    process_count: int | None = None
+    """Processes of the run."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write TensorBoard events into the run directory."""
     json: Json = False
@@ -37,35 +53,57 @@ class PretrainArguments(TrainConfig):
 
 def pretrain(argv: list[str]) -> None:
     """train a biLM (no arguments: a small one, on the text inside)"""
+    from elmojax.training import processes
+
+    asked = parse(PretrainArguments, "pretrain", argv, default=_defaults(argv))
+    explicit = (asked.coordinator, asked.process_id, asked.process_count)
+    if asked.distributed:
+        processes.join(*explicit)
+    elif any(value is not None for value in explicit):
+        raise InputError(
+            "--coordinator, --process-id and --process-count go with --distributed."
+        )
+    keep_compiled_programs()
+    with processes.failing_together():
+        result, config = _train(asked)
+        if not processes.is_first():
+            pass
+        elif asked.json:
+            print_json(dataclasses.asdict(result))
+        elif result.signal is None:
+            print(_farewell(result, config))
+        processes.leave()
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
+
+
+def _train(asked: PretrainArguments) -> tuple[Any, TrainConfig]:
+    """The run that is asked for, told to people by the first process."""
     from elmojax.initialization import with_model, with_word_vectors
     from elmojax.training import loop
     from elmojax.training.checkpoint import has_checkpoint
     from elmojax.training.metrics import TensorBoard
+    from elmojax.training.processes import is_first
 
-    asked = parse(PretrainArguments, "pretrain", argv, default=_defaults(argv))
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     config = TrainConfig(**{name: getattr(asked, name) for name in names})
     trackers: list[Any] = [Progress()]
     if asked.tensorboard:
         trackers.append(TensorBoard(config.workdir / "tensorboard"))
+    remark = say if is_first() else (lambda _: None)
     initialize = None
     if not has_checkpoint(config.workdir):
         if (config.workdir / "config.json").exists():
-            say(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
+            remark(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
         if config.word_vectors is not None:
             config, initialize, found = with_word_vectors(config)
-            say(f"{found:,} words of the vocabulary have a vector.")
+            remark(f"{found:,} words of the vocabulary have a vector.")
         if config.init_from is not None:
             config, initialize, kept = with_model(config)
             softmax = "with its softmax" if kept else "with a new softmax"
-            say(f"The weights are those of {config.init_from}, {softmax}.")
+            remark(f"The weights are those of {config.init_from}, {softmax}.")
     result = loop.pretrain(config, trackers, elmojax.__version__, initialize)
-    if result.signal is not None:
-        sys.exit(128 + result.signal)
-    if asked.json:
-        print_json(dataclasses.asdict(result))
-    else:
-        print(_farewell(result, config))
+    return result, config
 
 
 def _defaults(argv: list[str]) -> PretrainArguments:

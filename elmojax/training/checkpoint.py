@@ -10,9 +10,11 @@ It is all that `evaluate`, `embed` and `restore` need. Only this module knows Or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,21 @@ class DamagedCheckpoint(InputError):
         number, target = 1, folder / self.path.name
         while target.exists():
             number, target = number + 1, folder / f"{self.path.name}-{number}"
-        os.replace(self.path, target)
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            os.replace(self.path, target)
         return target
+
+
+class SaveFailed(InputError):
+    """A checkpoint that could not be written; those before it are whole."""
+
+    def __init__(self, step: int, before: int | None, error: BaseException) -> None:
+        why = " ".join(str(_root(error)).split())[:200]
+        whole = "there is none yet" if before is None else f"that of step {before} is"
+        super().__init__(
+            f"The checkpoint of step {step} could not be saved ({why}); the newest "
+            f"whole one: {whole}. Make room, or see to the disk."
+        )
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -94,6 +109,7 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         newest = policies.LatestN(keep)
+        self._saving: int | None = None
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
@@ -127,26 +143,57 @@ class Checkpoints:
         return max(self.steps, default=None)
 
     @property
-    def best(self) -> int | None:
-        """Step of the checkpoint with the lowest held-out perplexity, if known."""
+    def best(self) -> tuple[float, int] | None:
+        """The lowest held-out perplexity and the step of its checkpoint, if known."""
         scored = [
             (c.metrics[METRIC], c.step) for c in self._orbax.checkpoints if c.metrics
         ]
-        return min(scored)[1] if scored else None
+        return min(scored, default=None)
 
     def save(self, step: int, params: Any, training: Any, **metrics: float) -> None:
         """Starts to save; the arrays may be given away when this returns.
 
         `training` is what else going on needs, None for a model that is only used.
+
+        Raises:
+          SaveFailed: where this save, or the one before, came to nothing.
         """
+        self.settle()
         parts = {"params": _flat(params)}
         if training is not None:
             parts["training"] = _flat(training)
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
-        self._orbax.save_checkpointables_async(
-            step, parts, metrics=metrics or None, force=True, overwrite=True
-        )
+        self._saving = step
+        try:
+            self._orbax.save_checkpointables_async(
+                step, parts, metrics=metrics or None, force=True, overwrite=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
         self.steps = sorted({*self.steps, step})
+
+    def settle(self, wait: bool = True) -> None:
+        """Sees that what is being saved is saved; without `wait`, if it is done.
+
+        Raises:
+          SaveFailed: if it is not.
+        """
+        if self._saving is None or (not wait and self._orbax.is_saving_in_progress()):
+            return
+        try:
+            self._orbax.wait()
+        except Exception as error:  # whatever the writer's thread came to
+            raise self._failed(error) from error
+        self._saving = None
+
+    def _failed(self, error: BaseException) -> SaveFailed:
+        """Clears away what a save left, which may be what fills the disk."""
+        step, self._saving = self._saving, None
+        assert step is not None
+        self.steps = [other for other in self.steps if other != step]
+        for partial in self.directory.glob(f"{step}.*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        return SaveFailed(step, self.latest, error)
 
     def load(self, step: int, **parts: Any) -> dict[str, Any]:
         """Reads parts of a checkpoint into the shapes and shardings given.
@@ -176,7 +223,7 @@ class Checkpoints:
         if has_sums := SUMS in stored:  # earlier versions wrote none
             if not stored[SUMS]:
                 raise DamagedCheckpoint(path, f"its part {SUMS!r} is damaged")
-            wanted[SUMS] = _sums_like(stored[SUMS])
+            wanted[SUMS] = _on_one_device(dict(stored[SUMS]))
         try:
             loaded = self._orbax.load_checkpointables(step, wanted)
         except Exception as error:
@@ -193,8 +240,11 @@ class Checkpoints:
         }
 
     def close(self) -> None:
-        """Waits for what is being saved."""
-        self._orbax.close()
+        """Waits for what is being saved; raises `SaveFailed` as `settle` does."""
+        try:
+            self.settle()
+        finally:
+            self._orbax.close()
 
 
 PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")
@@ -213,12 +263,12 @@ def _damaged_or_busy(path: Path, error: BaseException) -> InputError:
     return DamagedCheckpoint(path, error)
 
 
-def _sums_like(stored: dict[str, Any]) -> dict[str, Any]:
-    here = SingleDeviceSharding(jax.devices()[0])
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-        for name, leaf in stored.items()
-    }
+def _on_one_device(tree: Any) -> Any:
+    """Shapes of a tree, to be read onto the first device of this process."""
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
+    )
 
 
 def _root(error: BaseException) -> BaseException:
@@ -259,11 +309,7 @@ def load_language_model(
     checkpoints = open_existing(run)
     step = checkpoints.steps[-1] if step is None else step
     lm = language_model(record)
-    here = SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(lm.init, jax.random.key(0)),
-    )
+    shapes = _on_one_device(jax.eval_shape(lm.init, jax.random.key(0)))
     try:
         return record, vocabulary, checkpoints.load(step, params=shapes)["params"]
     finally:

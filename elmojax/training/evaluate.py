@@ -11,14 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import InputError
 from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
-from elmojax.text.batches import Words, heldout_batches
+from elmojax.text.batches import heldout_batches
 from elmojax.text.prepared import Corpus
+from elmojax.text.tables import Words
 from elmojax.text.vocabulary import UNKNOWN_ID, Vocabulary
-from elmojax.training.sharding import shardings
+from elmojax.training.sharding import place, shardings
 from elmojax.training.step import LanguageModel, evaluation_step
 
 ROWS = 64
@@ -38,7 +41,13 @@ class Evaluator:
         self.words = Words(corpus, vocabulary, lm.config, data)
         known = self.words.targets != UNKNOWN_ID
         self._unknown = int(np.asarray(corpus.counts)[~known].sum())
-        self._step = jax.jit(partial(evaluation_step, lm), donate_argnums=1)
+        whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
+        places = None
+        if lm.mesh is not None:
+            carry = partial(LstmState.zeros, lm.config.lstm, self.rows)
+            places = shardings(lm.mesh, jax.eval_shape(carry), "carry.")
+        step = partial(evaluation_step, lm)
+        self._step = jax.jit(step, donate_argnums=1, out_shardings=(whole, places))
 
     def __call__(
         self, params: Params, progress: Callable[[int], Any] = lambda tokens: None
@@ -50,24 +59,19 @@ class Evaluator:
         """
         started = time.perf_counter()
         carry = LstmState.zeros(self.lm.config.lstm, self.rows)
-        carry = place(self.lm, carry, "carry.")
+        carry = place(self.lm.mesh, carry, "carry.")
         total, tokens, sums = np.zeros(2), 0, np.zeros(2)
         for batch in heldout_batches(self.corpus, self.words, self.rows, WINDOW):
             late = sums  # read one step late: the device never waits for the host
-            sums, carry = self._step(params, carry, place(self.lm, batch, "batch."))
+            sums, carry = self._step(
+                params, carry, place(self.lm.mesh, batch, "batch.")
+            )
             total += np.asarray(late, np.float64)
             tokens += (counted := int(batch.weights.sum()))
             progress(counted)
         total += np.asarray(sums, np.float64)
         seconds = time.perf_counter() - started
         return summarize(total, tokens, self.corpus, self._unknown, seconds)
-
-
-def place(lm: LanguageModel, tree: Any, prefix: str) -> Any:
-    """Host arrays on the devices, split as the sharding table says."""
-    if lm.mesh is None:
-        return jax.device_put(tree)
-    return jax.device_put(tree, shardings(lm.mesh, tree, prefix))
 
 
 def summarize(

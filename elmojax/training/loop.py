@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import signal
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
-from elmojax.training.checkpoint import METRIC
-from elmojax.training.evaluate import place
+from elmojax.training.checkpoint import METRIC, SaveFailed
+from elmojax.training.guard import Guard
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses
 from elmojax.training.optim import make_schedule
+from elmojax.training.prefetch import prefetched
+from elmojax.training.processes import is_first, joined, together
 from elmojax.training.signals import Stop, Stopped
 from elmojax.training.start import Initialize, Run, start
+from elmojax.training.status import Status
 from elmojax.training.step import compile_train_step
-
-PREFETCH = 2
-"""Batches made and sent to the devices ahead of the step that takes them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Result:
     plot: Path | None
     signal: int | None
     """The signal that asked to stop before the last step, if one did."""
+    early: bool
+    """Whether patience ended it."""
 
 
 def pretrain(
@@ -55,29 +56,56 @@ def pretrain(
 
     Raises:
       InputError: for what the user can put right, a loss that is not finite among it.
+      TryAgain: where another process of the run was lost.
     """
     run = start(config, version, initialize)
     directory = run.record.train.workdir
-    lines = JsonLines(directory / "metrics.jsonl", run.step)
-    loop = _Loop(run, [lines, *trackers])
-    with loop.stop:
-        try:
-            loop.train()
-        finally:
-            for tracker in loop.trackers:
-                tracker.close()
-            run.checkpoints.close()
+    loop = _Loop(run, [])
+    try:
+        if is_first():
+            lines = JsonLines(directory / "metrics.jsonl", run.step)
+            loop.trackers = [lines, *trackers]
+        with loop.stop:
+            _run(loop, directory)
+    finally:
+        if run.lock is not None:
             run.lock.release()
+    best = run.checkpoints.best
     return Result(
         directory,
         run.step,
         loop.step,
         loop.before,
         loop.after,
-        run.checkpoints.best,
-        plot_losses(directory),
+        None if best is None else best[1],
+        plot_losses(directory) if is_first() else None,
         loop.stop.signal,
+        loop.early,
     )
+
+
+def _run(loop: _Loop, directory: Path) -> None:
+    """The steps of a run, and what its directory says of them."""
+
+    def say(state: str, why: str = "") -> None:
+        if is_first():
+            Status(state, loop.step, loop.run.steps, why).write(directory)
+
+    say("training")
+    try:
+        with together():
+            loop.train()
+            loop.run.checkpoints.close()
+    except BaseException as error:
+        say("failed", " ".join(f"{error}".split()) or type(error).__name__)
+        raise
+    finally:
+        for tracker in loop.trackers:
+            tracker.close()
+    if loop.stop.signal is not None:
+        say("stopped", f"by {signal.Signals(loop.stop.signal).name}")
+    else:
+        say("stopped early" if loop.early else "finished")
 
 
 class _Loop:
@@ -88,11 +116,15 @@ class _Loop:
         self.state, self.step = run.state, run.step
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
+        self.best = run.checkpoints.best
+        self.early = False
         self.stop = Stop()
+        config = self.config
         self._late: tuple[int, dict[str, Any]] | None = None
-        self._rate = make_schedule(self.config.optimizer, run.steps)
-        self._clock = _Clock(self.config.rows * self.config.window)
-        self._train_step = compile_train_step(run.lm, run.optimizer, run.state)
+        self._rate = make_schedule(config.optimizer, run.steps)
+        self._clock = _Clock(config.rows * config.window)
+        guard = Guard(config.skip_nonfinite, config.spike_guard)
+        self._train_step = compile_train_step(run.lm, run.optimizer, run.state, guard)
 
     def train(self) -> None:
         run, config = self.run, self.config
@@ -102,6 +134,8 @@ class _Loop:
             self._note(note)
         if self.step >= run.steps:
             self._note(f"{config.workdir} has done its {run.steps} steps already.")
+            return
+        if self._lost_patience():
             return
         if self.step:
             epoch = run.text.epoch(self.step)
@@ -115,6 +149,7 @@ class _Loop:
             self._read_late()
             if self.step > (run.checkpoints.latest or 0):
                 self._save(None)
+            run.checkpoints.settle()
             self._note(
                 f"Stopped by {stopped} after step {self.step}; the same command goes "
                 "on from there."
@@ -124,8 +159,8 @@ class _Loop:
         run = self.run
         if not self.step:
             self.before = self._evaluate()
-        for batch in _prefetched(run, self.step):
-            self.stop.check()
+        for batch, asked in prefetched(run, self.step, self.stop):
+            self.stop.hear(asked)
             self.state, metrics = self._train_step(self.state, batch)
             self._read_late()
             self.step += 1
@@ -133,9 +168,12 @@ class _Loop:
             self._clock.tick()
             if self.step < run.steps:
                 self._at_intervals()
+                if self.early:
+                    return
         self._read_late()
         self.after = self._evaluate()
         self._save(self.after)
+        run.checkpoints.settle()
 
     def _at_intervals(self) -> None:
         config, scores = self.config, None
@@ -146,7 +184,23 @@ class _Loop:
         every = config.checkpoint_every
         if scores or (every and self.step % every == 0):
             self._read_late()
-            self._save(scores)
+            self._save_or_say(scores)
+        if scores and self._lost_patience():
+            self.after = scores
+            self.run.checkpoints.settle()
+
+    def _lost_patience(self) -> bool:
+        """Whether the best evaluation is too many evaluations old."""
+        config = self.config
+        if config.patience and self.best is not None:
+            perplexity, step = self.best
+            self.early = self.step - step >= config.patience * config.evaluate_every
+            if self.early:
+                self._note(
+                    f"Stopped early after step {self.step}: the best held-out "
+                    f"perplexity is {perplexity:,.1f} of step {step}, which is kept."
+                )
+        return self.early
 
     def _read_late(self) -> None:
         """Takes the numbers of the step before, by now long computed."""
@@ -154,19 +208,17 @@ class _Loop:
             return
         (step, metrics), self._late = self._late, None
         numbers = {name: float(value) for name, value in metrics.items()}
+        bad, skipped = numbers.pop("bad"), int(numbers.pop("skipped"))
         loss = numbers[self.run.lm.loss_name]
-        if not math.isfinite(loss + numbers["gradient_norm"]):
-            saved = self.run.checkpoints.latest
-            raise InputError(
-                f"The loss of step {step} is {loss} and its gradient norm "
-                f"{numbers['gradient_norm']}; the run stops. The last checkpoint is "
-                f"{'of step ' + str(saved) if saved else 'none'}; try a lower "
-                "--optimizer.learning-rate in another --workdir."
-            )
+        if bad:
+            self._refuse(step, loss, numbers["gradient_norm"], skipped)
         for tracker in self.trackers:
             tracker.step(step, loss)
         if step % self.config.log_every and step not in (1, self.run.steps):
             return
+        self._look_at_save()
+        if skipped:
+            numbers["skipped"] = skipped
         numbers |= {
             "learning_rate": float(self._rate(step - 1)),
             "epoch": self.run.text.epoch(step),
@@ -175,11 +227,28 @@ class _Loop:
         }
         self._log(step, numbers)
 
+    def _refuse(self, step: int, loss: float, norm: float, skipped: int) -> None:
+        """Says that an update was skipped, or stops where none may be any more."""
+        config, saved = self.config, self.run.checkpoints.latest
+        what = f"The loss of step {step} is {loss:.4g} and its gradient norm {norm:.4g}"
+        if skipped <= config.skip_nonfinite:
+            allowed = f"{skipped} of {config.skip_nonfinite}"
+            return self._note(f"{what}; its update is skipped ({allowed}).")
+        before = f", after {skipped - 1} updates were skipped" if skipped > 1 else ""
+        raise InputError(
+            f"{what}; the run stops{before}. The last checkpoint is "
+            f"{'of step ' + str(saved) if saved else 'none'}; go on from it with "
+            "--skip-nonfinite N, or try a lower --optimizer.learning-rate in another "
+            "--workdir."
+        )
+
     def _evaluate(self) -> dict[str, float] | None:
         if self.run.evaluator is None:
             return None
+        # Of several processes none may leave an evaluation before the others.
+        check = (lambda _: None) if joined() else self.stop.check
         with self._clock.paused():
-            scores = self.run.evaluator(self.state.params, self.stop.check)
+            scores = self.run.evaluator(self.state.params, check)
         self._log(self.step, {f"heldout_{name}": v for name, v in scores.items()})
         return scores
 
@@ -188,6 +257,27 @@ class _Loop:
         with self._clock.paused():
             rest = replace(self.state, params={})
             self.run.checkpoints.save(self.step, self.state.params, rest, **metric)
+        if scores:
+            now = (metric[METRIC], self.step)
+            self.best = now if self.best is None else min(self.best, now)
+
+    def _save_or_say(self, scores: dict[str, float] | None) -> None:
+        """A save in between may fail: the next one may not, and nothing is lost."""
+        try:
+            self._save(scores)
+        except SaveFailed as error:
+            self._bear(error)
+
+    def _look_at_save(self) -> None:
+        try:
+            self.run.checkpoints.settle(wait=False)
+        except SaveFailed as error:
+            self._bear(error)
+
+    def _bear(self, error: SaveFailed) -> None:
+        if joined():  # the others know nothing of it
+            raise error
+        self._note(f"{error} Training goes on, and the next save tries again.")
 
     def _log(self, step: int, numbers: dict[str, float]) -> None:
         for tracker in self.trackers:
@@ -229,20 +319,3 @@ class _Pause:
 
     def __exit__(self, *_: object) -> None:
         self._clock._since += time.perf_counter() - self._began
-
-
-def _prefetched(run: Run, first: int) -> Iterator[Any]:
-    """Batches of the steps from `first` on, made by a thread ahead of time."""
-
-    def make(step: int) -> Any:
-        return place(run.lm, run.text.batch(step), "batch.")
-
-    with ThreadPoolExecutor(1) as thread:
-        ahead = [
-            thread.submit(make, step)
-            for step in range(first, min(first + PREFETCH, run.steps))
-        ]
-        for step in range(first, run.steps):
-            if step + PREFETCH < run.steps:
-                ahead.append(thread.submit(make, step + PREFETCH))
-            yield ahead.pop(0).result()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,9 +42,14 @@ class JsonLines:
         self.path = path
         kept = [line for line in read_metrics(path) if 0 < resume_at >= line["step"]]
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(map(_line, kept)), encoding="utf-8")
-        os.replace(partial, path)
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            lines = (json.dumps(line) + "\n" for line in kept)
+            partial.write_text("".join(lines), encoding="utf-8")
+            os.replace(partial, path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise self._full(error) from error
 
     def begin(self, step: int, steps: int) -> None:
         pass
@@ -51,18 +58,31 @@ class JsonLines:
         pass
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(_line({"step": step, **metrics}))
-        self._file.flush()
+        """Raises `InputError` where the disk takes no more."""
+        try:
+            self._file.write(_line({"step": step, **metrics}))
+            self._file.flush()
+        except OSError as error:
+            raise self._full(error) from error
 
     def note(self, text: str) -> None:
         pass
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what was not written was said
+            self._file.close()
+
+    def _full(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.path} cannot be written: {error.strerror or error}. Make room and "
+            "give the same command again; the run goes on from its last checkpoint."
+        )
 
 
 def _line(values: Mapping[str, float]) -> str:
-    return json.dumps(values) + "\n"
+    """JSON knows no number that is not finite: null."""
+    known = {name: v if math.isfinite(v) else None for name, v in values.items()}
+    return json.dumps(known) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -125,7 +145,7 @@ def plot_losses(run: Path) -> Path | None:
         ("sampled_loss", "sampled training loss", {"linewidth": 1}),
         ("heldout_loss", "held-out loss", {"color": "tab:red", "marker": "o"}),
     ):
-        points = [(line["step"], line[key]) for line in lines if key in line]
+        points = [(line["step"], line[key]) for line in lines if line.get(key)]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set_xlabel("step")

@@ -15,8 +15,9 @@ from jax import Array
 
 from elmojax.model.lstm import LstmState, SentenceStarts
 from elmojax.shapes import Params
-from elmojax.text.batches import Batch, Words, located_batches
+from elmojax.text.batches import Batch, located_batches
 from elmojax.text.prepared import Corpus
+from elmojax.text.tables import Words
 from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
 from elmojax.training.step import LanguageModel
 
@@ -77,7 +78,7 @@ class Scorer:
 
     def _score_block(self, sentences: list[list[str]]) -> Iterator[Score]:
         corpus = _corpus(sentences, self.vocabulary)
-        words = Words(corpus, self.vocabulary, self.lm.config, 1)
+        words = Words(corpus, self.vocabulary, self.lm.config)
         flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
         starts = corpus.offsets[:-1] + np.arange(len(sentences))
         rows = ROWS[len(sentences) < ROWS[0]]

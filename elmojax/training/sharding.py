@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,7 +34,7 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"carry\.hidden$", P(None, None, "data")),
     (r"optimizer\.[^a-z]*(count|hyperparams.*|mini_step|gradient_step)$", P()),
     (r"optimizer\..*(count)$", P()),
-    (r"(step|key)$", P()),
+    (r"(step|key|watch\.\w+)$", P()),
     # A batch: the table of words is encoded in shares, rows are split.
     (r"batch\.words$", P("data")),
     (r"batch\.(inputs|targets|negatives\.targets)$", P(None, "data")),
@@ -52,6 +56,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
     devices = jax.devices()
     data = config.data or len(devices) // config.model
     wanted = max(data, 1) * config.model
+    if jax.process_count() > 1 and wanted < len(devices):
+        raise InputError(
+            f"The mesh of data={data} x model={config.model} takes {wanted} of "
+            f"{len(devices)} devices, and with several processes all take part; leave "
+            "--mesh.data out, or start fewer processes."
+        )
     if wanted > len(devices):
         raise InputError(
             f"The mesh of data={max(data, 1)} x model={config.model} needs {wanted} "
@@ -64,6 +74,59 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(
         shape, ("data", "model"), axis_types=axes, devices=devices[:wanted]
     )
+
+
+def local_shards(mesh: Mesh) -> list[int]:
+    """The places along `data` of which this process has a device."""
+    here = jax.process_index()
+    owners = [{device.process_index for device in row} for row in mesh.devices]
+    return [shard for shard, processes in enumerate(owners) if here in processes]
+
+
+def place(
+    mesh: Mesh | None,
+    tree: Any,
+    prefix: str,
+    local: Sequence[int] | None = None,
+    pieces: bool = False,
+) -> Any:
+    """Host arrays on the devices, split as the table says.
+
+    Args:
+      local: shards of `data` that the arrays hold; None = all.
+      pieces: arrays have one axis more than the table says, before all others.
+    """
+    if mesh is None:
+        return jax.device_put(tree)
+    shards = list(range(mesh.shape["data"]) if local is None else local)
+
+    def sharding(path: tuple[Any, ...], _: Any) -> NamedSharding:
+        spec = _spec(prefix + path_name(path))
+        return NamedSharding(mesh, P(None, *spec) if pieces else spec)
+
+    places = jax.tree_util.tree_map_with_path(sharding, tree)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+    return jax.tree.map(partial(_place, shards), tree, places)
+
+
+def _place(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:
+    """The share of this process of an array of which it has these shards."""
+    array = np.asarray(array)
+    if "data" not in sharding.spec:
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    axis = sharding.spec.index("data")
+    size = array.shape[axis] // len(shards)
+    shape = list(array.shape)
+    shape[axis] = size * sharding.mesh.shape["data"]
+
+    def part(index: Any) -> np.ndarray:
+        start = shards.index((index[axis].start or 0) // size) * size
+        here = list(index)
+        here[axis] = slice(start, start + size)
+        return array[tuple(here)]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, part)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -80,15 +143,21 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = prefix + path_name(path)
-        for pattern, spec in SHARDINGS:
-            if re.search(pattern, name):
-                if OR_WHOLE.search(name) and not divides(mesh, leaf.shape, spec):
-                    spec = P()
-                _check(mesh, name, leaf.shape, spec)
-                return NamedSharding(mesh, spec)
-        raise KeyError(f"no row of SHARDINGS matches {name}")
+        spec = _spec(name)
+        if OR_WHOLE.search(name) and not divides(mesh, leaf.shape, spec):
+            spec = P()
+        _check(mesh, name, leaf.shape, spec)
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _spec(name: str) -> P:
+    """The row of the table for a path."""
+    for pattern, spec in SHARDINGS:
+        if re.search(pattern, name):
+            return spec
+    raise KeyError(f"no row of SHARDINGS matches {name}")
 
 
 def divides(mesh: Mesh, shape: tuple[int, ...], spec: P) -> bool:

@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from elmojax.training.processes import joined
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,6 +39,17 @@ class Stop:
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
+
+    def hear(self, asked: int) -> None:
+        """Raises `Stopped` if the processes agree to stop, for the signal `asked`.
+
+        A process on its own asks nobody.
+        """
+        if not joined():
+            return self.check()
+        if asked:
+            self.signal = asked
+            self.check()
 
     def check(self, *_: object) -> None:
         """Raises `Stopped` if a signal was heard."""

@@ -3,49 +3,44 @@
 (1) the mesh, (2) text and vocabulary, (3) the record: every choice made, compared with
 the run that is already in the directory, (4) abstract state and its shardings, which
 refuses what does not divide, (5) the run directory and its lock, (6) the state: the
-newest whole checkpoint of the run, else fresh.
+newest whole checkpoint of the run, else fresh. Of several processes the first one
+writes, and the others wait until they find what it wrote.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
-from elmojax.errors import InputError
+from elmojax.config import TrainConfig
+from elmojax.errors import InputError, TryAgain
 from elmojax.shapes import Params
-from elmojax.text.batches import TrainingText, Words
+from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
 from elmojax.text.sample import sample_corpora
+from elmojax.text.tables import Words
 from elmojax.training import record as records
 from elmojax.training.checkpoint import Checkpoints, DamagedCheckpoint
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.choices import check_same, check_use, complete
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
 from elmojax.training.optim import make_optimizer
+from elmojax.training.processes import in_turn, is_first, joined, wait_for_all
 from elmojax.training.record import RunRecord
-from elmojax.training.sharding import make_mesh, shardings
+from elmojax.training.sharding import local_shards, make_mesh, shardings
 from elmojax.training.step import LanguageModel, TrainState, init_state
 
-FIXED = (
-    "encoder",
-    "model",
-    "head",
-    "optimizer",
-    "rows",
-    "window",
-    "dropout",
-    "seed",
-    "freeze_steps",
-)
-"""What must not change when a run goes on."""
+LOCK_PATIENCE = 120
+"""Seconds in which the lock of a run that was lost on another machine must end."""
 
 Initialize = Callable[[Params], Params]
 
@@ -67,7 +62,8 @@ class Run:
     evaluator: Evaluator | None
     notes: tuple[str, ...]
     """What was found damaged, in sentences for people."""
-    lock: RunLock
+    lock: RunLock | None
+    """Held by the first process."""
 
 
 def start(
@@ -86,42 +82,36 @@ def start(
     mesh = make_mesh(config.mesh)
     fresh = not (config.workdir / "config.json").exists()
     before = None if fresh else records.read_record(config.workdir)
-    corpus, heldout = open_corpora(config, before)
-    record = _record(config, corpus, version, before)
+    wait_for_all()  # all see the directory as it was
+    corpus, heldout = in_turn(partial(open_corpora, config, before))
+    record = complete(config, corpus, version, before)
     config = record.train
     if before is not None:
-        _check_same(before, record)
-    _check_use(config, mesh.shape["data"], heldout)
+        check_same(before, record)
+    check_use(config, mesh.shape["data"], heldout)
     lm = records.language_model(
         record, dropout=config.dropout, dtype=_dtype(config), mesh=mesh
     )
-    words = Words(corpus, corpus.vocabulary, config.model, mesh.shape["data"])
-    samples = config.head.samples if config.head.kind == "sampled" else 0
-    shape = (config.rows, config.window)
-    text = TrainingText(corpus, words, *shape, config.seed, samples)
+    text = _text(config, corpus, mesh)
     steps = config.steps or text.steps(config.epochs)
     optimizer = make_optimizer(config.optimizer, steps, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
     places = shardings(mesh, shapes := jax.eval_shape(create))
-    lock = RunLock(config.workdir)
+    patience = LOCK_PATIENCE if joined() else 0
+    lock = RunLock(config.workdir, patience) if is_first() else None
     try:
-        if fresh and (config.workdir / "config.json").exists():
-            raise InputError(
-                f"Another run has just begun in {config.workdir}; give the command "
-                "again to go on with it, or another --workdir."
-            )
         if fresh:
-            records.create_run(config.workdir, record, corpus.vocabulary)
+            in_turn(partial(_create, config, record, corpus))
         checkpoints, step, state, notes = _resume(config, shapes, places)
         if state is None:
             state = jax.jit(create, out_shardings=places)()
             if initialize is not None:
-                params = jax.device_put(initialize(state.params), places.params)
+                params = _initialized(initialize, state.params, places.params)
                 state = state.replace(params=params)
     except BaseException:
-        lock.release()
+        if lock is not None:
+            lock.release()
         raise
-    evaluator = None if heldout is None else Evaluator(lm, heldout, corpus.vocabulary)
     return Run(
         record,
         lm,
@@ -131,10 +121,50 @@ def start(
         state,
         step,
         checkpoints,
-        evaluator,
+        None if heldout is None else Evaluator(lm, heldout, corpus.vocabulary),
         notes,
         lock,
     )
+
+
+def _text(config: TrainConfig, corpus: Corpus, mesh: Mesh) -> TrainingText:
+    """The rows of a run that this process reads."""
+    words = Words(corpus, corpus.vocabulary, config.model, mesh.shape["data"])
+    samples = config.head.samples if config.head.kind == "sampled" else 0
+    return TrainingText(
+        corpus,
+        words,
+        config.rows,
+        config.window,
+        config.seed,
+        samples,
+        config.accumulate,
+        local_shards(mesh),
+    )
+
+
+def _create(config: TrainConfig, record: RunRecord, corpus: Corpus) -> None:
+    if not is_first():
+        return
+    if (config.workdir / "config.json").exists():
+        raise InputError(
+            f"Another run has just begun in {config.workdir}; give the command "
+            "again to go on with it, or another --workdir."
+        )
+    records.create_run(config.workdir, record, corpus.vocabulary)
+
+
+def _initialized(initialize: Initialize, params: Params, places: Params) -> Params:
+    """What `initialize` makes of parameters, which lie as before."""
+    one = jax.tree.leaves(places)[0]
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(one.mesh, P()))
+    here = jax.tree.map(lambda leaf: leaf.addressable_data(0), whole(params))
+
+    def put(leaf: Any, place: NamedSharding) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, place, array.__getitem__)
+
+    return jax.tree.map(put, initialize(here), places)
 
 
 def _resume(
@@ -154,10 +184,11 @@ def _resume(
             if checkpoints is not None:
                 checkpoints.close()
             moved = error.set_aside()
-            notes.append(
-                f"The checkpoint {error.path} is damaged ({error.why}); it is now "
-                f"{moved}, and the one before it is used."
-            )
+            what = f"The checkpoint {error.path} is damaged ({error.why}); it is now "
+            if joined():  # the others may not have seen it
+                again = "give the same command again to go on from the one before it."
+                raise TryAgain(f"{what}{moved}; {again}") from error
+            notes.append(f"{what}{moved}, and the one before it is used.")
             continue
         if notes:
             raise InputError(
@@ -195,78 +226,6 @@ def _dtype(config: TrainConfig) -> Any:
         on_cpu = jax.default_backend() == "cpu"
         return jnp.float32 if on_cpu else jnp.bfloat16
     return jnp.float32 if config.precision == "float32" else jnp.bfloat16
-
-
-def _record(
-    config: TrainConfig, corpus: Corpus, version: str, before: RunRecord | None
-) -> RunRecord:
-    """The configuration with nothing left automatic."""
-    vocabulary = corpus.vocabulary
-    model, head = config.model, config.head
-    if config.encoder == "words" and isinstance(model.encoder, CharCnnConfig):
-        encoder = before and before.train.model.encoder
-        if not isinstance(encoder, WordTableConfig):  # else as wide as it was
-            encoder = WordTableConfig(len(vocabulary), model.lstm.projection)
-        model = replace(model, encoder=encoder)
-    if head.kind != "adaptive" and head.cutoffs:
-        raise InputError(
-            f"A {head.kind} softmax has no cutoffs; leave --head.cutoffs out."
-        )
-    if head.kind == "sampled" and config.optimizer.name == "adafactor":
-        raise InputError(
-            "Adafactor has no moments of single rows, which a sampled softmax needs; "
-            "take --optimizer.name adagrad or adamw."
-        )
-    if head.kind != "full" and not config.allow_unsorted_vocabulary:
-        vocabulary.check_sorted(corpus.target_counts(vocabulary, marks=False))
-    if head.kind == "adaptive" and not head.cutoffs:
-        counts, dim = corpus.target_counts(vocabulary), model.lstm.projection
-        cutoffs = automatic_cutoffs(counts, dim, head.div_value)
-        head = replace(head, cutoffs=cutoffs)
-    train = replace(config, model=model, head=head)
-    return RunRecord(
-        train=train,
-        corpus=corpus.fingerprint,
-        vocabulary=len(vocabulary),
-        words=records.fingerprint(vocabulary),
-        elmojax=version,
-    )
-
-
-def _check_use(config: TrainConfig, data: int, heldout: Corpus | None) -> None:
-    """Refuses settings that do not go together."""
-    if config.rows % data:
-        raise InputError(
-            f"--rows {config.rows} cannot be split evenly over {data} devices along "
-            f"`data`; make it a multiple of {data}, or set --mesh.data."
-        )
-    if config.evaluate_every and heldout is None:
-        raise InputError(
-            "--evaluate-every needs --heldout DIRECTORY, a prepared corpus to "
-            "evaluate on."
-        )
-
-
-def _check_same(before: RunRecord, record: RunRecord) -> None:
-    """A run goes on only as what it was."""
-    run = record.train.workdir
-    for name in FIXED:
-        was, now = getattr(before.train, name), getattr(record.train, name)
-        if was != now:
-            what, old, new = _difference(name, was, now)
-            raise InputError(
-                f"{run} was started with {what} = {old}, and now it is {new}; leave "
-                "it out to go on, or give another --workdir for a new run."
-            )
-
-
-def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    if dataclasses.is_dataclass(was) and type(was) is type(now):
-        for field in dataclasses.fields(was):
-            one, other = getattr(was, field.name), getattr(now, field.name)
-            if one != other:
-                return _difference(f"{name}.{field.name}", one, other)
-    return name, was, now
 
 
 def _load(

@@ -18,10 +18,15 @@ from jax.sharding import PartitionSpec as P
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
+from elmojax.model.dropout import dropped, row_keys
 from elmojax.model.lstm import LstmState, SentenceStarts
 from elmojax.model.softmax.sampled import Candidates, sampled_loss
 from elmojax.shapes import Params
+from elmojax.text.batches import join_rows, split_rows
 from elmojax.training import sparse
+from elmojax.training.guard import Guard, Watch, judge, unless
+
+OFF = Guard()
 
 
 @flax.struct.dataclass
@@ -36,6 +41,7 @@ class TrainState:
     key: Any
     """Random key of the run as uint32 data; a step folds its own number in."""
     step: Any
+    watch: Watch
 
 
 @dataclass(frozen=True)
@@ -68,30 +74,37 @@ class LanguageModel:
         params: Params,
         carry: LstmState,
         batch: Any,
-        key: Array | None,
+        keys: Array | None,
         restarts: SentenceStarts | None = None,
     ) -> tuple[Array, LstmState]:
-        """Top layer [window, two, rows, projection] of a batch; `key` for dropout.
+        """Top layer [window, two, rows, projection] of a batch; keys of rows: dropout.
 
         With `restarts` (on one device) sentences begin from a state of their own.
         """
-        dropout = 0.0 if key is None else self.dropout
+        dropout = 0.0 if keys is None else self.dropout
         model = BiLM(self.config, dropout, self.mesh)
         words = bilm.encode_words(model, params, batch.words)
-        if self.mesh is not None:  # encoded in shares, looked up by every device
-            whole = NamedSharding(self.mesh, P())
-            words = jax.lax.with_sharding_constraint(words, whole)
-        inputs = words[batch.inputs.transpose(2, 0, 1)]
+        inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
         outputs, carry = bilm.contextualize(
-            model, params, inputs, carry, dropout=key, restarts=restarts
+            model, params, inputs, carry, restarts=restarts, row_keys=keys
         )
         top = outputs[-1]
-        if key is not None and dropout:
-            kept = jax.random.bernoulli(
-                jax.random.fold_in(key, 1), 1 - dropout, top.shape
-            )
-            top = jnp.where(kept, top / (1 - dropout), 0.0)
+        if dropout and keys is not None:
+            top = dropped(top, dropout, keys, self.config.lstm.layers)
         return top, carry
+
+    def _look_up(self, words: Array, rows: Array) -> Array:
+        """Vectors [window, two, rows, width], each out of its shard's table."""
+        if self.mesh is None:
+            return words[rows]
+        table, places = P("data"), P(None, None, "data")
+        return jax.shard_map(
+            lambda words, rows: words[rows],
+            mesh=self.mesh,
+            in_specs=(table, places),
+            out_specs=places,
+            check_vma=False,
+        )(words, rows)
 
     @property
     def loss_name(self) -> str:
@@ -147,16 +160,18 @@ def _cast(params: Params, dtype: Any) -> Params:
 
 
 def loss(
-    lm: LanguageModel, params: Params, carry: LstmState, batch: Any, key: Array | None
+    lm: LanguageModel, params: Params, carry: LstmState, batch: Any, keys: Array | None
 ) -> tuple[Array, tuple[dict[str, Array], LstmState]]:
     """The training objective of a batch, and its metrics and new carry.
+
+    With a key of each row there is dropout.
 
     The objective is the negative log-likelihood (natural log) summed over the window
     and averaged over rows and directions: the scale on which the paper's learning
     rate and gradient norm are meant (bilm-tf multiplies its mean loss by the window).
     """
     half = _cast(params, lm.dtype)
-    top, after = lm.outputs(half, carry, batch, key)
+    top, after = lm.outputs(half, carry, batch, keys)
     total, each = lm.nll(half["head"], top, batch, train=True)
     weights = batch.weights.T[:, None]
     forward, backward = (each * weights).sum((0, 2)) / weights.sum()
@@ -173,34 +188,75 @@ def train_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     batch: Any,
+    guard: Guard = OFF,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update: gradient of `loss`, clipping, optimiser; the carry moves on."""
+    """One update: gradient of `loss`, clipping, optimiser; the carry moves on.
+
+    A batch in pieces gives the same update as the whole one, in less memory.
+    """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    value_and_grad = jax.value_and_grad(partial(loss, lm), has_aux=True)
     learned = before = (state.params, state.optimizer)
+    named = None
     if batch.negatives is not None:
-        learned = sparse.take(before, batch.negatives.words)
-    params, moments = learned
-    (_, (metrics, carry)), gradient = value_and_grad(params, state.carry, batch, key)
-    updates, moments = optimizer.update(gradient, moments, params)
+        named = batch.negatives.words.reshape(-1, batch.negatives.words.shape[-1])[0]
+        learned = sparse.take(before, named)
+    gradient, metrics, carry = _gradient(lm, learned[0], state.carry, batch, key)
+    updates, moments = optimizer.update(gradient, learned[1], learned[0])
+    after = (cast(Params, optax.apply_updates(learned[0], updates)), moments)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
-    learned = (cast(Params, optax.apply_updates(params, updates)), moments)
-    if batch.negatives is not None:
-        learned = sparse.put(before, batch.negatives.words, learned)
-    return TrainState(*learned, carry, state.key, state.step + 1), metrics
+    loss, norm = metrics[lm.loss_name], metrics["gradient_norm"]
+    bad, watch = judge(guard, state.watch, loss, norm)
+    after, carry = unless(guard, bad, (after, carry), (learned, state.carry))
+    if named is not None:
+        after = sparse.put(before, named, after)
+    metrics |= {"bad": bad.astype(jnp.int32), "skipped": watch.skipped}
+    params, moments = after
+    new = TrainState(params, moments, carry, state.key, state.step + 1, watch)
+    return new, metrics
+
+
+def _gradient(
+    lm: LanguageModel, params: Params, carry: LstmState, batch: Any, key: Array
+) -> tuple[Params, dict[str, Array], LstmState]:
+    """Gradient of `loss`, metrics, new carry; of pieces one after the other."""
+    keys = row_keys(key, jnp.arange(carry.cell.shape[2]))
+    one_piece = jax.value_and_grad(partial(loss, lm), has_aux=True)
+    if batch.weights.ndim == 2:
+        (_, (metrics, carry)), gradient = one_piece(params, carry, batch, keys)
+        return gradient, metrics, carry
+    pieces, shards = len(batch.weights), 1 if lm.mesh is None else lm.mesh.shape["data"]
+    carries = jax.tree.map(lambda leaf: split_rows(leaf, 2, shards, pieces), carry)
+
+    def body(sums: Any, piece: Any) -> tuple[Any, LstmState]:
+        (_, (metrics, after)), gradient = one_piece(params, *piece)
+        return jax.tree.map(jnp.add, sums, (gradient, metrics)), after
+
+    parts = (carries, batch, split_rows(keys, 0, shards, pieces))
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    (_, (metrics, _)), gradient = jax.eval_shape(one_piece, params, *first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (gradient, metrics))
+    sums, carries = jax.lax.scan(body, zeros, parts)
+    gradient, metrics = jax.tree.map(lambda leaf: leaf / pieces, sums)
+    carry = jax.tree.map(lambda leaf: join_rows(leaf, 2, shards), carries)
+    return gradient, metrics, carry
 
 
 def compile_train_step(
-    lm: LanguageModel, optimizer: optax.GradientTransformation, state: TrainState
+    lm: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    guard: Guard = OFF,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """`train_step` as one program, which takes over the memory of its old state.
 
     The new state lies on the devices as `state` does. Left to the compiler, it would
-    drift from the sharding table, and the second step would be another program.
+    drift from the sharding table, and the second step would be another program. The
+    metrics lie whole on every device, for every process to read.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = partial(train_step, lm, optimizer)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
+    step = partial(train_step, lm, optimizer, guard=guard)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
 
 
 def evaluation_step(
@@ -222,5 +278,10 @@ def init_state(
     carry = LstmState.zeros(lm.config.lstm, rows)
     key = jax.random.key_data(run)
     return TrainState(
-        params, optimizer.init(params), carry, key, jnp.zeros((), jnp.int32)
+        params,
+        optimizer.init(params),
+        carry,
+        key,
+        jnp.zeros((), jnp.int32),
+        Watch.start(),
     )

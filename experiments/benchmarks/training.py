@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig, OptimizerConfig
-from elmojax.text.batches import TrainingText, Words
+from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
+from elmojax.text.tables import Words
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.cutoffs import automatic_cutoffs
 from elmojax.training.optim import make_optimizer

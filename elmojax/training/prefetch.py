@@ -1,0 +1,49 @@
+"""Batches on the devices before the step that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from elmojax.training.processes import Agreement
+from elmojax.training.sharding import local_shards, place
+from elmojax.training.signals import Stop
+from elmojax.training.start import Run
+
+AHEAD = 2
+"""Batches made and sent to the devices ahead of time."""
+
+
+def prefetched(run: Run, first: int, stop: Stop) -> Iterator[tuple[Any, int]]:
+    """Batches of the steps from `first` on, made by a thread ahead of time.
+
+    With each comes the signal that asked one of several processes to stop before it,
+    or 0: all processes hear of it at the same step.
+    """
+    config, mesh = run.record.train, run.lm.mesh
+    assert mesh is not None
+    agreement, local = Agreement("batch"), local_shards(mesh)
+
+    def make(step: int) -> tuple[Any, int]:
+        asked = 0
+
+        def sizes(words: int, columns: int) -> tuple[int, int]:
+            nonlocal asked
+            mine = stop.signal or 0
+            words, columns, asked = agreement.highest(words, columns, mine)
+            return words, columns
+
+        batch = run.text.batch(step, sizes)
+        pieces = config.accumulate > 1
+        return place(mesh, batch, "batch.", local, pieces), asked
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = [
+            thread.submit(make, step)
+            for step in range(first, min(first + AHEAD, run.steps))
+        ]
+        for step in range(first, run.steps):
+            if step + AHEAD < run.steps:
+                ahead.append(thread.submit(make, step + AHEAD))
+            yield ahead.pop(0).result()
