@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import contract
-from elmojax.model.softmax.tiles import NEVER, TILE
+from elmojax.model.softmax.tiles import NEVER, TILE, filled
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
 
@@ -102,18 +102,13 @@ def _everywhere(
         total, d_params = lax.psum((jnp.vdot(each, arguments[-1]), d_params), axes)
         return total, each, d_params, d_hidden
 
-    more = -positions % mesh.size
-    filled = (
-        jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
-        for array in (hidden, targets, weights)
-    )
     total, each, d_params, d_hidden = jax.shard_map(
         share,
         mesh=mesh,
         in_specs=(P(), P(), rows, rows, rows),
         out_specs=(P(), rows, P(), rows),
         check_vma=False,
-    )(params, candidates, *filled)
+    )(params, candidates, *(filled(a, mesh.size) for a in (hidden, targets, weights)))
     return total, each[:positions], d_params, d_hidden[:positions]
 
 
@@ -181,6 +176,4 @@ def _loss_and_gradients(
 
 def _blocks(array: Array, block: int) -> Array:
     """[positions, ...] -> [blocks, block, ...], filled up with zeros."""
-    more = -array.shape[0] % block
-    array = jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
-    return array.reshape(-1, block, *array.shape[1:])
+    return filled(array, block).reshape(-1, block, *array.shape[1:])

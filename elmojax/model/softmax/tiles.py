@@ -82,6 +82,12 @@ class Sums(NamedTuple):
         return cls(jnp.zeros(shape, jnp.float32), bias)
 
 
+def filled(array: Array, multiple: int) -> Array:
+    """Zeros after the last row, up to a multiple."""
+    more = -array.shape[0] % multiple
+    return jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
+
+
 def turned(words: Words) -> bool:
     """Whether `Sums.table` is [width, words here]."""
     return words.table.shape[1] <= NARROW and not _large(words)
