@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import contract
+from elmojax.model.softmax.parameters import gradients_as, scaled
 from elmojax.model.softmax.tiles import NEVER, TILE, filled
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
@@ -64,16 +65,11 @@ def _sampled(mesh: Mesh | None, *arguments: Any) -> tuple[Array, Array]:
 def _forward(mesh: Mesh | None, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
     params, hidden, *_ = arguments
     total, each, d_params, d_hidden = _everywhere(mesh, True, *arguments)
-    d_params = {
-        name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
-    }
-    return (total, each), (d_params, d_hidden.astype(hidden.dtype), each)
+    return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
 
 
 def _backward(mesh: Mesh | None, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    d_params, d_hidden, d_weights = jax.tree.map(
-        lambda d: d * cotangents[0].astype(d.dtype), saved
-    )
+    d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
     return d_params, d_hidden, None, d_weights, None
 
 
