@@ -19,14 +19,8 @@ from toys import TINY, drawn, tiny_params
 
 import elmojax
 from elmojax import LstmState
-from elmojax.config import (
-    CharCnnConfig,
-    ElmoConfig,
-    LstmConfig,
-    WordTableConfig,
-    from_json,
-    to_json,
-)
+from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig, WordTableConfig
+from elmojax.config_json import from_json, to_json
 from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.words import WordIndex, cache_words
 from elmojax.errors import InputError

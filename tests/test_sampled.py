@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import TINY, corpus_of, drawn
+from toys import CORPUS, TINY, drawn
 
 from elmojax.config import HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.errors import InputError
@@ -179,13 +179,6 @@ def test_a_row_that_is_none_gives_nan():
 # --- training ------------------------------------------------------------------------
 
 
-def sentences():
-    random = np.random.default_rng(0)
-    words = [f"w{i}" for i in random.zipf(1.5, 900) % 40]
-    return [list(sentence) for sentence in np.array_split(words, 120)]
-
-
-CORPUS = corpus_of(sentences(), known=27)
 HEAD = HeadConfig("sampled", samples=9)
 LM = LanguageModel(TINY, len(CORPUS.vocabulary), HEAD)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from toys import TINY, corpus_of, drawn
+from toys import CORPUS, TINY, drawn, zipf_sentences
 
 from elmojax.config import (
     CharCnnConfig,
@@ -46,14 +46,6 @@ RECIPE = OptimizerConfig(gradient_norm=0.5)
 TOLERANCE = 1e-5
 """Relative, after five steps: sums over devices round otherwise than sums on one."""
 
-
-def sentences():
-    random = np.random.default_rng(0)
-    words = [f"w{i}" for i in random.zipf(1.5, 900) % 40]
-    return [list(sentence) for sentence in np.array_split(words, 120)]
-
-
-CORPUS = corpus_of(sentences(), known=27)
 HEAD = HeadConfig("adaptive", (6, 15), 2.0)
 LM = LanguageModel(CONFIG, len(CORPUS.vocabulary), HEAD, dropout=0.1)
 SMALL = LanguageModel(
@@ -276,7 +268,7 @@ def test_meshes_fit_the_devices():
 
 def test_a_whole_run_compiles_its_step_once(tmp_path, caplog):
     """Through evaluations and checkpoints, on a mesh."""
-    lines = "\n".join(" ".join(sentence) for sentence in sentences())
+    lines = "\n".join(" ".join(sentence) for sentence in zipf_sentences())
     (tmp_path / "text").write_text(lines)
     prepare(tmp_path / "data", patterns=[tmp_path / "text"], max_vocabulary=30)
     config = TrainConfig(

@@ -13,7 +13,8 @@ import pytest
 from toys import TINY, tiny_params
 
 import elmojax
-from elmojax.config import WordTableConfig, from_json, to_json
+from elmojax.config import WordTableConfig
+from elmojax.config_json import from_json, to_json
 from elmojax.embedding import table as table_module
 from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.words import WordIndex, cache_words, word_ids

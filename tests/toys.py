@@ -64,3 +64,14 @@ def corpus_of(sentences: Sequence[Sequence[str]], known: int | None = None) -> C
         words=np.array([place[word] for word in running], np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def zipf_sentences() -> list[list[str]]:
+    """900 running words, each as often as in a natural text: a few very often."""
+    random = np.random.default_rng(0)
+    words = [f"w{i}" for i in random.zipf(1.5, 900) % 40]
+    return [list(sentence) for sentence in np.array_split(words, 120)]
+
+
+CORPUS = corpus_of(zipf_sentences(), known=27)
+"""Of `zipf_sentences`; some of their words are <UNK>."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from elmojax import __version__
 from elmojax.embedding.files import Job
 from elmojax.embedding.outputs import Form, read_text
-from elmojax.embedding.outputs.partial import writing
+from elmojax.embedding.outputs.partial import locked, writing
 from elmojax.embedding.outputs.texts import Progress
 from elmojax.errors import InputError
 from elmojax.text.files import Errors
@@ -193,7 +192,7 @@ def _alone(task: Task, number: int) -> Iterator[None]:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         end = time.monotonic() + _PATIENCE
-        while not _locked(lock):
+        while not locked(lock):
             if time.monotonic() > end:
                 raise InputError(
                     f"Another process is writing vectors of {name}. End it, and run "
@@ -215,11 +214,3 @@ def _alone(task: Task, number: int) -> Iterator[None]:
             os.ftruncate(lock, 0)
     finally:
         os.close(lock)
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

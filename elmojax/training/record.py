@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elmojax.config import TrainConfig, from_json, to_json
+from elmojax.config import TrainConfig
+from elmojax.config_json import from_json, to_json
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.step import LanguageModel

@@ -113,14 +113,12 @@ class Partial:
             except FileNotFoundError:
                 continue  # Another process has just finished here.
             with contextlib.suppress(FileNotFoundError):
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
+                if not locked(lock):
                     os.close(lock)
                     raise InputError(
                         f"Another process is writing {self.out}. Wait for it, end it, "
                         "or choose another --out."
-                    ) from error
+                    )
                 # The file locked may be one that a process has removed meanwhile.
                 if os.path.samestat(os.fstat(lock), os.stat(self.directory / _LOCK)):
                     return lock
@@ -155,6 +153,15 @@ class Partial:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def locked(handle: int) -> bool:
+    """Whether an open file is now locked for this process alone; never waits."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

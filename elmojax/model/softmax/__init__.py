@@ -22,7 +22,7 @@ from elmojax.errors import InputError
 from elmojax.model.softmax import reference
 from elmojax.model.softmax.parameters import Softmax as Softmax
 from elmojax.model.softmax.parameters import check_cutoffs as check_cutoffs
-from elmojax.model.softmax.parameters import checked
+from elmojax.model.softmax.parameters import checked, gradients_as, scaled
 from elmojax.model.softmax.parameters import edges_of as edges_of
 from elmojax.model.softmax.reference import log_prob_all as log_prob_all
 from elmojax.model.softmax.sharded import sharded_loss_and_gradients
@@ -84,7 +84,7 @@ def _log_prob_backward(
     *_, d_params, d_hidden = sharded_loss_and_gradients(
         mesh, params, hidden, targets, -cotangent, gradient=True
     )
-    return *_as(params, hidden, d_params, d_hidden), None
+    return *gradients_as(params, hidden, d_params, d_hidden), None
 
 
 _log_prob.defvjp(_log_prob_forward, _log_prob_backward)
@@ -130,29 +130,17 @@ def _nll_forward(
     total, each, d_params, d_hidden = sharded_loss_and_gradients(
         mesh, params, hidden, targets, weights, gradient=True
     )
-    return (total, each), (*_as(params, hidden, d_params, d_hidden), each)
+    return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
 
 
 def _nll_backward(
     mesh: Mesh | None, saved: Any, cotangents: tuple[Array, Array]
 ) -> tuple[Params, Array, None, Array]:
-    d_params, d_hidden, d_weights = jax.tree.map(
-        lambda d: d * cotangents[0].astype(d.dtype), saved
-    )
+    d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
     return d_params, d_hidden, None, d_weights
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
-
-
-def _as(
-    params: Params, hidden: Array, d_params: Params, d_hidden: Array
-) -> tuple[Params, Array]:
-    """Gradients in the order and with the dtypes of what they belong to."""
-    d_params = {
-        name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
-    }
-    return d_params, d_hidden.astype(hidden.dtype)
 
 
 def predict(params: Params, hidden: Positions, k: int = 1) -> tuple[Array, Array]:

@@ -79,6 +79,21 @@ def edges_of(params: Params) -> tuple[int, ...]:
     return tuple(edges)
 
 
+def gradients_as(
+    params: Params, hidden: Array, d_params: Params, d_hidden: Array
+) -> tuple[Params, Array]:
+    """Gradients in the order and with the dtypes of what they belong to."""
+    d_params = {
+        name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
+    }
+    return d_params, d_hidden.astype(hidden.dtype)
+
+
+def scaled(gradients: Any, cotangent: Array) -> Any:
+    """Gradients of a sum, times the cotangent of the sum; dtypes stay."""
+    return jax.tree.map(lambda d: d * cotangent.astype(d.dtype), gradients)
+
+
 def checked(
     params: Params, hidden: Any, targets: Any
 ) -> tuple[Params, Positions, Targets]:

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import contract
-from elmojax.model.softmax.tiles import NEVER, TILE
+from elmojax.model.softmax.parameters import gradients_as, scaled
+from elmojax.model.softmax.tiles import NEVER, TILE, filled
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
 
@@ -64,16 +65,11 @@ def _sampled(mesh: Mesh | None, *arguments: Any) -> tuple[Array, Array]:
 def _forward(mesh: Mesh | None, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
     params, hidden, *_ = arguments
     total, each, d_params, d_hidden = _everywhere(mesh, True, *arguments)
-    d_params = {
-        name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
-    }
-    return (total, each), (d_params, d_hidden.astype(hidden.dtype), each)
+    return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
 
 
 def _backward(mesh: Mesh | None, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    d_params, d_hidden, d_weights = jax.tree.map(
-        lambda d: d * cotangents[0].astype(d.dtype), saved
-    )
+    d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
     return d_params, d_hidden, None, d_weights, None
 
 
@@ -102,18 +98,13 @@ def _everywhere(
         total, d_params = lax.psum((jnp.vdot(each, arguments[-1]), d_params), axes)
         return total, each, d_params, d_hidden
 
-    more = -positions % mesh.size
-    filled = (
-        jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
-        for array in (hidden, targets, weights)
-    )
     total, each, d_params, d_hidden = jax.shard_map(
         share,
         mesh=mesh,
         in_specs=(P(), P(), rows, rows, rows),
         out_specs=(P(), rows, P(), rows),
         check_vma=False,
-    )(params, candidates, *filled)
+    )(params, candidates, *(filled(a, mesh.size) for a in (hidden, targets, weights)))
     return total, each[:positions], d_params, d_hidden[:positions]
 
 
@@ -181,6 +172,4 @@ def _loss_and_gradients(
 
 def _blocks(array: Array, block: int) -> Array:
     """[positions, ...] -> [blocks, block, ...], filled up with zeros."""
-    more = -array.shape[0] % block
-    array = jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
-    return array.reshape(-1, block, *array.shape[1:])
+    return filled(array, block).reshape(-1, block, *array.shape[1:])

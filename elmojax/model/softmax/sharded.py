@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.model.softmax.blocks import Axes, loss_and_gradients
 from elmojax.model.softmax.parameters import edges_of
+from elmojax.model.softmax.tiles import filled
 from elmojax.shapes import Params
 
 AXES = Axes("data", "model")
@@ -39,8 +40,9 @@ def sharded_loss_and_gradients(
         return jnp.vdot(each, weights), each, d_params, d_hidden
     split, model = mesh.shape["data"], mesh.shape["model"]
     specs = {n: P() if n.startswith("down_") else P("model") for n in params}
-    filled = {
-        n: leaf if specs[n] == P() else _fill(leaf, model) for n, leaf in params.items()
+    padded = {
+        n: leaf if specs[n] == P() else filled(leaf, model)
+        for n, leaf in params.items()
     }
     rows = P("data")
 
@@ -55,13 +57,7 @@ def sharded_loss_and_gradients(
         in_specs=(specs, rows, rows, rows),
         out_specs=(P(), rows, specs if gradient else P(), rows),
         check_vma=False,
-    )(filled, *(_fill(array, split) for array in (hidden, targets, weights)))
+    )(padded, *(filled(array, split) for array in (hidden, targets, weights)))
     total, each, d_params, d_hidden = outputs
     d_params = {n: leaf[: len(params[n])] for n, leaf in d_params.items()}
     return total, each[:positions], d_params, d_hidden[:positions]
-
-
-def _fill(array: Array, multiple: int) -> Array:
-    """Zeros after the last row, up to a multiple."""
-    more = -array.shape[0] % multiple
-    return jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))

@@ -82,6 +82,12 @@ class Sums(NamedTuple):
         return cls(jnp.zeros(shape, jnp.float32), bias)
 
 
+def filled(array: Array, multiple: int) -> Array:
+    """Zeros after the last row, up to a multiple."""
+    more = -array.shape[0] % multiple
+    return jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))
+
+
 def turned(words: Words) -> bool:
     """Whether `Sums.table` is [width, words here]."""
     return words.table.shape[1] <= NARROW and not _large(words)
@@ -154,15 +160,8 @@ def whole_rows(
     # p - 1 at the target is exact where p is near 1; two sums would not be.
     each = each.at[jnp.arange(len(x)), at].add(-total, mode="drop")
     scale = weights / total
-    table = words.table
-    d_x = contract("pv,vn->pn", each, table, table.dtype) * scale[:, None]
-    if not turned(words):
-        return log_total, d_x, _added(sums, 0, each, x, scale, table.dtype)
-    d_table = contract("pn,pv->nv", x * scale[:, None], each, table.dtype)
-    d_bias = sums.bias
-    if d_bias is not None:
-        d_bias = d_bias + jnp.einsum("pv,p->v", each, scale)
-    return log_total, d_x, Sums(sums.table + d_table, d_bias)
+    d_x = contract("pv,vn->pn", each, words.table, words.table.dtype)
+    return log_total, d_x * scale[:, None], _added(words, sums, 0, each, x, scale)
 
 
 def in_pieces(
@@ -204,18 +203,21 @@ def in_pieces(
         each = each.at[jnp.arange(len(x)), column].add(-1.0, mode="drop")
         rows = lax.dynamic_slice_in_dim(words.table, start, count)
         d_x = d_x + contract("pv,vn->pn", each, rows, rows.dtype)
-        return d_x, _added(sums, start, each, x, weights, rows.dtype)
+        return d_x, _added(words, sums, start, each, x, weights)
 
     d_x, sums = lax.fori_loop(0, pieces, gradient, (d_x, sums))
     return log_total, d_x * weights[:, None], sums
 
 
 def _added(
-    sums: Sums, start: Any, each: Array, x: Array, scale: Array, dtype: Any
+    words: Words, sums: Sums, start: Any, each: Array, x: Array, scale: Array
 ) -> Sums:
-    """`sums` with the gradient of the words from `start` on."""
-    d_rows = contract("pv,pn->vn", each, x * scale[:, None], dtype)
-    table, bias = _add_at(sums.table, d_rows, start), sums.bias
+    """`sums` with the gradient of the words from `start` on (all, where `turned`)."""
+    (table, bias), scaled, dtype = sums, x * scale[:, None], words.table.dtype
+    if turned(words):
+        table = table + contract("pn,pv->nv", scaled, each, dtype)
+    else:
+        table = _add_at(table, contract("pv,pn->vn", each, scaled, dtype), start)
     if bias is not None:
         bias = _add_at(bias, jnp.einsum("pv,p->v", each, scale), start)
     return Sums(table, bias)
