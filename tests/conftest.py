@@ -9,6 +9,7 @@ the type and shape of every argument and result of elmojax as the tests run.
 from __future__ import annotations
 
 import functools
+import gc
 import lzma
 import os
 import tempfile
@@ -24,6 +25,7 @@ import hypothesis
 import jax
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -100,6 +102,28 @@ def quick_compilation() -> Iterator[None]:
     yield
     if ours:
         jax.config.update(name, False)
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory) -> Iterator[None]:
+    """One cache of compiled programs for all these commands, subprocesses too."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
+        yield
+        gc.collect()
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import lzma
@@ -16,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +23,11 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from commands import CHARACTERS, LSTM, SMALL, TINY, Outcome, answer, done, refused, run
 from orbax.checkpoint import v1 as ocp
 
 import elmojax
-from elmojax.cli import COMMANDS, main
+from elmojax.cli import COMMANDS
 from elmojax.embedding.embedder import Embedder
 from elmojax.initialization import with_word_vectors
 from elmojax.loading import open_model
@@ -42,20 +40,6 @@ from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
 from elmojax.training.record import read_record
 from elmojax.training.start import start
-
-LSTM = "--model.lstm.dim 16 --model.lstm.projection 8".split()
-CHARACTERS = (
-    "--model.encoder.filters 1 4 2 4 --model.encoder.embedding-dim 4 "
-    "--model.encoder.max-characters 16"
-).split()
-SMALL = ["--rows", "8", "--window", "10", "--mesh.data", "1", "--log-every", "1"]
-TINY = [*LSTM, *CHARACTERS, *SMALL]
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 class World(NamedTuple):
@@ -71,67 +55,12 @@ class World(NamedTuple):
     trained: Outcome
 
 
-pytestmark = [  # what Orbax leaves behind when it fails to load a damaged checkpoint
+pytestmark = [
+    pytest.mark.usefixtures("compile_once"),
+    # What Orbax leaves behind when it fails to load a damaged checkpoint.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory) -> Iterator[None]:
-    """One cache of compiled programs for all these commands, subprocesses too."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    compilation_cache.reset_cache()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
-        yield
-        gc.collect()
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-def run(*arguments: object) -> Outcome:
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-    return Outcome(status, out.getvalue(), err.getvalue())
-
-
-def done(*arguments: object) -> Outcome:
-    outcome = run(*arguments)
-    assert outcome.status == 0, outcome.err
-    return outcome
-
-
-def answer(*arguments: object) -> dict[str, Any]:
-    """What --json prints: one object, on one line, and nothing else."""
-    out = done(*arguments, "--json").out
-    assert out.count("\n") == 1
-    return json.loads(out)
-
-
-def refused(*arguments: object, says: str = "") -> str:
-    """Exit status 2 and one sentence that holds the words of `says`, no traceback."""
-    status, out, err = run(*arguments)
-    assert (status, out) == (2, ""), f"{status}: {out}{err}"
-    assert err.startswith("elmojax: ") and err.count("\n") == 1, err
-    assert err.rstrip()[-1] in ".?", err
-    assert "Traceback" not in err and len(err) < 500, err
-    for part in says.split(" ... "):
-        assert part in err, err
-    return err
 
 
 @pytest.fixture(scope="module")
@@ -934,7 +863,10 @@ FLAGS = {
     "pretrain": "--data --workdir --preset --config --heldout --steps --epochs --rows "
     "--window --seed --mesh.data --mesh.model --precision --checkpoint-every "
     "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
-    "--model.lstm.dim --init-from --freeze-steps --tensorboard --json",
+    "--model.lstm.dim --init-from --freeze-steps --tensorboard --json --patience "
+    "--accumulate --skip-nonfinite --spike-guard --distributed --coordinator "
+    "--process-id --process-count",
+    "runs": "DIR --json",
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
     "--batch-tokens --errors --overwrite --engine --workers --ray-address --json",

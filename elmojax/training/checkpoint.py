@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ class Checkpoints:
         )
         newest = policies.LatestN(keep)
         self._saving: int | None = None
+        self._unfinished: set[int] = set()
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
@@ -159,6 +161,7 @@ class Checkpoints:
           SaveFailed: where this save, or the one before, came to nothing.
         """
         self.settle()
+        self._unfinished.discard(step)
         parts = {"params": _flat(params)}
         if training is not None:
             parts["training"] = _flat(training)
@@ -191,9 +194,23 @@ class Checkpoints:
         step, self._saving = self._saving, None
         assert step is not None
         self.steps = [other for other in self.steps if other != step]
-        for partial in self.directory.glob(f"{step}.*"):
-            shutil.rmtree(partial, ignore_errors=True)
+        self._unfinished.add(step)
+        self._clear_away()
         return SaveFailed(step, self.latest, error)
+
+    def _clear_away(self) -> None:
+        """Removes what failed saves left, into which threads may write for a while."""
+        for _ in range(20):
+            partial = [
+                path
+                for step in self._unfinished
+                for path in self.directory.glob(f"{step}.*")
+            ]
+            if not partial:
+                return
+            for path in partial:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.1)
 
     def load(self, step: int, **parts: Any) -> dict[str, Any]:
         """Reads parts of a checkpoint into the shapes and shardings given.
@@ -245,6 +262,7 @@ class Checkpoints:
             self.settle()
         finally:
             self._orbax.close()
+        self._clear_away()
 
 
 PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")

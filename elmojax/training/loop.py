@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Sequence
@@ -97,6 +98,9 @@ def _run(loop: _Loop, directory: Path) -> None:
             loop.train()
             loop.run.checkpoints.close()
     except BaseException as error:
+        if not joined():  # others might not come to finish what is being saved
+            with contextlib.suppress(SaveFailed):
+                loop.run.checkpoints.close()
         say("failed", " ".join(f"{error}".split()) or type(error).__name__)
         raise
     finally:
@@ -147,9 +151,7 @@ class _Loop:
             self._steps()
         except Stopped as stopped:
             self._read_late()
-            if self.step > (run.checkpoints.latest or 0):
-                self._save(None)
-            run.checkpoints.settle()
+            self._save_last(None)
             self._note(
                 f"Stopped by {stopped} after step {self.step}; the same command goes "
                 "on from there."
@@ -172,8 +174,7 @@ class _Loop:
                     return
         self._read_late()
         self.after = self._evaluate()
-        self._save(self.after)
-        run.checkpoints.settle()
+        self._save_last(self.after)
 
     def _at_intervals(self) -> None:
         config, scores = self.config, None
@@ -187,7 +188,7 @@ class _Loop:
             self._save_or_say(scores)
         if scores and self._lost_patience():
             self.after = scores
-            self.run.checkpoints.settle()
+            self._save_last(scores)
 
     def _lost_patience(self) -> bool:
         """Whether the best evaluation is too many evaluations old."""
@@ -216,7 +217,7 @@ class _Loop:
             tracker.step(step, loss)
         if step % self.config.log_every and step not in (1, self.run.steps):
             return
-        self._look_at_save()
+        self._look_at_save(wait=False)
         if skipped:
             numbers["skipped"] = skipped
         numbers |= {
@@ -263,16 +264,24 @@ class _Loop:
 
     def _save_or_say(self, scores: dict[str, float] | None) -> None:
         """A save in between may fail: the next one may not, and nothing is lost."""
+        self._look_at_save(wait=True)
         try:
             self._save(scores)
         except SaveFailed as error:
             self._bear(error)
 
-    def _look_at_save(self) -> None:
+    def _look_at_save(self, wait: bool) -> None:
         try:
-            self.run.checkpoints.settle(wait=False)
+            self.run.checkpoints.settle(wait)
         except SaveFailed as error:
             self._bear(error)
+
+    def _save_last(self, scores: dict[str, float] | None) -> None:
+        """What goes on later goes on from here: this save must not fail."""
+        self._look_at_save(wait=True)
+        if self.step > (self.run.checkpoints.latest or 0):
+            self._save(scores)
+            self.run.checkpoints.settle()
 
     def _bear(self, error: SaveFailed) -> None:
         if joined():  # the others know nothing of it

@@ -86,7 +86,8 @@ def describe(run: Path) -> dict[str, Any]:
     if state == "training":
         state = "training" if is_locked(run) else "killed"
     saved = [int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit()]
-    best = min(scores, default=(None, None))
+    saved_scores = [score for score in scores if score[1]]  # at step 0 nothing is saved
+    best = min(saved_scores, default=(None, None))
     return {
         "run": str(run),
         "state": state,
