@@ -39,7 +39,7 @@ FAILURE = "elmojax/failed"
 """Key under which a process that fails leaves its status and sentence."""
 
 LOST = (
-    "another process of this run ended or cannot be reached, so this one ends too; see "
+    "another process of this run ended or cannot be reached, so this one ends too. See "
     "the messages of the others, then give the same command again (with any number of "
     "processes): the run goes on from its last checkpoint."
 )
@@ -156,11 +156,14 @@ def together() -> Iterator[None]:
     """What goes wrong inside because another process is gone is said so."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if joined() and "RESOURCE_EXHAUSTED" not in str(error):
-            why = " ".join(str(error).split())[:200]
-            raise TryAgain(f"{LOST[0].upper()}{LOST[1:]} ({why})") from error
-        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or not joined() or "RESOURCE_EXHAUSTED" in str(cause):
+            raise
+        why = " ".join(str(cause).split())[:200]
+        raise TryAgain(f"{LOST} JAX says: {why}") from error
 
 
 class Agreement:
