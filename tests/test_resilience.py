@@ -18,7 +18,8 @@ from commands import CHARACTERS, LSTM, answer, done, refused, run
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
 from elmojax.training import loop
-from elmojax.training.checkpoint import Checkpoints, SaveFailed, load_language_model
+from elmojax.training.checkpoint import Checkpoints, load_language_model
+from elmojax.training.damage import SaveFailed
 from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
 from elmojax.training.status import Status, describe

@@ -10,7 +10,6 @@ It is all that `evaluate`, `embed` and `restore` need. Only this module knows Or
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -28,6 +27,12 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
+from elmojax.training.damage import (
+    DamagedCheckpoint,
+    SaveFailed,
+    damaged_or_busy,
+    root_of,
+)
 from elmojax.training.digest import digests
 from elmojax.training.record import (
     RunRecord,
@@ -53,42 +58,6 @@ def _steps(run: Path) -> list[int]:
     """Steps of the checkpoints that are there, whole or damaged."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
     return sorted(int(name) for name in names if name.isdigit())
-
-
-class DamagedCheckpoint(InputError):
-    """A checkpoint that is there and cannot be used."""
-
-    def __init__(self, path: Path, why: object) -> None:
-        self.path = path
-        self.why = " ".join(str(why).split())[:200]
-        super().__init__(
-            f"The checkpoint {path} cannot be read ({self.why}). Restore it from a "
-            "copy or take an earlier --step; `elmojax pretrain` sets it aside and goes "
-            "on from the one before."
-        )
-
-    def set_aside(self) -> Path:
-        """Moves it to `damaged/` beside the others' directory, and says where to."""
-        folder = self.path.parent.with_name("damaged")
-        folder.mkdir(exist_ok=True)
-        number, target = 1, folder / self.path.name
-        while target.exists():
-            number, target = number + 1, folder / f"{self.path.name}-{number}"
-        with contextlib.suppress(FileNotFoundError):  # another process was first
-            os.replace(self.path, target)
-        return target
-
-
-class SaveFailed(InputError):
-    """A checkpoint that could not be written; those before it are whole."""
-
-    def __init__(self, step: int, before: int | None, error: BaseException) -> None:
-        why = " ".join(str(_root(error)).split())[:200]
-        whole = "there is none yet" if before is None else f"that of step {before} is"
-        super().__init__(
-            f"The checkpoint of step {step} could not be saved ({why}); the newest "
-            f"whole one: {whole}. Make room, or see to the disk."
-        )
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -232,7 +201,7 @@ class Checkpoints:
         try:
             stored = self._orbax.checkpointables_metadata(step).metadata
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise _damaged_or_busy(path, error) from error
+            raise damaged_or_busy(path, error) from error
         for name, leaves in wanted.items():
             if not stored.get(name):  # Orbax: None
                 raise DamagedCheckpoint(path, f"its part {name!r} is damaged or gone")
@@ -244,7 +213,7 @@ class Checkpoints:
         try:
             loaded = self._orbax.load_checkpointables(step, wanted)
         except Exception as error:
-            raise _damaged_or_busy(path, _root(error)) from error
+            raise damaged_or_busy(path, root_of(error)) from error
         for name in parts if has_sums else ():
             if not np.array_equal(digests(loaded[name]), loaded[SUMS][name]):
                 what = f"the numbers of its part {name!r} are not those that were saved"
@@ -265,35 +234,12 @@ class Checkpoints:
         self._clear_away()
 
 
-PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")
-"""In the text of errors that say nothing of the checkpoint itself."""
-
-
-def _damaged_or_busy(path: Path, error: BaseException) -> InputError:
-    """What is wrong with a checkpoint, or with the machine that reads it."""
-    machine = isinstance(error, MemoryError | PermissionError)
-    if machine or any(word in str(error) for word in PASSING):
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return InputError(
-            f"The checkpoint {path} cannot be read here and now ({why}); it is left as "
-            "it is. See to the memory, the permissions or the disk, and try again."
-        )
-    return DamagedCheckpoint(path, error)
-
-
 def _on_one_device(tree: Any) -> Any:
     """Shapes of a tree, to be read onto the first device of this process."""
     here = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
     )
-
-
-def _root(error: BaseException) -> BaseException:
-    """What it all began with."""
-    while before := error.__cause__ or error.__context__:
-        error = before
-    return error
 
 
 def _compare(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
-from elmojax.training.checkpoint import METRIC, SaveFailed
+from elmojax.training.checkpoint import METRIC
+from elmojax.training.clock import Clock
+from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses
 from elmojax.training.optim import make_schedule
@@ -59,7 +60,8 @@ def pretrain(
       InputError: for what the user can put right, a loss that is not finite among it.
       TryAgain: where another process of the run was lost.
     """
-    run = start(config, version, initialize)
+    with together():
+        run = start(config, version, initialize)
     directory = run.record.train.workdir
     loop = _Loop(run, [])
     try:
@@ -126,7 +128,7 @@ class _Loop:
         config = self.config
         self._late: tuple[int, dict[str, Any]] | None = None
         self._rate = make_schedule(config.optimizer, run.steps)
-        self._clock = _Clock(config.rows * config.window)
+        self._clock = Clock(config.rows * config.window)
         guard = Guard(config.skip_nonfinite, config.spike_guard)
         self._train_step = compile_train_step(run.lm, run.optimizer, run.state, guard)
 
@@ -295,36 +297,3 @@ class _Loop:
     def _note(self, text: str) -> None:
         for tracker in self.trackers:
             tracker.note(text)
-
-
-class _Clock:
-    """Tokens a second since the last look, without compilation and pauses."""
-
-    def __init__(self, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
-        self._steps, self._since = -1, time.perf_counter()  # the first step compiles
-
-    def tick(self) -> None:
-        self._steps += 1
-        if not self._steps:
-            self._since = time.perf_counter()
-
-    def rate(self) -> float:
-        now = time.perf_counter()
-        rate = self._steps * self.tokens_per_step / (now - self._since)
-        self._steps, self._since = 0, now
-        return max(rate, 0.0)
-
-    def paused(self) -> _Pause:
-        return _Pause(self)
-
-
-class _Pause:
-    def __init__(self, clock: _Clock) -> None:
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock._since += time.perf_counter() - self._began

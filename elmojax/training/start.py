@@ -29,8 +29,9 @@ from elmojax.text.prepared import Corpus
 from elmojax.text.sample import sample_corpora
 from elmojax.text.tables import Words
 from elmojax.training import record as records
-from elmojax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from elmojax.training.checkpoint import Checkpoints
 from elmojax.training.choices import check_same, check_use, complete
+from elmojax.training.damage import DamagedCheckpoint
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
 from elmojax.training.optim import make_optimizer
