@@ -460,6 +460,8 @@ def strike(
     before = Before(run)
     with Command(out, *pretraining(out, run)) as command:
         came = wait_for(moment, command.process, run)
+        early = not _locked(run, command.process.pid)
+        complete = newest(run) == STEPS
         if came:
             command.process.send_signal(signals[0])
         if came and len(signals) > 1:
@@ -467,10 +469,12 @@ def strike(
             command.process.send_signal(signals[1])
         status = command.status(PATIENCE if len(signals) == 1 else AT_ONCE)
     last, phase = before.phase()
-    _check(command.said, before, phase)
+    _check(command.said, before, early or phase == "start")
     if status == 0 and phase == "end":
+        if came and not (early or complete):
+            raise Difference(f"{run} did not hear {signals}: {command.said}")
         return None
-    if not came or status != 128 + signals[0]:
+    if not came or (status != 128 + signals[0] and not early):
         raise Difference(f"{run} ended with {status}: {command.said}")
     if signals in STOPS_ONCE and phase in ("training", "evaluation"):
         _check_stop(command.said, run, last)
@@ -487,12 +491,21 @@ def strike(
     )
 
 
-def _check(said: str, before: Before, phase: str) -> None:
-    """What holds after any kill."""
+def _locked(run: Path, process: int) -> bool:
+    """Whether a process has come as far as to lock its run.
+
+    Before, Ctrl-C meets Python's imports, which may print it and go on.
+    """
+    path = run / ".lock"
+    return path.exists() and path.read_text().startswith(f"process {process} ")
+
+
+def _check(said: str, before: Before, early: bool) -> None:
+    """What holds after any kill; an early one may be seen as a traceback."""
     run = before.run
     if "damaged" in said or (run / "damaged").exists():
         raise Difference(f"{run} takes what a kill left for damage: {said}")
-    if "Traceback" in said and phase != "start":  # there Ctrl-C may meet an import
+    if "Traceback" in said and not early:
         raise Difference(f"{run} ended in a traceback: {said}")
     if newest(run) < before.newest:
         raise Difference(f"{run} had step {before.newest}, and now {newest(run)}.")
