@@ -84,6 +84,7 @@ RUN_FILES = {
     "config.json",
     "loss.png",
     "metrics.jsonl",
+    "status.json",
     "vocabulary.txt",
 }
 """Everything in the directory of a finished run; loss.png needs matplotlib."""
@@ -199,7 +200,8 @@ def states(run: Path) -> dict[int, dict[str, np.ndarray]]:
         raise Difference(f"{run} is finished, and cannot be read: {error}") from error
     finally:
         ready.checkpoints.close()
-        ready.lock.release()
+        if ready.lock is not None:
+            ready.lock.release()
 
 
 def _like(leaf: Any) -> jax.ShapeDtypeStruct:
