@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from elmojax.errors import InputError
 from elmojax.training import loop
 from elmojax.training.checkpoint import Checkpoints, load_language_model
 from elmojax.training.damage import SaveFailed
+from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
 from elmojax.training.status import Status, describe
@@ -251,6 +253,38 @@ def test_patience_is_the_same_after_an_interruption(
     evaluations(monkeypatch, [55.0])
     outcome = done(*command, "--steps", 100)
     assert "Stopped early after step 6" in outcome.err
+
+
+@pytest.mark.parametrize("when", ["between", "last"])
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
+    world, one_device, tmp_path, monkeypatch, when
+):
+    """As if it had not been: the same lines, and the best checkpoint is known."""
+    command = [*one_device, "--heldout", world.heldout, "--evaluate-every", 2]
+    command += ["--steps", 4 if when == "last" else 6]
+    done(*command, "--workdir", tmp_path / "never")
+    real, calls = Evaluator.__call__, []
+
+    def stopped(self, params, progress):
+        calls.append(1)
+        if len(calls) == 3:  # of step 0, 2 and 4
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, params, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", stopped)
+        outcome = run(*command, "--workdir", tmp_path / "run")
+    assert outcome.status == 143 and "Stopped by SIGTERM after step 4" in outcome.err
+    done(*command, "--workdir", tmp_path / "run")
+    lines = [
+        read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "never")
+    ]
+    for line in (*lines[0], *lines[1]):
+        for name in ("tokens_per_second", "heldout_seconds"):
+            line.pop(name, None)
+    assert lines[0] == lines[1]
+    runs = [Checkpoints(tmp_path / name) for name in ("run", "never")]
+    assert runs[0].steps == runs[1].steps and runs[0].best == runs[1].best
 
 
 def test_patience_needs_evaluations(world, one_device, tmp_path):

@@ -8,7 +8,9 @@ stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint).
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import elmojax
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     if argv[0] not in COMMANDS:
         _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
+    _quieten()
     try:
         COMMANDS[argv[0]](argv[1:])
     except InputError as error:
@@ -57,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         say("interrupted; what was whole stays, and the same command goes on.")
         sys.exit(130)
+
+
+def _quieten() -> None:
+    """What Orbax leaves behind of a file that it could not read is said once, by us."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+    warnings.filterwarnings("ignore", "Enable tracemalloc")
 
 
 def _fail(message: str) -> None:

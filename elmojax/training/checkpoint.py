@@ -121,6 +121,21 @@ class Checkpoints:
         ]
         return min(scored, default=None)
 
+    def scored(self, step: int) -> bool:
+        """Whether a checkpoint was saved with its held-out perplexity."""
+        return any(c.step == step and c.metrics for c in self._orbax.checkpoints)
+
+    def score(self, step: int, perplexity: float) -> None:
+        """Adds the held-out perplexity to a checkpoint that has none."""
+        folder = self.directory / str(step)
+        partial = folder / ".metrics.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        (partial / "metrics").write_text(json.dumps({METRIC: perplexity}))
+        (partial / "commit_success.txt").touch()
+        os.replace(partial, folder / "metrics")
+        self._orbax.reload()
+
     def save(self, step: int, params: Any, training: Any, **metrics: float) -> None:
         """Starts to save; the arrays may be given away when this returns.
 

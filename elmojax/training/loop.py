@@ -138,19 +138,21 @@ class _Loop:
             tracker.begin(self.step, run.steps)
         for note in run.notes:
             self._note(note)
-        if self.step >= run.steps:
+        finished = self.step >= run.steps
+        if finished:
             self._note(f"{config.workdir} has done its {run.steps} steps already.")
+        elif self._lost_patience():
             return
-        if self._lost_patience():
-            return
-        if self.step:
+        elif self.step:
             epoch = run.text.epoch(self.step)
             self._note(
                 f"Going on from the checkpoint of step {self.step} in "
                 f"{config.workdir} (epoch {epoch:.2f}): same data position and state."
             )
         try:
-            self._steps()
+            self._catch_up()
+            if not (finished or self.early):
+                self._steps()
         except Stopped as stopped:
             self._read_late()
             self._save_last(None)
@@ -158,6 +160,22 @@ class _Loop:
                 f"Stopped by {stopped} after step {self.step}; the same command goes "
                 "on from there."
             )
+
+    def _catch_up(self) -> None:
+        """The evaluation of the checkpoint, where the run was stopped in it."""
+        run, every = self.run, self.config.evaluate_every
+        due = self.step == run.steps or (every and self.step % every == 0)
+        if (
+            self.step
+            and due
+            and run.evaluator
+            and not run.checkpoints.scored(self.step)
+        ):
+            self.after = scores = self._evaluate()
+            assert scores is not None
+            if is_first():
+                run.checkpoints.score(self.step, self._remember(scores))
+            self._lost_patience()
 
     def _steps(self) -> None:
         run = self.run
@@ -256,13 +274,17 @@ class _Loop:
         return scores
 
     def _save(self, scores: dict[str, float] | None) -> None:
-        metric = {METRIC: scores["geometric_perplexity"]} if scores else {}
+        metric = {METRIC: self._remember(scores)} if scores else {}
         with self._clock.paused():
             rest = replace(self.state, params={})
             self.run.checkpoints.save(self.step, self.state.params, rest, **metric)
-        if scores:
-            now = (metric[METRIC], self.step)
-            self.best = now if self.best is None else min(self.best, now)
+
+    def _remember(self, scores: dict[str, float]) -> float:
+        """The number that the best checkpoint has the lowest of."""
+        perplexity = scores["geometric_perplexity"]
+        now = (perplexity, self.step)
+        self.best = now if self.best is None else min(self.best, now)
+        return perplexity
 
     def _save_or_say(self, scores: dict[str, float] | None) -> None:
         """A save in between may fail: the next one may not, and nothing is lost."""

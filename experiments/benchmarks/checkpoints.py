@@ -1,0 +1,102 @@
+"""What checkpoints cost, and whether a run grows: mini training, in one process.
+
+    python experiments/benchmarks/checkpoints.py --data DIR [--steps 2000] [--every 100]
+
+Periods of `--every` steps, by turns with a checkpoint at their beginning and without:
+the ratio of their times is what saving every so many steps costs, everything in it
+that waits or works in the background. Memory is what the process holds (resident) at
+the end of each period. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from elmojax.config import TrainConfig
+from elmojax.training.prefetch import prefetched
+from elmojax.training.signals import Stop
+from elmojax.training.start import Run, start
+from elmojax.training.step import compile_train_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="none: the text inside the package")
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--every", type=int, default=100)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as workdir:
+        config = replace(
+            TrainConfig.preset(args.preset),
+            data=args.data,
+            workdir=Path(workdir) / "run",
+            steps=args.steps,
+        )
+        run = start(config, "benchmark")
+        print(json.dumps(measure(run, args.every)))
+
+
+def measure(run: Run, every: int) -> dict[str, object]:
+    """Seconds of the periods with a checkpoint and without, and memory after each."""
+    step = compile_train_step(run.lm, run.optimizer, run.state)
+    state, seconds, cpu = run.state, {True: [], False: []}, {True: [], False: []}
+    memory, blocked, saving = [], [], False
+    began = used = 0.0
+    for number, (batch, _) in enumerate(prefetched(run, 0, Stop())):
+        if number % every == 0:
+            jax.block_until_ready(state)
+            now, cpu_now = time.perf_counter(), time.process_time()
+            if number > every:  # the first period compiles
+                seconds[saving].append(now - began)
+                cpu[saving].append(cpu_now - used)
+            memory.append(resident())
+            saving = not saving
+            began, used = time.perf_counter(), time.process_time()
+            if saving:
+                rest = state.replace(params={})
+                run.checkpoints.save(number, state.params, rest)
+                blocked.append(time.perf_counter() - began)
+        state, metrics = step(state, batch)
+        if number % 10 == 0:
+            float(metrics["loss"])
+    run.checkpoints.close()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return {
+        "machine": f"{platform.processor() or platform.machine()}, {jax.devices()[0]}",
+        "megabytes_of_state": round(size / 1e6, 1),
+        "seconds_a_period_with": round(statistics.median(seconds[True]), 3),
+        "seconds_a_period_without": round(statistics.median(seconds[False]), 3),
+        "ratio": ratio(seconds),
+        "ratio_of_cpu_seconds": ratio(cpu),
+        "seconds_blocked_by_a_save": round(statistics.median(blocked[1:]), 3),
+        "periods": len(seconds[True]) + len(seconds[False]),
+        "megabytes_resident": [round(value / 1e6) for value in memory],
+        "megabytes_at_most": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        ),
+    }
+
+
+def ratio(values: dict[bool, list[float]]) -> float:
+    return round(statistics.mean(values[True]) / statistics.mean(values[False]), 4)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()
