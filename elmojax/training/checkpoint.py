@@ -10,6 +10,7 @@ It is all that `evaluate`, `embed` and `restore` need. Only this module knows Or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from elmojax.training.damage import (
     root_of,
 )
 from elmojax.training.digest import digests
+from elmojax.training.processes import is_first
 from elmojax.training.record import (
     RunRecord,
     language_model,
@@ -45,6 +47,8 @@ from elmojax.training.sharding import path_name
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves
 
 METRIC = "heldout_perplexity"
+GONE = ".deleted"
+"""Ending of the name of a checkpoint that is being deleted."""
 SUMS = "sums"
 """Part of a checkpoint that holds the digests of its other parts."""
 
@@ -70,22 +74,12 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int = 3, clean: bool = False) -> None:
         """Finds what is there; `clean` removes what a killed run left unfinished."""
-        self.directory = run.absolute() / "checkpoints"
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[METRIC],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        newest = policies.LatestN(keep)
+        self.directory, self._keep = run.absolute() / "checkpoints", keep
         self._saving: int | None = None
         self._unfinished: set[int] = set()
         try:
             self._orbax = ocp.training.Checkpointer(
-                self.directory,
-                preservation_policy=policies.AnyPreservationPolicy([newest, best]),
-                cleanup_tmp_directories=clean,
+                self.directory, cleanup_tmp_directories=clean
             )
             self.steps = [c.step for c in self._orbax.checkpoints]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -172,6 +166,25 @@ class Checkpoints:
         except Exception as error:  # whatever the writer's thread came to
             raise self._failed(error) from error
         self._saving = None
+        self.prune()
+
+    def prune(self) -> None:
+        """Deletes all but the newest `keep` and the best.
+
+        What goes loses its name at once and its files after that, so that no moment
+        leaves half a checkpoint.
+        """
+        if not is_first():
+            return
+        best = self.best
+        kept = {*self.steps[-self._keep :], *(() if best is None else best[1:])}
+        for step in set(self.steps) - kept:
+            path = self.directory / str(step)
+            with contextlib.suppress(OSError):  # another time, then
+                os.replace(path, path.with_suffix(GONE))
+        self.steps = [step for step in self.steps if step in kept]
+        for path in self.directory.glob(f"*{GONE}"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _failed(self, error: BaseException) -> SaveFailed:
         """Clears away what a save left, which may be what fills the disk."""

@@ -100,6 +100,8 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> N
         )
     try:
         run.mkdir(parents=True, exist_ok=True)
+        for left in run.glob(".*.partial*"):  # by a process that was killed here
+            left.unlink()
         if vocabulary is not None:
             vocabulary.write(run / "vocabulary.txt")
         partial = run / ".config.json.partial"

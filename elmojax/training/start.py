@@ -180,6 +180,7 @@ def _resume(
             step = checkpoints.latest
             if step is not None:
                 state = _load(checkpoints, step, shapes, places)
+                checkpoints.prune()
                 return checkpoints, step, state, tuple(notes)
         except DamagedCheckpoint as error:
             if checkpoints is not None:
