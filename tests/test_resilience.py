@@ -193,6 +193,34 @@ def test_a_skipped_update_is_one_that_was_not_made(one_device, tmp_path, monkeyp
     )
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_parameters_that_are_not_finite_are_never_saved(
+    one_device, tmp_path, monkeypatch, value
+):
+    """An update can make them while loss and gradient are finite."""
+    real = loop.compile_train_step
+
+    def compile_train_step(*arguments):
+        step = real(*arguments)
+
+        def wrong(state, batch):
+            state, metrics = step(state, batch)
+            if int(state.step) == 4:
+                head = {**state.params["head"]}
+                head["kernel"] = head["kernel"].at[0, 0].set(np.float32(value))
+                state = state.replace(params={**state.params, "head": head})
+            return state, metrics
+
+        return wrong
+
+    monkeypatch.setattr(loop, "compile_train_step", compile_train_step)
+    command = [*one_device, "--workdir", tmp_path, "--checkpoint-every", 2]
+    outcome = run(*command, "--steps", 8)
+    assert outcome.status == 2
+    assert "Step 4 made parameters that are not finite" in outcome.err
+    assert Checkpoints(tmp_path).steps == [2]
+
+
 def test_a_leap_of_the_loss_stops_a_run_where_it_is_asked_for(one_device, tmp_path):
     """A learning rate that throws the loss up by far."""
     wild = ("--optimizer.learning-rate", 30, "--optimizer.warmup-steps", 0)

@@ -35,7 +35,7 @@ from elmojax.training.damage import (
     root_of,
 )
 from elmojax.training.digest import digests
-from elmojax.training.processes import is_first
+from elmojax.training.processes import is_first, joined
 from elmojax.training.record import (
     RunRecord,
     language_model,
@@ -159,8 +159,10 @@ class Checkpoints:
         Raises:
           SaveFailed: if it is not.
         """
-        if self._saving is None or (not wait and self._orbax.is_saving_in_progress()):
+        if self._saving is None:
             return
+        if not wait and (joined() or self._orbax.is_saving_in_progress()):
+            return  # several processes look together, when they must
         try:
             self._orbax.wait()
         except Exception as error:  # whatever the writer's thread came to

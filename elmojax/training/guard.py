@@ -56,3 +56,9 @@ def unless(guard: Guard, bad: Array, new: Any, old: Any) -> Any:
     if not guard.skip:
         return new
     return jax.tree.map(lambda one, other: jnp.where(bad, other, one), new, old)
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether every number of a tree is."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

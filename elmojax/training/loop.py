@@ -14,7 +14,7 @@ from elmojax.errors import InputError
 from elmojax.training.checkpoint import METRIC
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
-from elmojax.training.guard import Guard
+from elmojax.training.guard import Guard, all_finite
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses
 from elmojax.training.optim import make_schedule
 from elmojax.training.prefetch import prefetched
@@ -165,16 +165,13 @@ class _Loop:
         """The evaluation of the checkpoint, where the run was stopped in it."""
         run, every = self.run, self.config.evaluate_every
         due = self.step == run.steps or (every and self.step % every == 0)
-        if (
-            self.step
-            and due
-            and run.evaluator
-            and not run.checkpoints.scored(self.step)
-        ):
-            self.after = scores = self._evaluate()
-            assert scores is not None
+        if not (self.step and due) or run.checkpoints.scored(self.step):
+            return
+        self.after = self._evaluate()
+        if self.after is not None:
+            perplexity = self._remember(self.after)
             if is_first():
-                run.checkpoints.score(self.step, self._remember(scores))
+                run.checkpoints.score(self.step, perplexity)
             self._lost_patience()
 
     def _steps(self) -> None:
@@ -274,6 +271,12 @@ class _Loop:
         return scores
 
     def _save(self, scores: dict[str, float] | None) -> None:
+        if not all_finite(self.state.params):
+            raise InputError(
+                f"Step {self.step} made parameters that are not finite; the run stops, "
+                "and its checkpoints are left alone. Try a lower "
+                "--optimizer.learning-rate in another --workdir."
+            )
         metric = {METRIC: self._remember(scores)} if scores else {}
         with self._clock.paused():
             rest = replace(self.state, params={})
