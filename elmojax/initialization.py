@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params
 from elmojax.text.prepared import Corpus
+from elmojax.training.processes import in_turn
 from elmojax.training.start import Initialize, open_corpora
 
 
@@ -31,7 +33,7 @@ def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
     """
     assert config.init_from is not None
     model = open_model(config.init_from)
-    vocabulary = open_corpora(config)[0].vocabulary
+    vocabulary = in_turn(partial(open_corpora, config))[0].vocabulary
     same = model.vocabulary == vocabulary
     if not isinstance(model.params.config.encoder, CharCnnConfig) and not same:
         raise InputError(
