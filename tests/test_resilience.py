@@ -24,6 +24,7 @@ from elmojax.training.damage import SaveFailed
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
+from elmojax.training.signals import SIGNALS
 from elmojax.training.status import Status, describe
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -299,9 +300,13 @@ def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, params, progress)
 
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "__call__", stopped)
         outcome = run(*command, "--workdir", tmp_path / "run")
+    for number, handler in zip(SIGNALS, handlers, strict=True):
+        assert signal.getsignal(number) != handler, "a second one ends the process"
+        signal.signal(number, handler)
     assert outcome.status == 143 and "Stopped by SIGTERM after step 4" in outcome.err
     done(*command, "--workdir", tmp_path / "run")
     lines = [

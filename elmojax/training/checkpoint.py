@@ -15,7 +15,9 @@ import json
 import logging
 import os
 import shutil
+import struct
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,29 @@ SUMS = "sums"
 """Part of a checkpoint that holds the digests of its other parts."""
 
 
+def _metrics(perplexity: float) -> dict[str, float]:
+    """What Orbax stores of a checkpoint's perplexity, with a sum of its bits."""
+    return {METRIC: perplexity, "sum": zlib.crc32(struct.pack("<d", perplexity))}
+
+
+def _check_metrics(directory: Path, steps: list[int]) -> None:
+    """Orbax reads the metrics of all checkpoints at once; it checks and names none.
+
+    Raises:
+      DamagedCheckpoint: for the first whose perplexity is not as it was saved.
+    """
+    for step in steps:
+        path = directory / str(step) / "metrics" / "metrics"
+        if not path.exists():
+            continue
+        try:
+            stored = json.loads(path.read_bytes())
+            if stored != _metrics(stored[METRIC]):
+                raise ValueError("its perplexity is not the one that was saved")
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise DamagedCheckpoint(path.parent.parent, error) from error
+
+
 def _flat(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
@@ -77,30 +102,23 @@ class Checkpoints:
         self.directory, self._keep = run.absolute() / "checkpoints", keep
         self._saving: int | None = None
         self._unfinished: set[int] = set()
+        there = _steps(run)
+        _check_metrics(self.directory, there)
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory, cleanup_tmp_directories=clean
             )
             self.steps = [c.step for c in self._orbax.checkpoints]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._find_damaged_metrics()
             raise InputError(
                 f"{self.directory} cannot be read ({' '.join(str(error).split())}); "
                 "restore it from a copy."
             ) from error
         # A damaged checkpoint must never read as no checkpoint at all.
-        hidden = sorted(set(_steps(run)) - set(self.steps))
+        hidden = sorted(set(there) - set(self.steps))
         if hidden:
             path = self.directory / str(hidden[-1])
             raise DamagedCheckpoint(path, "its metadata is missing or cut short")
-
-    def _find_damaged_metrics(self) -> None:
-        """Orbax reads the metrics of all checkpoints at once and names none."""
-        for path in self.directory.glob("*/metrics/metrics"):
-            try:
-                json.loads(path.read_bytes())
-            except ValueError as error:
-                raise DamagedCheckpoint(path.parent.parent, error) from error
 
     @property
     def latest(self) -> int | None:
@@ -125,15 +143,18 @@ class Checkpoints:
         partial = folder / ".metrics.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        (partial / "metrics").write_text(json.dumps({METRIC: perplexity}))
+        (partial / "metrics").write_text(json.dumps(_metrics(perplexity)))
         (partial / "commit_success.txt").touch()
         os.replace(partial, folder / "metrics")
         self._orbax.reload()
 
-    def save(self, step: int, params: Any, training: Any, **metrics: float) -> None:
+    def save(
+        self, step: int, params: Any, training: Any, perplexity: float | None = None
+    ) -> None:
         """Starts to save; the arrays may be given away when this returns.
 
-        `training` is what else going on needs, None for a model that is only used.
+        `training` is what else going on needs, None for a model that is only used;
+        `perplexity` the held-out one, where it was measured.
 
         Raises:
           SaveFailed: where this save, or the one before, came to nothing.
@@ -144,10 +165,11 @@ class Checkpoints:
         if training is not None:
             parts["training"] = _flat(training)
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
+        metrics = None if perplexity is None else _metrics(perplexity)
         self._saving = step
         try:
             self._orbax.save_checkpointables_async(
-                step, parts, metrics=metrics or None, force=True, overwrite=True
+                step, parts, metrics=metrics, force=True, overwrite=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error

@@ -11,7 +11,6 @@ from typing import Any
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
-from elmojax.training.checkpoint import METRIC
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard, all_finite
@@ -277,10 +276,11 @@ class _Loop:
                 "and its checkpoints are left alone. Try a lower "
                 "--optimizer.learning-rate in another --workdir."
             )
-        metric = {METRIC: self._remember(scores)} if scores else {}
+        perplexity = self._remember(scores) if scores else None
         with self._clock.paused():
             rest = replace(self.state, params={})
-            self.run.checkpoints.save(self.step, self.state.params, rest, **metric)
+            checkpoints = self.run.checkpoints
+            checkpoints.save(self.step, self.state.params, rest, perplexity)
 
     def _remember(self, scores: dict[str, float]) -> float:
         """The number that the best checkpoint has the lowest of."""

@@ -17,9 +17,9 @@ class Stop:
     """While this context is open, SIGINT and SIGTERM ask to stop instead of killing.
 
     The first sets `signal`; whoever works looks at it between two steps. The second
-    ends the process at once, with status 128 + its number; checkpoints are renamed
-    into place when they are whole, so none is harmed. Outside the main thread signals
-    are left alone.
+    ends the process at once, with status 128 + its number, also after the context;
+    checkpoints are renamed into place when they are whole, so none is harmed. Outside
+    the main thread signals are left alone.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,8 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.signal is not None:
+            return  # a second signal may still come before the process has ended
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
