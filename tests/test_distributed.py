@@ -56,24 +56,42 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def begin(count: int, devices: int, *arguments: Any) -> list[subprocess.Popen[str]]:
+def begin(
+    count: int, devices: int, *arguments: Any, slurm: bool = False
+) -> list[subprocess.Popen[str]]:
     """`count` processes of `devices` each; of arguments, lists go to one each."""
     address = f"127.0.0.1:{free_port()}"
     processes = []
     for index in range(count):
         own = [a[index] if isinstance(a, list) else a for a in arguments]
         where = ("--coordinator", address, "--process-id", index)
-        command = [*own, "--distributed", *where, "--process-count", count]
+        more = () if slurm else (*where, "--process-count", count)
+        command = [*own, "--distributed", *more]
+        told = _as_slurm_tells(count, index, address) if slurm else {}
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "elmojax", *map(str, command)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+                env=os.environ | told | {"JAX_NUM_CPU_DEVICES": str(devices)},
             )
         )
     return processes
+
+
+def _as_slurm_tells(count: int, index: int, address: str) -> dict[str, str]:
+    """The variables that srun sets for a task on one node."""
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": address.partition(":")[0],
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "JAX_COORDINATOR_PORT": address.partition(":")[2],
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+    }
 
 
 def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -131,6 +149,14 @@ def test_two_processes_are_one_run(world, tmp_path, model):
     assert json.loads(out)["step"] == 8 and out.count("\n") == 1
     assert "held-out perplexity" in err
     assert not silent[0] and "elmojax:" not in silent[1]
+    assert_same_run(tmp_path, world.plain)
+
+
+@pytest.mark.slow
+def test_slurm_is_recognised(world, tmp_path):
+    command = [*world.command, "--workdir", tmp_path, "--steps", 8]
+    for status, _, err in end(begin(2, 2, *command, slurm=True)):
+        assert status == 0, err
     assert_same_run(tmp_path, world.plain)
 
 
