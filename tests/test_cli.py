@@ -798,7 +798,7 @@ FLAGS = {
     "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
     "--model.lstm.dim --init-from --freeze-steps --tensorboard --json --patience "
     "--accumulate --skip-nonfinite --spike-guard --distributed --coordinator "
-    "--process-id --process-count",
+    "--process-id --process-count --profile",
     "runs": "DIR --json",
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
@@ -843,6 +843,13 @@ def test_tensorboard_writes_events_beside_the_metrics(world, tmp_path):
         *("--tensorboard", *TINY),
     )
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_profile_is_written_beside_the_metrics(world, tmp_path):
+    command = ("pretrain", "--data", world.data, "--workdir", tmp_path, "--steps", 3)
+    done(*command, "--profile", *TINY)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
 
 
 def test_embedder_asks_for_the_vocabulary_of_a_word_table():

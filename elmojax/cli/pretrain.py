@@ -48,6 +48,8 @@ class PretrainArguments(TrainConfig):
     """Processes of the run."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write TensorBoard events into the run directory."""
+    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also write a trace of ten steps into the run directory."""
     json: Json = False
 
 
@@ -82,7 +84,7 @@ def _train(asked: PretrainArguments) -> tuple[Any, TrainConfig]:
     from elmojax.initialization import with_model, with_word_vectors
     from elmojax.training import loop
     from elmojax.training.checkpoint import has_checkpoint
-    from elmojax.training.metrics import TensorBoard
+    from elmojax.training.metrics import Profile, TensorBoard
     from elmojax.training.processes import is_first
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
@@ -90,6 +92,8 @@ def _train(asked: PretrainArguments) -> tuple[Any, TrainConfig]:
     trackers: list[Any] = [Progress()]
     if asked.tensorboard:
         trackers.append(TensorBoard(config.workdir / "tensorboard"))
+    if asked.profile:
+        trackers.append(Profile(config.workdir / "profile"))
     remark = say if is_first() else (lambda _: None)
     initialize = None
     if not has_checkpoint(config.workdir):

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+
 from elmojax.errors import InputError
 
 
@@ -129,6 +131,39 @@ class TensorBoard:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+class Profile:
+    """A trace of some steps, for TensorBoard's profiler and Perfetto."""
+
+    AFTER, STEPS = 10, 10
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._first, self._last, self._runs = 0, 0, False
+
+    def begin(self, step: int, steps: int) -> None:
+        """Steps that compile are left out, unless the run has no others."""
+        self._first = step + min(self.AFTER, max(1, (steps - step) // 2))
+        self._last = self._first + self.STEPS
+
+    def step(self, step: int, loss: float) -> None:
+        if self._first <= step < self._last and not self._runs:
+            jax.profiler.start_trace(str(self._directory))
+            self._runs = True
+        elif step >= self._last:
+            self.close()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._runs:
+            jax.profiler.stop_trace()
+        self._runs, self._first = False, self._last
 
 
 def plot_losses(run: Path) -> Path | None:
