@@ -242,6 +242,8 @@ def seen(event: str, place: Path) -> set[str]:
     if event in ("save", "saved"):
         names = _names(place / "checkpoints")
         return {name for name in names if name.isdigit() == (event == "saved")}
+    if event == "time":
+        return set()
     hidden = {n for n in _names(place.parent) if n.startswith(f".{place.name}.")}
     if event == "partial":
         return hidden
