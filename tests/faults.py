@@ -244,9 +244,12 @@ def seen(event: str, place: Path) -> set[str]:
     if event in ("save", "saved"):
         names = _names(place / "checkpoints")
         return {name for name in names if name.isdigit() == (event == "saved")}
+    if event == "time":
+        return set()
     hidden = {n for n in _names(place.parent) if n.startswith(f".{place.name}.")}
     if event == "partial":
         return hidden
+    assert event == "whole", event
     return {n for n in hidden if (place.parent / n / "corpus.json").exists()}
 
 
@@ -645,7 +648,8 @@ class Harness:
                 event, longest = self.chance.choice(
                     (("time", seconds), ("partial", seconds / 2), ("whole", 0.02))
                 )
-                moment = Moment(event, 1, self.chance.uniform(0, longest))
+                count = 0 if event == "time" else 1
+                moment = Moment(event, count, self.chance.uniform(0, longest))
                 with Command(self.out, *again) as process:
                     wait_for(moment, process.process, corpus)
                     process.process.kill()
