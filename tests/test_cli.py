@@ -763,6 +763,23 @@ def test_trouble_of_the_machine_is_no_damage(world, copied, monkeypatch, error):
     assert _steps_on_disk(copied) == {"3", "6"}
 
 
+def test_what_fails_once_is_no_damage(world, copied, monkeypatch):
+    """A busy machine makes Orbax fail for reasons of its own: look again first."""
+    checkpointer, failed = ocp.training.Checkpointer, []
+    real = checkpointer.load_checkpointables
+
+    def fail(*arguments: Any, **more: Any) -> Any:
+        if not failed:
+            failed.append(1)
+            raise RuntimeError
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(checkpointer, "load_checkpointables", fail)
+    outcome = done("pretrain", "--workdir", copied, "--steps", 7)
+    assert failed and "Going on from the checkpoint of step 6" in outcome.err
+    assert not (copied / "damaged").exists()
+
+
 def _steps_on_disk(run: Path) -> set[str]:
     return {path.name for path in (run / "checkpoints").iterdir()}
 

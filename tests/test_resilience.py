@@ -308,6 +308,9 @@ def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
         assert signal.getsignal(number) != handler, "a second one ends the process"
         signal.signal(number, handler)
     assert outcome.status == 143 and "Stopped by SIGTERM after step 4" in outcome.err
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(Checkpoints, "score", lambda *_: next(iter(())))  # as if killed
+        run(*command, "--workdir", tmp_path / "run")
     done(*command, "--workdir", tmp_path / "run")
     lines = [
         read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "never")

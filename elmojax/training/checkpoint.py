@@ -34,7 +34,6 @@ from elmojax.training.damage import (
     DamagedCheckpoint,
     SaveFailed,
     damaged_or_busy,
-    root_of,
 )
 from elmojax.training.digest import digests
 from elmojax.training.processes import is_first, joined
@@ -265,7 +264,7 @@ class Checkpoints:
         try:
             loaded = self._orbax.load_checkpointables(step, wanted)
         except Exception as error:
-            raise damaged_or_busy(path, root_of(error)) from error
+            raise damaged_or_busy(path, error) from error
         for name in parts if has_sums else ():
             if not np.array_equal(digests(loaded[name]), loaded[SUMS][name]):
                 what = f"the numbers of its part {name!r} are not those that were saved"

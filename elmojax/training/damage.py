@@ -16,15 +16,16 @@ PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")
 
 def damaged_or_busy(path: Path, error: BaseException) -> InputError:
     """What is wrong with a checkpoint, or with the machine that reads it."""
-    here = MemoryError | PermissionError | jax.errors.JaxRuntimeError
-    machine = isinstance(error, here) or isinstance(root_of(error), here)
-    if machine or any(word in str(error) for word in PASSING):
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    here = MemoryError | PermissionError | TimeoutError | jax.errors.JaxRuntimeError
+    root = root_of(error)
+    why = " ".join(f"{type(root).__name__}: {root}".split())[:200]
+    machine = isinstance(error, here) or isinstance(root, here)
+    if machine or any(word in f"{error} {root}" for word in PASSING):
         return InputError(
             f"The checkpoint {path} cannot be read here and now ({why}); it is left as "
             "it is. See to the memory, the permissions or the disk, and try again."
         )
-    return DamagedCheckpoint(path, error)
+    return DamagedCheckpoint(path, why)
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -14,7 +14,7 @@ from elmojax.errors import InputError
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard, all_finite
-from elmojax.training.metrics import JsonLines, Tracker, plot_losses
+from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
 from elmojax.training.optim import make_schedule
 from elmojax.training.prefetch import prefetched
 from elmojax.training.processes import is_first, joined, together
@@ -59,19 +59,19 @@ def pretrain(
       InputError: for what the user can put right, a loss that is not finite among it.
       TryAgain: where another process of the run was lost.
     """
-    with together():
-        run = start(config, version, initialize)
-    directory = run.record.train.workdir
-    loop = _Loop(run, [])
-    try:
-        if is_first():
-            lines = JsonLines(directory / "metrics.jsonl", run.step)
-            loop.trackers = [lines, *trackers]
-        with loop.stop:
+    with Stop() as stop:  # from here on Ctrl-C is heard, and never lost in a library
+        with together():
+            run = start(config, version, initialize)
+        directory = run.record.train.workdir
+        try:
+            loop = _Loop(run, stop)
+            if is_first():
+                lines = JsonLines(directory / "metrics.jsonl", run.step)
+                loop.trackers = [lines, *trackers]
             _run(loop, directory)
-    finally:
-        if run.lock is not None:
-            run.lock.release()
+        finally:
+            if run.lock is not None:
+                run.lock.release()
     best = run.checkpoints.best
     return Result(
         directory,
@@ -81,7 +81,7 @@ def pretrain(
         loop.after,
         None if best is None else best[1],
         plot_losses(directory) if is_first() else None,
-        loop.stop.signal,
+        stop.signal,
         loop.early,
     )
 
@@ -116,14 +116,14 @@ def _run(loop: _Loop, directory: Path) -> None:
 class _Loop:
     """The moving parts of a run."""
 
-    def __init__(self, run: Run, trackers: list[Tracker]) -> None:
-        self.run, self.config, self.trackers = run, run.record.train, trackers
+    def __init__(self, run: Run, stop: Stop) -> None:
+        self.run, self.config, self.stop = run, run.record.train, stop
+        self.trackers: list[Tracker] = []
         self.state, self.step = run.state, run.step
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
         self.best = run.checkpoints.best
         self.early = False
-        self.stop = Stop()
         config = self.config
         self._late: tuple[int, dict[str, Any]] | None = None
         self._rate = make_schedule(config.optimizer, run.steps)
@@ -166,12 +166,22 @@ class _Loop:
         due = self.step == run.steps or (every and self.step % every == 0)
         if not (self.step and due) or run.checkpoints.scored(self.step):
             return
-        self.after = self._evaluate()
-        if self.after is not None:
-            perplexity = self._remember(self.after)
+        scores = self._scores_of(self.step) or self._evaluate()
+        self.after = scores
+        if scores is not None:
+            perplexity = self._remember(scores)
             if is_first():
                 run.checkpoints.score(self.step, perplexity)
             self._lost_patience()
+
+    def _scores_of(self, step: int) -> dict[str, float] | None:
+        """A held-out evaluation as metrics.jsonl has it."""
+        prefix = "heldout_"
+        for line in read_metrics(self.config.workdir / "metrics.jsonl"):
+            if line["step"] == step and f"{prefix}loss" in line:
+                known = {k: v for k, v in line.items() if k.startswith(prefix)}
+                return {name.removeprefix(prefix): v for name, v in known.items()}
+        return None
 
     def _steps(self) -> None:
         run = self.run

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -173,6 +174,7 @@ def _resume(
 ) -> tuple[Checkpoints, int, TrainState | None, tuple[str, ...]]:
     """The newest whole checkpoint, step and state; damaged ones are set aside."""
     notes: list[str] = []
+    doubted: set[Path] = set()
     while True:
         checkpoints = None
         try:
@@ -185,6 +187,9 @@ def _resume(
         except DamagedCheckpoint as error:
             if checkpoints is not None:
                 checkpoints.close()
+            if error.path not in doubted and not joined():
+                doubted.add(error.path)  # once may be the machine's fault: look again
+                continue
             moved = error.set_aside()
             what = f"The checkpoint {error.path} is damaged ({error.why}); it is now "
             if joined():  # the others may not have seen it
