@@ -174,6 +174,7 @@ def _resume(
 ) -> tuple[Checkpoints, int, TrainState | None, tuple[str, ...]]:
     """The newest whole checkpoint, step and state; damaged ones are set aside."""
     notes: list[str] = []
+    again: list[str] = []
     doubted: set[Path] = set()
     while True:
         checkpoints = None
@@ -183,18 +184,22 @@ def _resume(
             if step is not None:
                 state = _load(checkpoints, step, shapes, places)
                 checkpoints.prune()
-                return checkpoints, step, state, tuple(notes)
+                return checkpoints, step, state, (*notes, *again)
         except DamagedCheckpoint as error:
             if checkpoints is not None:
                 checkpoints.close()
             if error.path not in doubted and not joined():
                 doubted.add(error.path)  # once may be the machine's fault: look again
+                what = f"The checkpoint {error.path} could not be read at first"
+                again = [f"{what} ({error.why})."]
                 continue
-            moved = error.set_aside()
+            moved, again = error.set_aside(), []
             what = f"The checkpoint {error.path} is damaged ({error.why}); it is now "
             if joined():  # the others may not have seen it
-                again = "give the same command again to go on from the one before it."
-                raise TryAgain(f"{what}{moved}; {again}") from error
+                raise TryAgain(
+                    f"{what}{moved}; give the same command again to go on from the one "
+                    "before it."
+                ) from error
             notes.append(f"{what}{moved}, and the one before it is used.")
             continue
         if notes:
