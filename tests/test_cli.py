@@ -777,7 +777,7 @@ def test_what_fails_once_is_no_damage(world, copied, monkeypatch):
     monkeypatch.setattr(checkpointer, "load_checkpointables", fail)
     outcome = done("pretrain", "--workdir", copied, "--steps", 7)
     assert failed and "Going on from the checkpoint of step 6" in outcome.err
-    assert "could not be read at first (RuntimeError: )" in outcome.err
+    assert "could not be read at first (RuntimeError:)" in outcome.err
     assert not (copied / "damaged").exists()
 
 
