@@ -160,6 +160,7 @@ def test_slurm_is_recognised(world, tmp_path):
     assert_same_run(tmp_path, world.plain)
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_others_and_one_process_goes_on(world, tmp_path):
     """In bounded time, with a sentence and a status of their own; nothing is lost."""
     command = [*world.command, "--workdir", tmp_path, "--checkpoint-every", 2]

@@ -96,13 +96,20 @@ def test_a_run_moves_from_devices_to_devices_and_back(world, tmp_path):
     assert_same_run(tmp_path, world.plain)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)], ids=["1", "2x2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param((1, 1), id="1"),
+        pytest.param((2, 2), id="2x2", marks=pytest.mark.slow),
+    ],
+)
 def test_rows_in_pieces_are_the_same_run(world, tmp_path, mesh):
     sizes = ("--mesh.data", mesh[0], "--mesh.model", mesh[1], "--accumulate", 4)
     done(*world.command, "--workdir", tmp_path, "--steps", 12, *sizes)
     assert_same_run(tmp_path, world.plain)
 
 
+@pytest.mark.slow
 def test_a_sampled_softmax_in_pieces_is_the_same_run(world, tmp_path):
     sampled = ("--head.kind", "sampled", "--head.samples", 20, "--steps", 3)
     for pieces in (1, 2):
@@ -185,6 +192,7 @@ def test_bad_updates_are_skipped_as_often_as_allowed(one_device, tmp_path, monke
     assert "stops, after 2 updates were skipped" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_skipped_update_is_one_that_was_not_made(one_device, tmp_path, monkeypatch):
     poisoned(monkeypatch, {3})
     more = ("--workdir", tmp_path, "--skip-nonfinite", 1, "--checkpoint-every", 1)
@@ -271,6 +279,7 @@ def test_patience_ends_a_run_and_the_best_is_kept(
     assert (longer["step"], longer["best"]) == (14, 12)
 
 
+@pytest.mark.slow
 def test_patience_is_the_same_after_an_interruption(
     world, one_device, tmp_path, monkeypatch
 ):
@@ -400,6 +409,7 @@ exit $code
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
 def test_a_full_disk_leaves_the_checkpoint_before_whole(world, one_device, tmp_path):
     """On a disk of its own that holds one checkpoint and not two."""
