@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -25,6 +25,9 @@ from elmojax.cli.common import (
 )
 from elmojax.config import CharCnnConfig, TrainConfig
 from elmojax.errors import InputError
+
+if TYPE_CHECKING:
+    from elmojax.training.signals import Stop
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class PretrainArguments(TrainConfig):
 def pretrain(argv: list[str]) -> None:
     """train a biLM (no arguments: a small one, on the text inside)"""
     from elmojax.training import processes
+    from elmojax.training.signals import Stop
 
     asked = parse(PretrainArguments, "pretrain", argv, default=_defaults(argv))
     explicit = (asked.coordinator, asked.process_id, asked.process_count)
@@ -66,8 +70,8 @@ def pretrain(argv: list[str]) -> None:
             "--coordinator, --process-id and --process-count go with --distributed."
         )
     keep_compiled_programs()
-    with processes.failing_together():
-        result, config = _train(asked)
+    with Stop() as stop, processes.failing_together():
+        result, config = _train(asked, stop)
         if not processes.is_first():
             pass
         elif asked.json:
@@ -75,11 +79,11 @@ def pretrain(argv: list[str]) -> None:
         elif result.signal is None:
             print(_farewell(result, config))
         processes.leave()
-    if result.signal is not None:
-        sys.exit(128 + result.signal)
+    if stop.signal is not None:
+        sys.exit(128 + stop.signal)
 
 
-def _train(asked: PretrainArguments) -> tuple[Any, TrainConfig]:
+def _train(asked: PretrainArguments, stop: Stop) -> tuple[Any, TrainConfig]:
     """The run that is asked for, told to people by the first process."""
     from elmojax.initialization import with_model, with_word_vectors
     from elmojax.training import loop
@@ -106,7 +110,7 @@ def _train(asked: PretrainArguments) -> tuple[Any, TrainConfig]:
             config, initialize, kept = with_model(config)
             softmax = "with its softmax" if kept else "with a new softmax"
             remark(f"The weights are those of {config.init_from}, {softmax}.")
-    result = loop.pretrain(config, trackers, elmojax.__version__, initialize)
+    result = loop.pretrain(config, trackers, elmojax.__version__, initialize, stop)
     return result, config
 
 

@@ -48,18 +48,20 @@ def pretrain(
     trackers: Sequence[Tracker] = (),
     version: str = "",
     initialize: Initialize | None = None,
+    stop: Stop | None = None,
 ) -> Result:
     """Makes a pretraining run, or goes on with the one in `config.workdir`.
 
     Args:
       trackers: hear of progress, besides metrics.jsonl.
       version, initialize: see `start`.
+      stop: hears signals, also before and after this call.
 
     Raises:
       InputError: for what the user can put right, a loss that is not finite among it.
       TryAgain: where another process of the run was lost.
     """
-    with Stop() as stop:  # from here on Ctrl-C is heard, and never lost in a library
+    with stop or Stop() as stop:  # else Ctrl-C could be lost in a library
         with together():
             run = start(config, version, initialize)
         directory = run.record.train.workdir

@@ -19,20 +19,25 @@ class Stop:
     The first sets `signal`; whoever works looks at it between two steps. The second
     ends the process at once, with status 128 + its number, also after the context;
     checkpoints are renamed into place when they are whole, so none is harmed. Outside
-    the main thread signals are left alone.
+    the main thread signals are left alone. It may be opened again inside.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
+        self._depth = 0
 
     def __enter__(self) -> Stop:
+        self._depth += 1
+        if self._depth > 1:
+            return self
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._heard) for s in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.signal is not None:
+        self._depth -= 1
+        if self._depth or self.signal is not None:
             return  # a second signal may still come before the process has ended
         for number, handler in self._before.items():
             signal.signal(number, handler)
