@@ -4,7 +4,8 @@
 
 Periods of `--every` steps, by turns with a checkpoint at their beginning and without:
 the ratio of their times is what saving every so many steps costs, everything in it
-that waits or works in the background. Memory is what the process holds (resident) at
+that waits or works in the background. A save alone, over a period without, is the same
+on a busy machine. Memory is what the process holds (resident) at
 the end of each period. Prints one JSON object.
 """
 
@@ -19,6 +20,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -70,6 +72,7 @@ def measure(run: Run, every: int) -> dict[str, object]:
         state, metrics = step(state, batch)
         if number % 10 == 0:
             float(metrics["loss"])
+    alone = save_alone(run, state, number)
     run.checkpoints.close()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     return {
@@ -80,12 +83,28 @@ def measure(run: Run, every: int) -> dict[str, object]:
         "ratio": ratio(seconds),
         "ratio_of_cpu_seconds": ratio(cpu),
         "seconds_blocked_by_a_save": round(statistics.median(blocked[1:]), 3),
+        "seconds_of_a_save_alone": alone[0],
+        "cpu_seconds_of_a_save_alone": alone[1],
+        "cpu_seconds_a_period_without": round(statistics.median(cpu[False]), 3),
         "periods": len(seconds[True]) + len(seconds[False]),
         "megabytes_resident": [round(value / 1e6) for value in memory],
         "megabytes_at_most": round(
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         ),
     }
+
+
+def save_alone(run: Run, state: Any, step: int, times: int = 8) -> tuple[float, float]:
+    """Seconds and CPU-seconds of a save while nothing else is done: the middle one."""
+    run.checkpoints.settle()
+    seconds, cpu = [], []
+    for number in range(step + 1, step + 1 + times):
+        began, used = time.perf_counter(), time.process_time()
+        run.checkpoints.save(number, state.params, state.replace(params={}))
+        run.checkpoints.settle()
+        seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - used)
+    return round(statistics.median(seconds), 3), round(statistics.median(cpu), 3)
 
 
 def ratio(values: dict[bool, list[float]]) -> float:
