@@ -6,9 +6,7 @@ import json
 import os
 import random
 import shutil
-import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -23,16 +21,11 @@ from faults import (
     compare_runs,
     done,
     pretraining,
-    write_inputs,
 )
 
 from elmojax.config import TrainConfig
-from elmojax.initialization import read_config
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
-from elmojax.training.loop import pretrain
-from elmojax.training.metrics import read_metrics
 from elmojax.training.record import RunRecord, create_run, read_record
-from elmojax.training.signals import SIGNALS
 from elmojax.training.start import start
 
 # --- what the harness would see ------------------------------------------------------
@@ -122,11 +115,6 @@ def test_prepare_survives_kills(harness):
     assert len(harness.prepared) == 4
 
 
-def test_training_survives_kills(harness):
-    harness.training(4)
-    assert len(harness.trained) == 4
-
-
 @pytest.mark.slow
 def test_training_survives_twenty_kills_and_signals(tmp_path):
     harness = Harness(tmp_path, random.Random(1), print)
@@ -204,44 +192,6 @@ def test_a_run_that_is_not_the_same_is_seen(harness, copied, says):
 
 
 # --- moments that chance seldom finds ------------------------------------------------
-
-
-class _SignalAt:
-    """A tracker that sends SIGTERM when it hears of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, step: int, loss: float) -> None:
-        if step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def begin(self, *_: object) -> None: ...
-    def log(self, *_: object) -> None: ...
-    def note(self, *_: object) -> None: ...
-    def close(self) -> None: ...
-
-
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("step", [6, 12], ids=["between steps", "after the last"])
-def test_a_signal_in_an_evaluation_loses_none(tmp_path, step):
-    """The line of a step is written just before its evaluation begins."""
-    write_inputs(tmp_path)
-    config = replace(
-        read_config(tmp_path / "config.py"),
-        workdir=tmp_path / "run",
-        steps=12,
-        evaluate_every=6,
-        checkpoint_every=0,
-    )
-    before = [signal.getsignal(number) for number in SIGNALS]
-    assert pretrain(config, [_SignalAt(step)]).signal == signal.SIGTERM
-    for number, handler in zip(SIGNALS, before, strict=True):
-        signal.signal(number, handler)
-    result = pretrain(config)
-    assert result.step == 12 and result.signal is None
-    lines = read_metrics(config.workdir / "metrics.jsonl")
-    assert [m["step"] for m in lines if "heldout_loss" in m] == [0, 6, 12]
 
 
 def test_a_kill_after_the_last_save_leaves_no_old_checkpoint(harness, copied):

@@ -85,6 +85,7 @@ def assert_same_run(workdir: Path, wanted: Path):
 # --- other devices -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_devices_to_devices_and_back(world, tmp_path):
     """8, 1, 2, 4 x 2, 8 devices, three steps or two each: the same run."""
     command = [*world.command, "--workdir", tmp_path]

@@ -5,7 +5,7 @@
 Periods of `--every` steps, by turns with a checkpoint at their beginning and without:
 the ratio of their times is what saving every so many steps costs, everything in it
 that waits or works in the background. A save alone, over a period without, is the same
-on a busy machine. Memory is what the process holds (resident) at
+on a busy machine. Memory is what the process holds (resident, without mapped files) at
 the end of each period. Prints one JSON object.
 """
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="none: the text inside the package")
     parser.add_argument("--preset", default="mini")
+    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=100)
     args = parser.parse_args()
@@ -43,6 +44,7 @@ def main() -> None:
             TrainConfig.preset(args.preset),
             data=args.data,
             workdir=Path(workdir) / "run",
+            rows=args.rows,
             steps=args.steps,
         )
         run = start(config, "benchmark")
@@ -112,9 +114,10 @@ def ratio(values: dict[bool, list[float]]) -> float:
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    """Bytes of memory that this process holds now, without files that it maps."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (own,) = (line for line in lines if line.startswith("RssAnon"))
+    return int(own.split()[1]) * 1024
 
 
 if __name__ == "__main__":
