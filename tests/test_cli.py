@@ -33,12 +33,11 @@ from elmojax.initialization import with_word_vectors
 from elmojax.loading import open_model
 from elmojax.training.checkpoint import (
     Checkpoints,
-    has_checkpoint,
     load_language_model,
 )
 from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
-from elmojax.training.record import read_record
+from elmojax.training.record import checkpoint_steps, read_record
 
 
 class World(NamedTuple):
@@ -349,7 +348,7 @@ def test_a_signal_saves_and_the_run_goes_on(world, tmp_path, number):
         list(map(str, command)), stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not has_checkpoint(workdir):
+    while not checkpoint_steps(workdir):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(number)

@@ -87,9 +87,9 @@ def _train(asked: PretrainArguments, stop: Stop) -> tuple[Any, TrainConfig]:
     """The run that is asked for, told to people by the first process."""
     from elmojax.initialization import with_model, with_word_vectors
     from elmojax.training import loop
-    from elmojax.training.checkpoint import has_checkpoint
     from elmojax.training.metrics import Profile, TensorBoard
     from elmojax.training.processes import is_first
+    from elmojax.training.record import checkpoint_steps
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     config = TrainConfig(**{name: getattr(asked, name) for name in names})
@@ -100,7 +100,7 @@ def _train(asked: PretrainArguments, stop: Stop) -> tuple[Any, TrainConfig]:
         trackers.append(Profile(config.workdir / "profile"))
     remark = say if is_first() else (lambda _: None)
     initialize = None
-    if not has_checkpoint(config.workdir):
+    if not checkpoint_steps(config.workdir):
         if (config.workdir / "config.json").exists():
             remark(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
         if config.word_vectors is not None:

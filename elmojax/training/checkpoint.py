@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import shutil
-import struct
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +28,13 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.training.damage import (
-    DamagedCheckpoint,
-    SaveFailed,
-    damaged_or_busy,
-)
+from elmojax.training import perplexities
+from elmojax.training.damage import DamagedCheckpoint, SaveFailed, damaged_or_busy
 from elmojax.training.digest import digests
 from elmojax.training.processes import is_first, joined
 from elmojax.training.record import (
     RunRecord,
+    checkpoint_steps,
     language_model,
     read_record,
     read_vocabulary,
@@ -48,50 +43,15 @@ from elmojax.training.sharding import path_name
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves
 
-METRIC = "heldout_perplexity"
 GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
 SUMS = "sums"
 """Part of a checkpoint that holds the digests of its other parts."""
 
 
-def _metrics(perplexity: float) -> dict[str, float]:
-    """What Orbax stores of a checkpoint's perplexity, with a sum of its bits."""
-    return {METRIC: perplexity, "sum": zlib.crc32(struct.pack("<d", perplexity))}
-
-
-def _check_metrics(directory: Path, steps: list[int]) -> None:
-    """Orbax reads the metrics of all checkpoints at once; it checks and names none.
-
-    Raises:
-      DamagedCheckpoint: for the first whose perplexity is not as it was saved.
-    """
-    for step in steps:
-        path = directory / str(step) / "metrics" / "metrics"
-        if not path.exists():
-            continue
-        try:
-            stored = json.loads(path.read_bytes())
-            if stored != _metrics(stored[METRIC]):
-                raise ValueError("its perplexity is not the one that was saved")
-        except (ValueError, KeyError, TypeError, struct.error) as error:
-            raise DamagedCheckpoint(path.parent.parent, error) from error
-
-
 def _flat(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
-
-
-def _steps(run: Path) -> list[int]:
-    """Steps of the checkpoints that are there, whole or damaged."""
-    names = [path.name for path in (run / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def has_checkpoint(run: Path) -> bool:
-    """Whether a run has something to go on from."""
-    return bool(_steps(run))
 
 
 class Checkpoints:
@@ -102,8 +62,8 @@ class Checkpoints:
         self.directory, self._keep = run.absolute() / "checkpoints", keep
         self._saving: int | None = None
         self._unfinished: set[int] = set()
-        there = _steps(run)
-        _check_metrics(self.directory, there)
+        there = checkpoint_steps(run)
+        perplexities.check(self.directory, there)
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory, cleanup_tmp_directories=clean
@@ -128,8 +88,9 @@ class Checkpoints:
     @property
     def best(self) -> tuple[float, int] | None:
         """The lowest held-out perplexity and the step of its checkpoint, if known."""
+        name = perplexities.NAME
         scored = [
-            (c.metrics[METRIC], c.step) for c in self._orbax.checkpoints if c.metrics
+            (c.metrics[name], c.step) for c in self._orbax.checkpoints if c.metrics
         ]
         return min(scored, default=None)
 
@@ -139,13 +100,7 @@ class Checkpoints:
 
     def score(self, step: int, perplexity: float) -> None:
         """Adds the held-out perplexity to a checkpoint that has none."""
-        folder = self.directory / str(step)
-        partial = folder / ".metrics.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        (partial / "metrics").write_text(json.dumps(_metrics(perplexity)))
-        (partial / "commit_success.txt").touch()
-        os.replace(partial, folder / "metrics")
+        perplexities.add(self.directory / str(step), perplexity)
         self._orbax.reload()
 
     def save(
@@ -165,7 +120,7 @@ class Checkpoints:
         if training is not None:
             parts["training"] = _flat(training)
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
-        metrics = None if perplexity is None else _metrics(perplexity)
+        metrics = None if perplexity is None else perplexities.stored(perplexity)
         self._saving = step
         try:
             self._orbax.save_checkpointables_async(

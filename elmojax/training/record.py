@@ -91,6 +91,12 @@ def read_vocabulary(run: Path, record: RunRecord) -> Vocabulary | None:
     return vocabulary
 
 
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the checkpoints that are there, whole or damaged, rising."""
+    names = [path.name for path in (run / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> None:
     """Makes a run directory; config.json comes last and makes it one."""
     if (run / "checkpoints").exists():

@@ -12,7 +12,7 @@ from typing import Any
 from elmojax.errors import InputError
 from elmojax.training.lock import is_locked
 from elmojax.training.metrics import read_metrics
-from elmojax.training.record import read_record
+from elmojax.training.record import checkpoint_steps, read_record
 
 FILE = "status.json"
 
@@ -85,7 +85,7 @@ def describe(run: Path) -> dict[str, Any]:
     state = said.get("state", "unknown")
     if state == "training":
         state = "training" if is_locked(run) else "killed"
-    saved = [int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit()]
+    saved = checkpoint_steps(run)
     saved_scores = [score for score in scores if score[1]]  # at step 0 nothing is saved
     best = min(saved_scores, default=(None, None))
     return {
