@@ -12,6 +12,7 @@ import reference
 from toys import drawn
 
 from elmojax.config import CharCnnConfig
+from elmojax.model import windows
 from elmojax.model.char_cnn import CharCnn
 from elmojax.text.characters import encode_words
 
@@ -110,3 +111,36 @@ def test_id_zero_is_no_error():
     """No word: its vector means nothing, and is finite."""
     made = vectors(config(), parameters(config()), np.zeros_like(IDS))
     assert np.isfinite(made).all()
+
+
+def largest_responses(table, kernels, ids):
+    """The definition, to be differentiated by JAX."""
+    found = []
+    for kernel in kernels:
+        windows = ids.shape[1] - len(kernel) + 1
+        terms = [table[ids[:, k : k + windows]] @ kernel[k] for k in range(len(kernel))]
+        found.append(sum(terms).max(axis=1))
+    return jnp.concatenate(found, axis=1)
+
+
+@pytest.mark.parametrize("way", [windows._by_character, windows._by_window])
+def test_both_ways_to_the_gradient_of_many_words(way):
+    """More words than a block, the last one not full; each way is some device's."""
+    count = 2 * windows.CPU_BLOCK + 5
+    random = np.random.default_rng(0)
+    ids = jnp.asarray(random.integers(0, 30, (count, 9)), jnp.int32)
+    table = jnp.asarray(random.standard_normal((30, 4)), jnp.float32)
+    kernels = tuple(
+        jnp.asarray(random.standard_normal((width, 4, filters)), jnp.float32)
+        for width, filters in FILTERS
+    )
+    wanted, pull = jax.vjp(partial(largest_responses, ids=ids), table, kernels)
+    best, where = jax.jit(windows._in_blocks)(table, kernels, ids)
+    np.testing.assert_allclose(best, wanted, atol=1e-5)
+    d_best = jnp.asarray(random.standard_normal(best.shape), jnp.float32)
+    got = jax.jit(way)(table, kernels, ids, where, d_best)
+    for ours, plain in zip(
+        jax.tree.leaves(got), jax.tree.leaves(pull(d_best)), strict=True
+    ):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
+        assert np.abs(plain).max() > 1

@@ -10,7 +10,8 @@ import reference
 from jax.test_util import check_grads
 from toys import drawn
 
-from elmojax.model.recurrence import Backend, Options, State, Weights, recurrence
+from elmojax.model.cell import Backend, Options, State, Weights
+from elmojax.model.recurrence import recurrence
 
 TIME, BATCH, DIM, PROJECTION, INPUTS = 7, 3, 6, 4, 5
 LOW, SOME, NO = (0.5, 0.4), (3.0, 3.0), (1e9, 1e9)

@@ -59,8 +59,10 @@ class PretrainArguments(TrainConfig):
 def pretrain(argv: list[str]) -> None:
     """train a biLM (no arguments: a small one, on the text inside)"""
     from elmojax.training import processes
+    from elmojax.training.memory import keep_freed_memory
     from elmojax.training.signals import Stop
 
+    keep_freed_memory()
     asked = parse(PretrainArguments, "pretrain", argv, default=_defaults(argv))
     explicit = (asked.coordinator, asked.process_id, asked.process_count)
     if asked.distributed:

@@ -12,9 +12,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.model.cell import Backend
 from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.model.lstm import BiLstm, LstmState, SentenceStarts
-from elmojax.model.recurrence import Backend
 from elmojax.shapes import Inputs, Params, Valid
 
 
@@ -31,7 +31,7 @@ class BiLM(nn.Module):
     def setup(self) -> None:
         encoder, lstm = self.config.encoder, self.config.lstm
         if isinstance(encoder, CharCnnConfig):
-            self.encoder: nn.Module = CharCnn(encoder, lstm.projection)
+            self.encoder: nn.Module = CharCnn(encoder, lstm.projection, self.mesh)
         else:
             self.encoder = WordTable(encoder, lstm.projection)
         self.lstm = BiLstm(lstm, self.dropout, self.mesh, self.backend, self.directions)

@@ -7,15 +7,19 @@ Sources: Kim et al. 2016 (character-aware language models), Jozefowicz et al. 20
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from elmojax.config import CharCnnConfig, WordTableConfig
 from elmojax.model.precision import contract
+from elmojax.model.windows import Kernels, pooled_responses
 
 CARRY_BIAS = -2.0
 """Start of the highway gates: mostly the transformed input, as bilm-tf has it."""
@@ -31,18 +35,20 @@ class CharCnn(nn.Module):
 
     config: CharCnnConfig
     projection: int
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         config = self.config
         shape = (config.characters, config.embedding_dim)
         table = self.param("embedding", _uniform(1.0), shape)
-        characters = table[jnp.maximum(ids - 1, 0)]
-        pooled = [
-            self._convolution(characters, number, width, count)
-            for number, (width, count) in enumerate(config.filters)
-        ]
-        x = jnp.concatenate(pooled, axis=-1)
+        kernels, biases = zip(
+            *map(self._filters, range(len(config.filters))), strict=True
+        )
+        lead, columns = ids.shape[:-1], ids.shape[-1]
+        rows = jnp.maximum(ids - 1, 0).reshape(-1, columns)
+        x = self._pooled()(table, kernels, rows).reshape(*lead, -1)
+        x = _add_bias(x, jnp.concatenate(biases))
         x = jax.nn.relu(x) if config.activation == "relu" else jnp.tanh(x)
         for number in range(config.highway_layers):
             x = self._highway(x, number)
@@ -50,11 +56,10 @@ class CharCnn(nn.Module):
             return x
         return self._linear("projection", x, self.projection, 0.0)
 
-    def _convolution(
-        self, characters: Array, number: int, width: int, count: int
-    ) -> Array:
-        """Max over the word of one filter width, as one product over all windows."""
+    def _filters(self, number: int) -> tuple[Array, Array]:
+        """Kernel [width, dim, filters] and bias of one filter width."""
         config = self.config
+        width, count = config.filters[number]
         kernel = self.param(
             f"convolution_{number}_kernel",
             _uniform(0.05)
@@ -63,13 +68,19 @@ class CharCnn(nn.Module):
             (width, config.embedding_dim, count),
         )
         bias = self.param(f"convolution_{number}_bias", nn.initializers.zeros, (count,))
-        positions = characters.shape[-2] - width + 1
-        windows = jnp.concatenate(
-            [characters[..., k : k + positions, :] for k in range(width)], axis=-1
+        return kernel, bias
+
+    def _pooled(self) -> Callable[[Array, Kernels, Array], Array]:
+        """The convolutions; with a mesh, each device takes its own words."""
+        if self.mesh is None:
+            return pooled_responses
+        return jax.shard_map(
+            pooled_responses,
+            mesh=self.mesh,
+            in_specs=(P(), P(), P("data")),
+            out_specs=P("data"),
+            check_vma=False,
         )
-        flat = kernel.reshape(-1, count)
-        responses = contract("...wk,kf->...wf", windows, flat, kernel.dtype)
-        return _add_bias(max_over_windows(responses), bias)
 
     def _highway(self, x: Array, number: int) -> Array:
         width = x.shape[-1]
@@ -111,30 +122,6 @@ class WordTable(nn.Module):
         start = nn.initializers.normal(dim**-0.5)
         kernel = self.param("projection_kernel", start, (dim, self.projection))
         return contract("...i,io->...o", x, kernel, kernel.dtype)
-
-
-@jax.custom_vjp
-def max_over_windows(responses: Array) -> Array:
-    """Max over axis -2. Its gradient goes to the first maximum, and remembers where
-    that was instead of keeping all responses (2 GB for 5,000 words of the full size).
-    """
-    return responses.max(axis=-2)
-
-
-def _max_forward(responses: Array) -> tuple[Array, tuple[Array, Array]]:
-    where = responses.argmax(axis=-2)[..., None, :]
-    windows = jnp.arange(responses.shape[-2])
-    first = jnp.take_along_axis(responses, where, axis=-2)
-    return first[..., 0, :], (where, windows)
-
-
-def _max_backward(saved: tuple[Array, Array], d_max: Array) -> tuple[Array]:
-    where, windows = saved
-    here = windows.reshape((1,) * (where.ndim - 2) + (-1, 1)) == where
-    return (jnp.where(here, d_max[..., None, :], 0.0),)
-
-
-max_over_windows.defvjp(_max_forward, _max_backward)
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

@@ -19,15 +19,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import LstmConfig
+from elmojax.model.cell import Backend, Options, State, Weights
 from elmojax.model.dropout import dropped
-from elmojax.model.recurrence import (
-    Backend,
-    Options,
-    Restarts,
-    State,
-    Weights,
-    recurrence,
-)
+from elmojax.model.recurrence import Restarts, recurrence
 from elmojax.shapes import Inputs, Valid
 
 

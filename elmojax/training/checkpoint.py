@@ -11,7 +11,6 @@ It is all that `evaluate`, `embed` and `restore` need. Only this module knows Or
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
@@ -31,6 +30,7 @@ from elmojax.text.vocabulary import Vocabulary
 from elmojax.training import perplexities
 from elmojax.training.damage import DamagedCheckpoint, SaveFailed, damaged_or_busy
 from elmojax.training.digest import digests
+from elmojax.training.memory import return_freed_memory
 from elmojax.training.processes import is_first, joined
 from elmojax.training.record import (
     RunRecord,
@@ -146,7 +146,7 @@ class Checkpoints:
             raise self._failed(error) from error
         self._saving = None
         self.prune()
-        _return_memory()
+        return_freed_memory()
 
     def prune(self) -> None:
         """Deletes all but the newest `keep` and the best.
@@ -240,12 +240,6 @@ class Checkpoints:
         finally:
             self._orbax.close()
         self._clear_away()
-
-
-def _return_memory() -> None:
-    """The many threads of a save leave freed memory that glibc would keep for each."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _on_one_device(tree: Any) -> Any:
