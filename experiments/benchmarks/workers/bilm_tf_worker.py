@@ -12,19 +12,17 @@ from __future__ import annotations
 import math
 import os
 import random
-import sys
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from protocol import Turns, read_task
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-task = read_task()
-sys.path.insert(0, task["bilm_tf"])
 
-import tensorflow as tf  # noqa: E402
-from bilm.data import BidirectionalLMDataset  # noqa: E402
-from bilm.training import load_vocab, train  # noqa: E402
+import tensorflow as tf
+from bilm.data import BidirectionalLMDataset
+from bilm.training import load_vocab, train
 
 
 class Session(tf.Session):
@@ -59,7 +57,7 @@ class Text:
 
 
 def main() -> None:
-    turns = Turns()
+    turns, task = Turns(), read_task()
     random.seed(0)
     np.random.seed(0)
     tf.set_random_seed(0)

@@ -81,6 +81,11 @@ class Training:
         jax.block_until_ready(self.state)
         return float(late[name])
 
+    def close(self) -> None:
+        self.run.checkpoints.close()
+        if self.run.lock is not None:
+            self.run.lock.release()
+
 
 def _shape(batch: Any) -> Any:
     return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
@@ -94,6 +99,7 @@ def main() -> None:
     about = {"versions": {"jax": jax.__version__}, "loss": loss}
     turns.ready(task["rows"] * task["window"], **about)
     turns.serve(training.steps, training.compile)
+    training.close()
 
 
 if __name__ == "__main__":

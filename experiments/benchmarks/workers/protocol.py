@@ -12,7 +12,8 @@ import os
 import resource
 import sys
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 def read_task() -> dict[str, Any]:
