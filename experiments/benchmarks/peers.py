@@ -62,6 +62,9 @@ PROGRAMS = {
 }
 """Name of each program: its worker and its variant."""
 
+NEEDS = {"torch": "torch, elmojax", "bilm_tf": "tensorflow, bilm.training"}
+"""What the Python of a peer must import."""
+
 TOY = ElmoConfig(CharCnnConfig(((1, 8), (2, 8)), 4, 1), LstmConfig(16, 8))
 NEGATIVES = {"toy": 64, "mini": 1024, "small": 1024}
 """By preset; 8,192, as bilm-tf, for the others."""
@@ -173,14 +176,13 @@ def available(asked: argparse.Namespace) -> list[str]:
     pythons = {"elmojax": sys.executable, "torch": asked.torch_python}
     pythons["bilm_tf"] = asked.tf_python if asked.bilm_tf else ""
     programs = [name for name in asked.programs if pythons[PROGRAMS[name][0]]]
-    needs = {"torch": "torch, elmojax", "bilm_tf": "tensorflow, bilm.training"}
-    for worker in {PROGRAMS[name][0] for name in programs} & set(needs):
-        command = [pythons[worker], "-c", f"import {needs[worker]}"]
+    for worker in {PROGRAMS[name][0] for name in programs} & set(NEEDS):
+        command = [pythons[worker], "-c", f"import {NEEDS[worker]}"]
         variables = {**os.environ, **environment(worker, asked)}
         done = subprocess.run(command, env=variables, capture_output=True, text=True)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["it failed"])[-1]
-            raise SystemExit(f"{pythons[worker]} must import {needs[worker]}: {why}")
+            raise SystemExit(f"{pythons[worker]} must import {NEEDS[worker]}: {why}")
     return programs
 
 
