@@ -65,7 +65,9 @@ PROGRAMS = {
 NEEDS = {"torch": "torch, elmojax", "bilm_tf": "tensorflow, bilm.training"}
 """What the Python of a peer must import."""
 
-TOY = ElmoConfig(CharCnnConfig(((1, 8), (2, 8)), 4, 1), LstmConfig(16, 8))
+TOY = ElmoConfig(
+    CharCnnConfig(((1, 8), (2, 8)), 4, 1, max_characters=16), LstmConfig(16, 8)
+)
 NEGATIVES = {"toy": 64, "mini": 1024, "small": 1024}
 """By preset; 8,192, as bilm-tf, for the others."""
 
