@@ -138,7 +138,10 @@ def take_turns(
                 turn = worker.turn(found[worker.name]["steps"])
                 found[worker.name]["turns"].append(turn)
                 rate = turn["tokens_per_second"]
-                print(f"round {number + 1}: {worker.name:20}{rate:10,.1f} tokens/s")
+                print(
+                    f"round {number + 1}: {worker.name:20}{rate:10,.1f} tokens/s",
+                    flush=True,
+                )
     finally:
         for worker in workers:
             worker.end()

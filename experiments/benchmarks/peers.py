@@ -72,8 +72,8 @@ NEGATIVES = {"toy": 64, "mini": 1024, "small": 1024}
 """By preset; 8,192, as bilm-tf, for the others."""
 
 SHARD = 500_000
-"""Words of a text file. bilm-tf holds one as characters, and reads the next one when
-it is through; no turn is so long."""
+"""Words of a text file, about. bilm-tf holds one as characters, for each direction, and
+reads the next when it is through: keep a benchmark shorter than that."""
 
 BUSY = 0.5
 """Load above which other programs are likely to disturb."""
@@ -178,6 +178,9 @@ def available(asked: argparse.Namespace) -> list[str]:
     pythons = {"elmojax": sys.executable, "torch": asked.torch_python}
     pythons["bilm_tf"] = asked.tf_python if asked.bilm_tf else ""
     programs = [name for name in asked.programs if pythons[PROGRAMS[name][0]]]
+    left = [name for name in asked.programs if name not in programs]
+    if left:
+        print(f"Left out, as their Python is not given: {', '.join(left)}.")
     for worker in {PROGRAMS[name][0] for name in programs} & set(NEEDS):
         command = [pythons[worker], "-c", f"import {NEEDS[worker]}"]
         variables = {**os.environ, **environment(worker, asked)}
@@ -210,19 +213,20 @@ def read(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def split(lines: Iterable[str], words: int, folder: Path) -> None:
-    """Writes the first lines, with so many words, to files of `SHARD` words."""
+    """Writes the first lines, with so many words, to files of `SHARD` words or more."""
     folder.mkdir()
-    parts: dict[int, list[str]] = {}
-    count = 0
+    kept, count = [], 0
     for line in lines:
         if count >= words:
             break
         if line.strip():
-            parts.setdefault(count // SHARD, []).append(line)
+            kept.append(line)
             count += len(line.split())
-    for number, part in parts.items():
+    parts = max(1, count // SHARD)
+    for number in range(parts):
+        begin, end = (n * len(kept) // parts for n in (number, number + 1))
         path = folder / f"part-{number:03}.txt"
-        path.write_text("".join(part), encoding="utf-8")
+        path.write_text("".join(kept[begin:end]), encoding="utf-8")
 
 
 def compare(
