@@ -74,7 +74,7 @@ class Training:
             program = self._programs[_shape(batch)]
             self.state, metrics = program(self.state, batch)
             if late is not None:
-                late = {key: float(value) for key, value in late.items()}
+                jax.tree.map(float, late)
             late = metrics
         self.number += count
         assert late is not None
