@@ -1,7 +1,8 @@
-"""The biLM in PyTorch, as well as its own parts allow: the peer of `training.py`.
+"""The biLM in PyTorch, as well as its own parts allow: a peer of elmojax in training.
 
-The same encoder on the batch's unique words, `nn.LSTM(proj_size=...)` (no clips),
-`nn.AdaptiveLogSoftmaxWithLoss`, Adagrad. bfloat16 through autocast on accelerators.
+The same encoder on a table of words, `nn.LSTM(proj_size=...)` (no clips) or a loop with
+clips, `nn.AdaptiveLogSoftmaxWithLoss`, Adagrad. bfloat16 through autocast on
+accelerators.
 """
 
 from __future__ import annotations
@@ -13,7 +14,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
+
+
+class ClippedLstm(nn.Module):
+    """One direction of a layer, step by step: called as `nn.LSTM`, with the clips."""
+
+    def __init__(self, config: LstmConfig) -> None:
+        super().__init__()
+        self.dim, self.clip = config.dim, config.cell_clip
+        self.width, self.projection_clip = config.projection, config.projection_clip
+        self.input = nn.Linear(self.width, 4 * self.dim)
+        self.recurrent = nn.Linear(self.width, 4 * self.dim, bias=False)
+        self.projection = nn.Linear(self.dim, self.width, bias=False)
+
+    def forward(
+        self, inputs: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if state is None:
+            rows = inputs.shape[1]
+            state = inputs.new_zeros(rows, self.width), inputs.new_zeros(rows, self.dim)
+        hidden, cell = state
+        outputs = []
+        for x in inputs:
+            gates = self.input(x) + self.recurrent(hidden)
+            keep_in, forget, new, out = gates.chunk(4, 1)
+            new = torch.sigmoid(keep_in) * torch.tanh(new)
+            cell = torch.sigmoid(forget) * cell + new
+            cell = cell.clamp(-self.clip, self.clip)
+            hidden = self.projection(torch.sigmoid(out) * torch.tanh(cell))
+            hidden = hidden.clamp(-self.projection_clip, self.projection_clip)
+            outputs.append(hidden)
+        return torch.stack(outputs), (hidden, cell)
 
 
 class TorchBiLM(nn.Module):
@@ -23,6 +55,7 @@ class TorchBiLM(nn.Module):
         vocabulary: int,
         cutoffs: tuple[int, ...],
         div_value: float,
+        clips: bool = False,
     ) -> None:
         super().__init__()
         encoder, lstm = config.encoder, config.lstm
@@ -40,7 +73,9 @@ class TorchBiLM(nn.Module):
         self.projection = nn.Linear(width, lstm.projection)
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                nn.LSTM(lstm.projection, lstm.dim, proj_size=lstm.projection)
+                ClippedLstm(lstm)
+                if clips
+                else nn.LSTM(lstm.projection, lstm.dim, proj_size=lstm.projection)
                 for _ in range(2)
             )
             for _ in range(lstm.layers)
