@@ -17,6 +17,7 @@ from protocol import Turns, read_task
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.config_json import from_json
+from elmojax.training.memory import keep_freed_memory
 from elmojax.training.prefetch import prefetched
 from elmojax.training.signals import Stop
 from elmojax.training.start import start
@@ -92,6 +93,7 @@ def _shape(batch: Any) -> Any:
 
 
 def main() -> None:
+    keep_freed_memory()
     turns, task = Turns(), read_task()
     training = Training(task)
     training.compile(1)
