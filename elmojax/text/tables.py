@@ -38,8 +38,15 @@ class Words:
     """
 
     def __init__(
-        self, corpus: Corpus, vocabulary: Vocabulary, model: ElmoConfig, shards: int = 1
+        self,
+        corpus: Corpus,
+        vocabulary: Vocabulary,
+        model: ElmoConfig,
+        shards: int = 1,
+        every: bool = False,
     ) -> None:
+        """`every`: a row for every position, repeated words too; to measure by."""
+        self.every = every
         self.targets = corpus.targets(vocabulary)
         self.vocabulary = len(vocabulary)
         self.shards = shards
@@ -60,13 +67,15 @@ class Words:
         Tables are [shards, words, ...], with at least `least` words; rows without a
         word are 0. `sizes` may ask for larger ones, as those of another process.
         """
-        pairs = [_distinct(shard, len(self._ids)) for shard in types]
+        find = _every if self.every else _distinct
+        pairs = [find(shard, len(self._ids)) for shard in types]
         most = max(len(distinct) for distinct, _ in pairs)
         needed = 0
         if self._ids.ndim == 2:
             needed = max(int(self._columns[distinct].max()) for distinct, _ in pairs)
         most, needed = sizes(most, needed)
-        size: tuple[int, ...] = (padded_size(max(most, least), SMALLEST),)
+        most = max(most, least)
+        size: tuple[int, ...] = (most if self.every else padded_size(most, SMALLEST),)
         if self._ids.ndim == 2:
             larger = (c for c in self._buckets if c >= needed)
             size = (*size, next(larger, self._buckets[-1]))
@@ -91,6 +100,11 @@ def _distinct(types: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     places = np.empty(count, np.int32)
     places[distinct] = np.arange(len(distinct), dtype=np.int32)
     return distinct, places[types]
+
+
+def _every(types: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """All types as they come, and each one's place."""
+    return types.ravel(), np.arange(types.size, dtype=np.int32).reshape(types.shape)
 
 
 def padded_size(count: int, least: int) -> int:
