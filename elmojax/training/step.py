@@ -20,6 +20,7 @@ from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
 from elmojax.model.dropout import dropped, row_keys
 from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.recurrence import Backend
 from elmojax.model.softmax.sampled import Candidates, sampled_loss
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
@@ -55,6 +56,8 @@ class LanguageModel:
     dtype: Any = jnp.float32
     """Of matrix products; parameters and sums stay float32."""
     mesh: Mesh | None = None
+    backend: Backend = Backend.LEAN
+    """How the recurrence is computed; to compare by."""
 
     def init(self, key: Array) -> Params:
         """Parameters of a fresh biLM with its head (none for vocabulary 0)."""
@@ -82,7 +85,7 @@ class LanguageModel:
         With `restarts` (on one device) sentences begin from a state of their own.
         """
         dropout = 0.0 if keys is None else self.dropout
-        model = BiLM(self.config, dropout, self.mesh)
+        model = BiLM(self.config, dropout, self.mesh, self.backend)
         words = bilm.encode_words(model, params, batch.words)
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
         outputs, carry = bilm.contextualize(
