@@ -106,7 +106,7 @@ def _collective(
         sizes = sizes[1:2]  # operand and result
     total = sum(sizes) * (group if kind == "reduce-scatter" else 1)
     name = re.search(r'op_name="([^"]*)"', line)
-    return Collective(kind, total, group, times, exact, name[1] if name else "")
+    return Collective(kind, total, group, times, exact, name[1][-100:] if name else "")
 
 
 def _bytes(dtype: str, shape: str) -> int:

@@ -71,8 +71,7 @@ def program(lm: LanguageModel, corpus: Any, rows: int, window: int) -> tuple[Any
     samples = lm.head.samples if lm.head.kind == "sampled" else 0
     words = Words(corpus, corpus.vocabulary, lm.config, lm.mesh.shape["data"])
     text = TrainingText(corpus, words, rows, window, 0, samples)
-    start = jax.jit(create, out_shardings=places)
-    return compile_train_step(lm, optimizer, state), state, text, start
+    return compile_train_step(lm, optimizer, state), state, text
 
 
 def traffic(found: list[Collective], parameters: float) -> dict[str, Any]:
@@ -103,19 +102,21 @@ def weight(tree: Any) -> float:
     )
 
 
-def train(mesh: tuple[int, int], corpus: Any, args: Any) -> dict[str, Any]:
+def train(mesh: tuple[int, int], start: Any, corpus: Any, args: Any) -> dict[str, Any]:
     """Some steps on a mesh: losses, parameters, and what its program sends."""
     lm = language_model(args.preset, corpus, args.head, make_mesh(MeshConfig(*mesh)))
-    step, shapes, text, start = program(lm, corpus, args.rows, args.window)
-    state, losses = start(), []
-    # The same parameters on every mesh, out of the run on one device.
-    batch = place(lm.mesh, text.batch(0), "batch.")
-    compiled = step.lower(shapes, batch).compile()
-    found = collectives(compiled.as_text(), mesh[0] * mesh[1])
+    step, shapes, text = program(lm, corpus, args.rows, args.window)
+    state = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, shapes))
+    compiled: dict[tuple[int, ...], Any] = {}
+    losses = []
     for number in range(args.steps):
         batch = place(lm.mesh, text.batch(number), "batch.")
-        state, metrics = step(state, batch)
+        shape = batch.words.shape
+        if shape not in compiled:
+            compiled[shape] = step.lower(shapes, batch).compile()
+        state, metrics = compiled[shape](state, batch)
         losses.append(float(metrics[lm.loss_name]))
+    found = collectives(compiled[shape].as_text(), mesh[0] * mesh[1])
     return {
         "mesh": mesh,
         "losses": losses,
@@ -125,22 +126,24 @@ def train(mesh: tuple[int, int], corpus: Any, args: Any) -> dict[str, Any]:
 
 
 def equality(args: Any) -> list[dict[str, Any]]:
+    """All meshes against one device, from the same numbers on the same text."""
     corpus = zipf_corpus(args.vocabulary - 3, 60 * args.vocabulary)
+    lm = language_model(args.preset, corpus, args.head, None)
+    optimizer = make_optimizer(OptimizerConfig(), STEPS_OF_A_RUN)
+    start = jax.jit(partial(init_state, lm, optimizer, args.rows, 0))()
+    start = jax.tree.map(np.asarray, start)
     rows: list[dict[str, Any]] = []
     for mesh in MESHES:
-        rows.append(train(mesh, corpus, args))
+        rows.append(train(mesh, start, corpus, args))
         row, one = rows[-1], rows[0]
-        row["loss_difference"] = max(
-            abs(a - b) / abs(b)
-            for a, b in zip(row["losses"], one["losses"], strict=True)
-        )
+        pairs = zip(row["losses"], one["losses"], strict=True)
+        row["loss_difference"] = max(abs(a - b) / abs(b) for a, b in pairs)
         differences = jax.tree.map(
             lambda a, b: float(np.abs(a - b).max()), row["params"], one["params"]
         )
         row["parameter_difference"] = max(jax.tree.leaves(differences))
-        row["equal"] = (
-            max(row["loss_difference"], row["parameter_difference"]) < args.tolerance
-        )
+        worst = max(row["loss_difference"], row["parameter_difference"])
+        row["equal"] = worst < args.tolerance
         print(describe_mesh(row), flush=True)
     for row in rows:
         del row["params"]
@@ -168,7 +171,7 @@ def projection(args: Any) -> list[dict[str, Any]]:
     rows = []
     for kind in args.heads:
         lm = language_model("original", corpus, kind, make_mesh(MeshConfig(8, 1)))
-        step, shapes, text, _ = program(lm, corpus, 8 * args.chip_rows, args.window)
+        step, shapes, text = program(lm, corpus, 8 * args.chip_rows, args.window)
         batch = place(lm.mesh, text.batch(0), "batch.")
         begin = time.perf_counter()
         found = collectives(step.lower(shapes, batch).compile().as_text(), 8)
