@@ -269,6 +269,8 @@ class TrainConfig:
     """Stop after this many evaluations without a new best; 0 = never."""
     accumulate: int = 1
     """Pieces in which the rows of a step are computed: same step, less memory."""
+    unique_words: bool = True
+    """Encode each distinct word of a batch once; off only to measure what it saves."""
     skip_nonfinite: int = 0
     """Updates that may be skipped for a number that is not finite; one more stops."""
     spike_guard: float = 0.0

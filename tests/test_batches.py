@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from toys import TINY, corpus_of
 
 from elmojax.config import CharCnnConfig, WordTableConfig
+from elmojax.text import tables
 from elmojax.text.batches import (
     TrainingText,
     heldout_batches,
@@ -19,7 +20,7 @@ from elmojax.text.batches import (
     split_rows,
 )
 from elmojax.text.characters import encode_words
-from elmojax.text.tables import Words
+from elmojax.text.tables import Words, padded_size
 
 LETTERS = ["a", "b", "no", "bank", "é", "river", "overlong-words", "日本", "<S>", "x"]
 
@@ -256,11 +257,62 @@ def test_pieces_hold_a_share_of_each_shard(shards, pieces):
     np.testing.assert_array_equal(join_rows(taken, 1, shards), array)
 
 
+def plain_tables(ids, types):
+    """Tables and places of the shards of `types` [shards, ...], by np.unique."""
+    pairs = [np.unique(shard, return_inverse=True) for shard in types]
+    height = padded_size(max(len(distinct) for distinct, _ in pairs), 256)
+    result = np.zeros((len(pairs), height, ids.shape[1]), np.int32)
+    for table, (distinct, _) in zip(result, pairs, strict=True):
+        table[: len(distinct)] = ids[distinct]
+    places = [p.reshape(types.shape[1:]) for _, p in pairs]
+    return result.reshape(-1, ids.shape[1]), np.concatenate(places, axis=1)
+
+
+@pytest.mark.parametrize("below", [0, 10**9], ids=["sorted", "marked"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_batches_are_those_of_a_plain_formulation(monkeypatch, below, shards):
+    """Number by number, whichever way the distinct words are found."""
+    monkeypatch.setattr(tables, "SORT_BELOW", below)
+    random = np.random.default_rng(1)
+    corpus = corpus_of(
+        [[f"w{i}é" for i in random.zipf(1.3, size) % 500] for size in range(1, 60)]
+    )
+    rows, window, seed = 12, 7, 3
+    words = words_of(corpus, shards)
+    text = TrainingText(corpus, words, rows, window, seed)
+    ids = encode_words(corpus.types, 50).astype(np.int32)
+    number = {word: i for i, word in enumerate(corpus.types)} | {BEGIN: 0, END: 1}
+    lines = [[corpus.types[i] for i in s] for s in sentences_of(corpus)]
+    wanted = streams(lines, rows, seed, 3)
+    for step in range(text.steps(2)):
+        here = [row[step * window : (step + 1) * window] for row in wanted]
+        inputs, targets = (
+            np.array(
+                [
+                    [[number[getattr(p, kind)[n]] for p in row] for row in here]
+                    for n in range(2)
+                ]
+            )
+            for kind in ("inputs", "targets")
+        )
+        batch = text.batch(step)
+        split = np.stack(np.split(inputs, shards, axis=1))
+        table, places = plain_tables(ids[:, : batch.words.shape[1]], split)
+        np.testing.assert_array_equal(batch.words, table)
+        np.testing.assert_array_equal(batch.inputs, places)
+        np.testing.assert_array_equal(batch.targets, words.targets[targets])
+        assert batch.words.dtype == batch.inputs.dtype == batch.targets.dtype == "i4"
+
+
+def sentences_of(corpus):
+    return np.split(corpus.words, corpus.offsets[1:-1])
+
+
 def test_a_whole_run_has_few_shapes():
     corpus = big_corpus()
     text = TrainingText(corpus, words_of(corpus), 24, 20, 3)
-    tables = {text.batch(step).words.shape for step in range(text.steps(3))}
-    assert tables <= {(256, 16), (384, 16), (512, 16)}
+    shapes = {text.batch(step).words.shape for step in range(text.steps(3))}
+    assert shapes <= {(256, 16), (384, 16), (512, 16)}
 
 
 @pytest.mark.parametrize("most", [12, 16, 32, 50])

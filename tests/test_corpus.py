@@ -72,7 +72,7 @@ def test_a_corpus_is_its_text(text, tmp_path):
     assert corpus.types == [*SPECIALS, *ranked]
     assert corpus.counts.tolist() == [count[word] for word in corpus.types]
     assert corpus.vocabulary.words == (*SPECIALS, "the", "bank", "is")
-    assert corpus.words.dtype == np.int32 and isinstance(corpus.words, np.memmap)
+    assert corpus.words.dtype == np.int32 and isinstance(corpus.words.base, np.memmap)
     targets = corpus.targets(corpus.vocabulary)
     assert targets.dtype == np.int32
     assert targets.tolist() == [0, 1, 2, 3, 4, 5] + [2] * (len(corpus.types) - 6)

@@ -57,25 +57,27 @@ def _order(corpus: Corpus, sentences: np.ndarray) -> _Order:
 
 
 def _read(corpus: Corpus, order: _Order, where: np.ndarray) -> np.ndarray:
-    """Types at positions `where`: [inputs or targets, two, *where.shape]."""
-    number = np.searchsorted(order.starts, where, side="right") - 1
-    at = where - order.starts[number]
+    """Types at positions `where`: [inputs or targets, two, rows, window].
+
+    Positions of a row follow on each other, except that a sentence may begin anywhere.
+    """
+    wider = np.concatenate([np.maximum(where[:, :1] - 1, 0), where], axis=1)
+    number = np.searchsorted(order.starts, wider, side="right") - 1
+    at = wider - order.starts[number]
     sentence = order.sentences[number]
     begin, end = corpus.offsets[sentence], corpus.offsets[sentence + 1]
-    first, last = at == 0, at == end - begin
-    words, limit = corpus.words, len(corpus.words) - 1
-
-    def word(index: np.ndarray) -> np.ndarray:
-        return words[np.clip(index, 0, limit)]
-
-    return np.stack(
-        [
-            np.where(first, BEGIN, word(begin + at - 1)),
-            np.where(first, END, word(end - at)),
-            np.where(last, END, word(begin + at)),
-            np.where(last, BEGIN, word(end - at - 1)),
-        ]
-    ).reshape(2, 2, *where.shape)
+    last = at == end - begin
+    types = np.empty((2, 2, *where.shape), np.int32)
+    for n, words, marks in (
+        (0, begin + at, (BEGIN, END)),
+        (1, end - at - 1, (END, BEGIN)),
+    ):
+        words[last] = 0  # there is no word
+        targets = np.where(last, marks[1], corpus.words[words])
+        # A position reads what the one before it was to predict.
+        types[0, n] = np.where(at[:, 1:] == 0, marks[0], targets[:, :-1])
+        types[1, n] = targets[:, 1:]
+    return types
 
 
 class TrainingText:

@@ -143,7 +143,7 @@ def _map(path: Path, dtype: type, length: int) -> np.ndarray:
         raise _damaged(path, f"cannot be read ({error})") from error
     if numbers.dtype != dtype or numbers.shape != (length,):
         raise _damaged(path, f"holds {numbers.dtype} {numbers.shape}")
-    return numbers
+    return np.asarray(numbers)  # still mapped, but read faster than as a `memmap`
 
 
 def _check_offsets(corpus: Corpus) -> None:

@@ -16,7 +16,7 @@ from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard, all_finite
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
 from elmojax.training.optim import make_schedule
-from elmojax.training.prefetch import prefetched
+from elmojax.training.prefetch import TableShapes, prefetched
 from elmojax.training.processes import is_first, joined, together
 from elmojax.training.signals import Stop, Stopped
 from elmojax.training.start import Initialize, Run, start
@@ -130,6 +130,7 @@ class _Loop:
         self._late: tuple[int, dict[str, Any]] | None = None
         self._rate = make_schedule(config.optimizer, run.steps)
         self._clock = Clock(config.rows * config.window)
+        self._shapes = TableShapes()
         guard = Guard(config.skip_nonfinite, config.spike_guard)
         self._train_step = compile_train_step(run.lm, run.optimizer, run.state, guard)
 
@@ -191,10 +192,12 @@ class _Loop:
             self.before = self._evaluate()
         for batch, asked in prefetched(run, self.step, self.stop):
             self.stop.hear(asked)
+            if news := self._shapes.news(batch, self.step + 1):
+                self._note(news)
             self.state, metrics = self._train_step(self.state, batch)
             self._read_late()
             self.step += 1
-            self._late = (self.step, metrics)
+            self._late = (self.step, metrics | self._shapes.numbers(batch))
             self._clock.tick()
             if self.step < run.steps:
                 self._at_intervals()

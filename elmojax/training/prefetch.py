@@ -47,3 +47,31 @@ def prefetched(run: Run, first: int, stop: Stop) -> Iterator[tuple[Any, int]]:
             if step + AHEAD < run.steps:
                 ahead.append(thread.submit(make, step + AHEAD))
             yield ahead.pop(0).result()
+
+
+class TableShapes:
+    """The shapes that the tables of words have had: a program is compiled for each.
+
+    A batch whose words do not fit the shapes before gets a larger one, and loses none.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, ...]] = set()
+
+    def numbers(self, batch: Any) -> dict[str, int]:
+        """What metrics.jsonl says of the table: all rows of a piece, and columns."""
+        rows = batch.words.shape[batch.weights.ndim - 2 :]
+        return dict(zip(("table_words", "table_columns"), rows, strict=False))
+
+    def news(self, batch: Any, step: int) -> str | None:
+        """A sentence on a shape that is new after the first, with their count."""
+        shape = batch.words.shape
+        known = shape in self._seen
+        self._seen.add(shape)
+        if known or len(self._seen) == 1:
+            return None
+        sizes = " x ".join(str(size) for size in self.numbers(batch).values())
+        return (
+            f"The words of step {step} take a table of another shape, {sizes}; its "
+            f"program is compiled once ({len(self._seen)} shapes so far)."
+        )

@@ -131,7 +131,13 @@ def start(
 
 def _text(config: TrainConfig, corpus: Corpus, mesh: Mesh) -> TrainingText:
     """The rows of a run that this process reads."""
-    words = Words(corpus, corpus.vocabulary, config.model, mesh.shape["data"])
+    words = Words(
+        corpus,
+        corpus.vocabulary,
+        config.model,
+        mesh.shape["data"],
+        every=not config.unique_words,
+    )
     samples = config.head.samples if config.head.kind == "sampled" else 0
     return TrainingText(
         corpus,

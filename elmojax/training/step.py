@@ -20,7 +20,8 @@ from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
 from elmojax.model.dropout import dropped, row_keys
 from elmojax.model.lstm import LstmState, SentenceStarts
-from elmojax.model.softmax.sampled import Candidates, sampled_loss
+from elmojax.model.recurrence import Backend
+from elmojax.model.softmax.sampled import Candidates, sampled_losses
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
 from elmojax.training import sparse
@@ -55,6 +56,8 @@ class LanguageModel:
     dtype: Any = jnp.float32
     """Of matrix products; parameters and sums stay float32."""
     mesh: Mesh | None = None
+    backend: Backend = Backend.LEAN
+    """How the recurrence is computed; to compare by."""
 
     def init(self, key: Array) -> Params:
         """Parameters of a fresh biLM with its head (none for vocabulary 0)."""
@@ -82,7 +85,7 @@ class LanguageModel:
         With `restarts` (on one device) sentences begin from a state of their own.
         """
         dropout = 0.0 if keys is None else self.dropout
-        model = BiLM(self.config, dropout, self.mesh)
+        model = BiLM(self.config, dropout, self.mesh, self.backend)
         words = bilm.encode_words(model, params, batch.words)
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
         outputs, carry = bilm.contextualize(
@@ -134,15 +137,15 @@ class LanguageModel:
         self, head: Params, top: Array, weights: Array, negatives: Any
     ) -> tuple[Array, Array]:
         """The sampled loss of each direction, with its own words."""
-        total, losses = jnp.float32(0), []
+        directions = []
         for n in range(2):
+            arrays = (top[:, n], negatives.targets[n].T, weights[:, n])
             drawn = Candidates(negatives.drawn[n], negatives.log_expected[n])
-            targets = negatives.targets[n].T
-            x, y, w = (_rows_first(a, 1) for a in (top[:, n], targets, weights[:, n]))
-            part, each = sampled_loss(head, x, y, w, drawn, self.mesh)
-            total = total + part
-            losses.append(_rows_last(each, weights[:, n].shape))
-        return total, jnp.stack(losses, axis=1)
+            x, targets, w = (_rows_first(array, 1) for array in arrays)
+            directions.append((x, targets, w, drawn))
+        total, losses = sampled_losses(head, directions, self.mesh)
+        rows = [_rows_last(each, weights[:, 0].shape) for each in losses]
+        return total, jnp.stack(rows, axis=1)
 
 
 def _rows_first(array: Array, axis: int) -> Array:

@@ -80,13 +80,13 @@ def edges_of(params: Params) -> tuple[int, ...]:
 
 
 def gradients_as(
-    params: Params, hidden: Array, d_params: Params, d_hidden: Array
-) -> tuple[Params, Array]:
+    params: Params, hidden: Any, d_params: Params, d_hidden: Any
+) -> tuple[Params, Any]:
     """Gradients in the order and with the dtypes of what they belong to."""
     d_params = {
         name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
     }
-    return d_params, d_hidden.astype(hidden.dtype)
+    return d_params, jax.tree.map(lambda d, x: d.astype(x.dtype), d_hidden, hidden)
 
 
 def scaled(gradients: Any, cotangent: Array) -> Any:

@@ -11,6 +11,7 @@ the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,16 +54,33 @@ def sampled_loss(
 
     The gradient flows through the sum, into params, hidden and weights.
     """
-    total, each = _sampled(mesh, params, hidden, targets, weights, candidates)
+    total, (each,) = sampled_losses(
+        params, [(hidden, targets, weights, candidates)], mesh
+    )
+    return total, each
+
+
+Direction = tuple[Positions, Targets, PerPosition, Candidates]
+"""What `sampled_loss` takes besides parameters and mesh."""
+
+
+def sampled_losses(
+    params: Params, directions: Sequence[Direction], mesh: Mesh | None = None
+) -> tuple[Array, tuple[PerPosition, ...]]:
+    """`sampled_loss` of several directions: their sum, and the losses of each.
+
+    They share the rows of `params`, whose gradient devices add up once for all.
+    """
+    total, each = _sampled(mesh, params, *zip(*directions, strict=True))
     return total, lax.stop_gradient(each)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sampled(mesh: Mesh | None, *arguments: Any) -> tuple[Array, Array]:
+def _sampled(mesh: Mesh | None, *arguments: Any) -> tuple[Array, tuple[Array, ...]]:
     return _everywhere(mesh, False, *arguments)[:2]
 
 
-def _forward(mesh: Mesh | None, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
+def _forward(mesh: Mesh | None, *arguments: Any) -> tuple[tuple[Array, Any], Any]:
     params, hidden, *_ = arguments
     total, each, d_params, d_hidden = _everywhere(mesh, True, *arguments)
     return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
@@ -80,32 +98,38 @@ def _everywhere(
     mesh: Mesh | None,
     gradient: bool,
     params: Params,
-    hidden: Array,
-    targets: Array,
-    weights: Array,
-    candidates: Candidates,
-) -> tuple[Array, Array, Params, Array]:
-    """`_loss_and_gradients`; on a mesh every device takes a share of the positions."""
-    run = partial(_loss_and_gradients, gradient)
-    if mesh is None:
-        each, d_params, d_hidden = run(params, candidates, hidden, targets, weights)
-        return jnp.vdot(each, weights), each, d_params, d_hidden
-    axes, positions = ("data", "model"), hidden.shape[0]
-    rows = P(axes)
+    hidden: tuple[Array, ...],
+    targets: tuple[Array, ...],
+    weights: tuple[Array, ...],
+    candidates: tuple[Candidates, ...],
+) -> tuple[Array, tuple[Array, ...], Params, tuple[Array, ...]]:
+    """All directions; on a mesh every device takes a share of their positions."""
+    axes, rows = ("data", "model"), P(("data", "model"))
 
-    def share(*arguments: Any) -> tuple[Array, Array, Params, Array]:
-        each, d_params, d_hidden = run(*arguments)
-        total, d_params = lax.psum((jnp.vdot(each, arguments[-1]), d_params), axes)
+    def share(params: Params, *directions: Any) -> tuple[Any, ...]:
+        run = partial(_loss_and_gradients, gradient, params)
+        parts = [run(*direction) for direction in zip(*directions, strict=True)]
+        each, d_params, d_hidden = zip(*parts, strict=True)
+        weighted = zip(each, directions[-1], strict=True)
+        total = sum(jnp.vdot(loss, weight) for loss, weight in weighted)
+        sums = (total, jax.tree.map(lambda *d: sum(d), *d_params))
+        total, d_params = sums if mesh is None else lax.psum(sums, axes)
         return total, each, d_params, d_hidden
 
+    if mesh is None:
+        return share(params, candidates, hidden, targets, weights)
+    split = jax.tree.map(lambda a: filled(a, mesh.size), (hidden, targets, weights))
     total, each, d_params, d_hidden = jax.shard_map(
         share,
         mesh=mesh,
         in_specs=(P(), P(), rows, rows, rows),
         out_specs=(P(), rows, P(), rows),
         check_vma=False,
-    )(params, candidates, *(filled(a, mesh.size) for a in (hidden, targets, weights)))
-    return total, each[:positions], d_params, d_hidden[:positions]
+    )(params, candidates, *split)
+    each, d_hidden = jax.tree.map(
+        lambda array, like: array[: len(like)], (each, d_hidden), (hidden, hidden)
+    )
+    return total, each, d_params, d_hidden
 
 
 def _loss_and_gradients(

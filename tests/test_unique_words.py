@@ -1,0 +1,167 @@
+"""Words encoded once or at every position: the same training, in few shapes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+from toys import CORPUS, TINY, corpus_of, drawn
+
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    HeadConfig,
+    MeshConfig,
+    TrainConfig,
+)
+from elmojax.text import tables
+from elmojax.text.batches import TrainingText
+from elmojax.text.corpus import prepare
+from elmojax.text.tables import Words
+from elmojax.training.loop import pretrain
+from elmojax.training.metrics import read_metrics
+from elmojax.training.sharding import make_mesh, place, shardings
+from elmojax.training.step import LanguageModel, compile_train_step, init_state
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROWS, WINDOW = 8, 6
+LM = LanguageModel(
+    TINY, len(CORPUS.vocabulary), HeadConfig("adaptive", (6, 15), 2.0), dropout=0.1
+)
+
+
+def loss_and_gradient(every: bool, shards: int, pieces: int):
+    """Of two steps of plain descent, so that the change is the gradient."""
+    mesh = make_mesh(MeshConfig(shards)) if shards > 1 else None
+    lm, optimizer = replace(LM, mesh=mesh), optax.sgd(1.0)
+    shapes = jax.eval_shape(partial(init_state, lm, optimizer, ROWS, 0))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    before = jax.tree.map(np.asarray, drawn(shapes.params, seed=7, scale=0.3))
+    state = zeros.replace(params=before)
+    state = jax.device_put(state, mesh and shardings(mesh, shapes))
+    step = compile_train_step(lm, optimizer, state)
+    words = Words(CORPUS, CORPUS.vocabulary, TINY, shards, every)
+    text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, pieces=pieces)
+    batch = text.batch(0)
+    placed = place(mesh, batch, "batch.", pieces=pieces > 1)
+    state, metrics = step(state, placed)
+    gradient = jax.tree.map(lambda a, b: np.asarray(a - b), before, state.params)
+    return batch, {k: float(v) for k, v in metrics.items()}, gradient
+
+
+@pytest.mark.parametrize(("shards", "pieces"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_on_and_off_give_the_same_loss_and_gradients(shards, pieces):
+    once, wanted, slopes = loss_and_gradient(False, shards, pieces)
+    every, got, others = loss_and_gradient(True, shards, pieces)
+    assert got == pytest.approx(wanted, rel=1e-6)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(slopes))
+    close = partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-6 * scale)
+    jax.tree.map(close, others, slopes)
+    # Off, a shard has a row for each of its positions, in both directions.
+    positions = 2 * ROWS * WINDOW // shards // pieces
+    assert every.words.shape[pieces > 1] == shards * positions
+    here = every.inputs if pieces > 1 else every.inputs[None]
+    for shard in np.split(here, shards, axis=2):
+        for piece in shard:
+            assert sorted(piece.ravel()) == list(range(positions))
+    assert len(np.unique(once.inputs)) < len(np.unique(every.inputs))
+    np.testing.assert_array_equal(every.targets, once.targets)
+
+
+def zipf_text(types=20_000, words=200_000):
+    """Words as often as in natural text, and as long: rare ones mostly longer."""
+    random = np.random.default_rng(0)
+    share = 1 / np.arange(1, types + 1)
+    text = random.choice(types, words, p=share / share.sum())
+    sizes = random.poisson(2 + np.log(np.arange(1, types + 1)) / 2)
+    names = [f"{i}" + "x" * size for i, size in enumerate(sizes)]
+    return [[names[i] for i in line] for line in np.array_split(text, words // 24)]
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(64, 1), (256, 1), (64, 4)])
+def test_an_epoch_of_natural_text_has_a_handful_of_shapes(rows, shards):
+    corpus = corpus_of(zipf_text(), 5000)
+    model = replace(TINY, encoder=CharCnnConfig())
+    words = Words(corpus, corpus.vocabulary, model, shards)
+    text = TrainingText(corpus, words, rows, 20, 0)
+    shapes = {text.batch(step).words.shape for step in range(text.steps(1))}
+    assert len(shapes) <= 6
+
+
+class Notes:
+    """A tracker that keeps the sentences for people."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+    def begin(self, *_):
+        pass
+
+    step = log = begin
+
+    def close(self):
+        pass
+
+
+def prepared(folder, lines):
+    (folder / "text").write_text("\n".join(lines))
+    prepare(folder / "data", patterns=[folder / "text"], max_vocabulary=30)
+    return TrainConfig(
+        data=folder / "data",
+        workdir=folder / "run",
+        model=ElmoConfig(
+            replace(TINY.encoder, max_characters=50), replace(TINY.lstm, layers=1)
+        ),
+        head=HeadConfig("full"),
+        mesh=MeshConfig(1),
+        rows=8,
+        window=20,
+        log_every=1,
+    )
+
+
+def test_words_that_fit_no_shape_so_far_get_a_larger_one(tmp_path, monkeypatch):
+    """Nothing is lost, and the count of shapes is told."""
+    monkeypatch.setattr(tables, "SMALLEST", 16)
+    common = ["the river bank is the bank"] * 240
+    rare = [" ".join(f"{i}{'y' * 40}{j}" for j in range(15)) for i in range(2)]
+    config = replace(prepared(tmp_path, common + rare), steps=11)
+    notes = Notes()
+    pretrain(config, [notes])
+    lines = read_metrics(config.workdir / "metrics.jsonl")
+    shapes = [(int(line["table_words"]), int(line["table_columns"])) for line in lines]
+    distinct = list(dict.fromkeys(shapes))
+    assert distinct[0] == (16, 16) and (24, 50) in distinct
+    assert len(notes.said) == len(distinct) - 1
+    for number, (said, shape) in enumerate(zip(notes.said, distinct[1:], strict=True)):
+        assert f"{shape[0]} x {shape[1]}" in said
+        assert f"({number + 2} shapes so far)" in said
+        assert f"step {shapes.index(shape) + 1} " in said
+
+
+def test_a_run_goes_on_with_the_switch_as_given(tmp_path):
+    """It changes no number; a record from before it was there still loads."""
+    config = replace(prepared(tmp_path, ["the river bank is no bank"] * 200), steps=2)
+    pretrain(config)
+    path = config.workdir / "config.json"
+    record = json.loads(path.read_text())
+    assert record["train"].pop("unique_words") is True
+    path.write_text(json.dumps(record))
+    pretrain(replace(config, steps=4, unique_words=False))
+    whole = replace(config, steps=4, workdir=tmp_path / "whole")
+    pretrain(whole)
+    lines = [
+        read_metrics(run / "metrics.jsonl") for run in (config.workdir, whole.workdir)
+    ]
+    losses = [[line["loss"] for line in run] for run in lines]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert [line["table_words"] for line in lines[0]] == [256, 256, 320, 320]
