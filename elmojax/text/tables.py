@@ -17,6 +17,9 @@ COLUMNS = (16, 32)
 SMALLEST = 256
 """Rows of the smallest table of words."""
 
+STEPS = 4
+"""Sizes of a table between one and its double."""
+
 SORT_BELOW = 128
 """Types a position above which the distinct ones are found by sorting positions."""
 
@@ -75,7 +78,9 @@ class Words:
             needed = max(int(self._columns[distinct].max()) for distinct, _ in pairs)
         most, needed = sizes(most, needed)
         most = max(most, least)
-        size: tuple[int, ...] = (most if self.every else padded_size(most, SMALLEST),)
+        size: tuple[int, ...] = (
+            most if self.every else padded_size(most, SMALLEST, STEPS),
+        )
         if self._ids.ndim == 2:
             larger = (c for c in self._buckets if c >= needed)
             size = (*size, next(larger, self._buckets[-1]))
@@ -107,13 +112,17 @@ def _every(types: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return types.ravel(), np.arange(types.size, dtype=np.int32).reshape(types.shape)
 
 
-def padded_size(count: int, least: int) -> int:
-    """The first of least, 1.5 least, 2 least, 3 least, 4 least ... that holds `count`.
+def padded_size(count: int, least: int, steps: int = 2) -> int:
+    """The first size that holds `count`, of `steps` between doublings of `least`.
 
-    `least` is a power of two. Few sizes, so few shapes to compile, and at most half
-    of an array is filling.
+    Both are powers of two: with 2 steps least, 1.5 least, 2 least, 3 least ... Few
+    sizes, so few shapes to compile, and at most 1 / (1 + steps) of an array is filling.
     """
     size = least
-    while size < count:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+    while 2 * size < count:
+        size *= 2
+    return (
+        size
+        if count <= size
+        else size + -(-(count - size) * steps // size) * size // steps
+    )

@@ -28,6 +28,6 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Freed memory goes back to the system now: what many threads of a save left."""
+    """Freed memory goes back to the system now: what a compiler or a save left."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

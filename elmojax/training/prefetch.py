@@ -64,12 +64,14 @@ class TableShapes:
         return dict(zip(("table_words", "table_columns"), rows, strict=False))
 
     def news(self, batch: Any, step: int) -> str | None:
-        """A sentence on a shape that is new after the first, with their count."""
+        """None if its shape is known; of a new one, after the first, a sentence."""
         shape = batch.words.shape
         known = shape in self._seen
         self._seen.add(shape)
-        if known or len(self._seen) == 1:
+        if known:
             return None
+        if len(self._seen) == 1:
+            return ""
         sizes = " x ".join(str(size) for size in self.numbers(batch).values())
         return (
             f"The words of step {step} take a table of another shape, {sizes}; its "

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
+from elmojax.model.cell import Backend
 from elmojax.model.dropout import dropped, row_keys
 from elmojax.model.lstm import LstmState, SentenceStarts
-from elmojax.model.recurrence import Backend
 from elmojax.model.softmax.sampled import Candidates, sampled_losses
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows

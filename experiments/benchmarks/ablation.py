@@ -37,9 +37,9 @@ from training import zipf_corpus
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
+from elmojax.model.cell import Backend
 from elmojax.model.dropout import dropped
 from elmojax.model.lstm import LstmState
-from elmojax.model.recurrence import Backend
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Words
