@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import elmojax
 from elmojax.cli.common import Json, keep_compiled_programs, parse, print_json, say
+from elmojax.cli.estimate_page import page, size_of
 from elmojax.cli.recipe import RecipeArguments, begun, defaults, given, train_config
 from elmojax.config import MeshConfig, TrainConfig
 from elmojax.errors import InputError
@@ -52,7 +53,7 @@ def estimate(argv: list[str]) -> None:
     if asked.json:
         print_json(report)
         return
-    print(_page(report))
+    print(page(report))
     if report["warning"]:
         say(report["warning"])
 
@@ -174,7 +175,8 @@ def _reading(
 def _on_chip(
     found: Estimate, chip: Chip, precision: str, config: TrainConfig
 ) -> dict[str, Any]:
-    from elmojax.training.estimate import fits, floor
+    from elmojax.training.fitting import fits
+    from elmojax.training.floor import floor
 
     if config.precision == "auto":
         precision = "bf16"  # which is what it means there
@@ -206,12 +208,12 @@ def _text(reading: Reading) -> dict[str, Any]:
 
 def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None:
     """What to say where a step does not fit, and what would; None where it does."""
-    from elmojax.training.estimate import ROOM, fits, largest_rows, least_pieces
+    from elmojax.training.fitting import ROOM, fits, largest_rows, least_pieces
 
     small = [chip for chip in shown if not fits(found.memory, chip)]
     if not small:
         return None
-    total = _size(found.memory.total)
+    total = size_of(found.memory.total)
     if len(shown) > 1:
         names = ", ".join(chip.name for chip in small)
         which = "any chip of the table" if len(small) == len(shown) else names
@@ -222,8 +224,8 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
     (chip,) = shown
     room = ROOM * chip.memory
     said = (
-        f"A step takes {total} a device, and a {chip.title} has {_size(chip.memory)}, "
-        f"of which {ROOM:.0%} can be used: it will not fit."
+        f"A step takes {total} a device, and a {chip.title} has "
+        f"{size_of(chip.memory)}, of which {ROOM:.0%} can be used: it will not fit."
     )
     say(f"{said} Looking for what would.")
 
@@ -240,100 +242,3 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
     pieces = least_pieces(config, data, rows, room, memory)
     keep = f", or all {config.rows} with --accumulate {pieces}" if pieces else ""
     return f"{said} About --rows {rows} would{keep}."
-
-
-def _page(report: dict[str, Any]) -> str:
-    """The report for people."""
-    text, mesh, memory = report["text"], report["mesh"], report["memory_per_device"]
-    positions = report["rows"] * report["window"]
-    table = " x ".join(f"{size:,}" for size in report["table"])
-    count = {name: f"{n / 1e6:.1f} M" for name, n in report["parameters"].items()}
-    mega = {name: f"{n / 1e6:,.1f}" for name, n in report["flops_a_token"].items()}
-    kind, cutoffs = report["softmax"]["kind"], report["softmax"]["cutoffs"]
-    softmax = f"{kind}, cutoffs {', '.join(map(str, cutoffs))}" if cutoffs else kind
-    pieces = report["accumulate"]
-    split = f" in {pieces} pieces" if pieces > 1 else ""
-    lines = [
-        f"text           {text['source']}: {text['vocabulary']:,} words, "
-        f"{text['positions']:,} positions a pass",
-        f"a step         {report['rows']:,} rows x {report['window']} = {positions:,} "
-        f"positions{split}, about {report['words_a_step']:,.0f} distinct words",
-        f"mesh           data={mesh['data']} x model={mesh['model']}; a device's table "
-        f"of words is {table}",
-        f"softmax        {softmax}",
-        f"parameters     {count['total']}: encoder {count['encoder']}, LSTM "
-        f"{count['lstm']}, softmax {count['head']}",
-        f"FLOPs a token  {mega['total']} M: encoder {mega['encoder']}, LSTM "
-        f"{mega['lstm']}, softmax {mega['softmax']}",
-        f"steps          {report['steps']:,}",
-        "",
-        f"Memory a device, by the {report['precision']} program compiled for "
-        f"{report['compiled_for']}:",
-        *_memory_lines(memory),
-        "",
-        *_chip_lines(report),
-    ]
-    return "\n".join(lines)
-
-
-def _memory_lines(memory: dict[str, int]) -> list[str]:
-    names = ("parameters", "optimizer", "carry", "batch", "temporary", "total")
-    lines = [f"  {name:12} {_size(memory[name]):>10}" for name in names]
-    lines[4] += (
-        f"   (activations kept for the backward pass {_size(memory['activations'])}, "
-        f"gradients {_size(memory['gradients'])})"
-    )
-    return lines
-
-
-def _chip_lines(report: dict[str, Any]) -> list[str]:
-    """Floors as a table, and where they come from."""
-    head = ("chip", "memory", "used", "fits", "step", "tokens/s", "hours")
-    rows = [head]
-    for chip in report["chips"]:
-        for name, key in (("", "floor"), (", measured", "floor_at_measured_rates")):
-            if key not in chip:
-                continue
-            floor = chip[key]
-            rows.append(
-                (
-                    chip["title"] + name,
-                    _size(chip["memory"]),
-                    f"{chip['share']:.0%}",
-                    "yes" if chip["fits"] else "NO",
-                    f"{1000 * floor['step']:,.2f} ms",
-                    f"{floor['tokens_per_second']:,.0f}",
-                    f"{floor['hours']:,.2f}",
-                )
-            )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    precision = report["chips"][0]["precision"]
-    lines = [f"Least time (a floor, no forecast), {precision}, {_chips(report)}:"]
-    for row in rows:
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
-    if report["compiled_for"] == "cpu":
-        lines.append("Programs for other chips than a CPU take other temporary memory.")
-    if report["chip"] is not None:
-        lines.append(f"Rates: {report['chips'][0]['source']}")
-    if any(
-        c["title"].startswith("NVIDIA") and c["share"] > 0.7 for c in report["chips"]
-    ):
-        lines.append(
-            "JAX takes 75 % of a GPU's memory; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 "
-            "gives it more."
-        )
-    return lines
-
-
-def _chips(report: dict[str, Any]) -> str:
-    count = report["mesh"]["data"] * report["mesh"]["model"]
-    return "1 chip" if count == 1 else f"{count:,} chips"
-
-
-def _size(count: float) -> str:
-    """Bytes for people, in decimal units as chips are sold."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.4g} {unit}"
-    return f"{count / 1e3:.4g} kB"

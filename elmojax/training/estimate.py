@@ -9,7 +9,6 @@ alike, so the step may be compiled for fewer devices along `data` than the run h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +23,6 @@ from elmojax.model.dropout import row_keys
 from elmojax.model.lstm import LstmState
 from elmojax.text.batches import steps_of
 from elmojax.training import sparse
-from elmojax.training.chips import Chip
 from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 from elmojax.training.guard import Guard
 from elmojax.training.optim import make_optimizer
@@ -42,10 +40,6 @@ from elmojax.training.step import (
     init_state,
     loss,
 )
-
-ROOM = 0.9
-"""Share of a chip's memory that a step may take: the rest goes to the runtime, to
-batches sent ahead and to gaps between arrays."""
 
 
 @dataclass(frozen=True)
@@ -89,28 +83,6 @@ class Estimate:
     """Devices along `data`."""
     devices: int
     steps: int
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The least time of a run on a chip, were nothing lost anywhere.
-
-    A step computes its products at the chip's peak and then updates the parameters at
-    the bandwidth of its memory; gradients travel between chips meanwhile.
-    """
-
-    products: float
-    """Seconds a step."""
-    update: float
-    """Seconds a step: parameters and moments read and written, the gradient too."""
-    exchange: float
-    """Seconds a step: a ring all-reduce of the gradient along `data`."""
-    step: float
-    """Seconds a step."""
-    tokens_per_second: float
-    """Positions of running text, of all chips together."""
-    hours: float
-    """Of all steps."""
 
 
 def estimate(
@@ -159,86 +131,6 @@ def estimate(
         data * mesh.shape["model"],
         config.steps or epochs,
     )
-
-
-def floor(estimate: Estimate, chip: Chip, precision: str, peak: bool = True) -> Floor:
-    """The least time on one kind of chip.
-
-    Args:
-      precision: of products, `bf16` or `float32`.
-      peak: at the rates of the data sheet, else at those that were measured.
-    """
-    rate, bandwidth = chip.products(precision), chip.bandwidth
-    if not peak:
-        assert chip.measured is not None
-        rate, bandwidth = chip.measured
-    config, data = estimate.config, estimate.data
-    tokens = config.rows * config.window
-    products = estimate.flops.total * tokens / estimate.devices / rate
-    update = estimate.moved / bandwidth
-    exchange = 2 * (data - 1) / data * estimate.memory.gradients / chip.link
-    step = max(products + update, exchange)
-    hours = step * estimate.steps / 3600
-    return Floor(products, update, exchange, step, tokens / step, hours)
-
-
-def fits(memory: Memory, chip: Chip) -> bool:
-    """Whether a step has room on a chip."""
-    return memory.total <= ROOM * chip.memory
-
-
-def largest_rows(
-    config: TrainConfig,
-    data: int,
-    first: Memory,
-    room: float,
-    again: Callable[[TrainConfig], Memory],
-) -> int | None:
-    """About as many rows as fit, where those of `config` do not; None = not even few.
-
-    Memory grows in a line with the rows, nearly; what the line says is compiled.
-
-    Args:
-      first: memory with the rows of `config`.
-      room: bytes a device.
-      again: the memory of another configuration.
-    """
-    parts = data * config.accumulate
-    rows, used = config.rows, first.total
-    none, fixed = 0, first.parameters + first.optimizer + first.gradients
-    for _ in range(3):
-        slope = (used - fixed) / (rows - none)
-        fitting = none + 0.99 * (room - fixed) / slope
-        fewer = int(min(fitting, 0.9 * rows) // parts) * parts
-        if fewer < parts:
-            return None
-        if fewer >= 128 * parts:
-            fewer -= fewer % (16 * parts)
-        none, fixed = rows, used
-        rows, used = fewer, again(replace(config, rows=fewer)).total
-        if used <= room:
-            return rows
-    return None
-
-
-def least_pieces(
-    config: TrainConfig,
-    data: int,
-    rows: int,
-    room: float,
-    again: Callable[[TrainConfig], Memory],
-) -> int | None:
-    """The fewest pieces in which the rows of `config` fit, where `rows` at once do."""
-    each, tries = config.rows // data, 0
-    for pieces in range(config.accumulate + 1, each + 1):
-        if each % pieces or each // pieces > 0.9 * rows / data / config.accumulate:
-            continue
-        if again(replace(config, accumulate=pieces)).total <= room:
-            return pieces
-        tries += 1
-        if tries == 2:
-            break
-    return None
 
 
 @dataclass(frozen=True)
@@ -326,6 +218,7 @@ def _activations(plan: _Plan) -> int:
     That is what its part of the batch makes larger: it is looked at twice, the second
     time with twice the rows and words.
     """
+    assert plan.lm.mesh is not None
     one, two = (_kept(plan, times) for times in (1, 2))
     dim, shares = plan.config.model.lstm.dim, plan.lm.mesh.shape["model"]
     total = 0
