@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from commands import TINY, answer, done, refused
 
-import elmojax
+from elmojax.cli.common import parse
 from elmojax.cli.estimate import EstimateArguments
 from elmojax.cli.recipe import defaults, train_config
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
@@ -39,7 +39,7 @@ from elmojax.training.sharding import place
 from elmojax.training.start import start
 from elmojax.training.step import compile_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
 ORIGINAL = ElmoConfig.preset("original")
 ADAPTIVE = HeadConfig("adaptive", (4000, 40_000, 200_000))
@@ -122,18 +122,18 @@ def test_chips_go_by_the_names_that_people_use():
 # --- memory, against real runs -------------------------------------------------------
 
 
-def real(data, workdir, flags):
-    """State of a real run, and what the compiler says of its first step."""
+def real(data, workdir, flags, table):
+    """A real run, a batch with a table of this size, and what the compiler says."""
     argv = ["--data", str(data), "--workdir", str(workdir), *map(str, flags)]
     arguments = defaults(EstimateArguments, argv)
-    parsed = elmojax.cli.common.parse(
-        EstimateArguments, "estimate", argv, default=arguments
-    )
-    run = start(train_config(parsed), "test")
+    asked = parse(EstimateArguments, "estimate", argv, default=arguments)
+    run = start(train_config(asked), "test")
     config = run.record.train
-    batch = place(
-        run.lm.mesh, run.text.batch(0), "batch.", pieces=config.accumulate > 1
-    )
+    pieces = config.accumulate > 1
+    batches = (run.text.batch(step) for step in range(8))
+    size = (table[0] * run.lm.mesh.shape["data"], *table[1:])
+    batch = next(b for b in batches if b.words.shape[pieces:] == size)
+    batch = place(run.lm.mesh, batch, "batch.", pieces=pieces)
     guard = Guard(config.skip_nonfinite, config.spike_guard)
     step = compile_train_step(run.lm, run.optimizer, run.state, guard)
     found = step.lower(run.state, batch).compile().memory_analysis()
@@ -164,8 +164,8 @@ def on_first_device(tree):
 )
 def test_memory_is_that_of_a_real_run(data, tmp_path, flags):
     flags = (*TINY, "--rows", 64, *flags)
-    run, batch, found = real(data, tmp_path / "run", flags)
     report = answer("estimate", "--data", data, "--workdir", tmp_path / "none", *flags)
+    run, batch, found = real(data, tmp_path / "run", flags, report["table"])
     memory = report["memory_per_device"]
     assert memory["parameters"] == on_first_device(run.state.params)
     assert memory["optimizer"] == on_first_device(run.state.optimizer)

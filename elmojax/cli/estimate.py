@@ -67,14 +67,17 @@ def _report(
     from elmojax.training.chips import CHIPS, chip_of
     from elmojax.training.choices import check_rows, complete, completed, product_dtype
     from elmojax.training.estimate import estimate as estimated
+    from elmojax.training.record import checkpoint_steps
 
     config = train_config(asked)
     mesh, data = _mesh(config.mesh)
     check_rows(config, data)
     keep_compiled_programs()
+    fresh = not checkpoint_steps(config.workdir)
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
         config = replace(config, workdir=Path(temporary))
-        config, _ = begun(config, say)
+        if fresh:
+            config, _ = begun(config, say)
         reading = _reading(asked, config, typed)
         if reading.corpus is None:
             config = completed(config, reading.counts)
@@ -127,7 +130,7 @@ def _mesh(config: MeshConfig) -> tuple[Mesh, int]:
 
     wanted = min(max(config.data, 1), MOST_ALONG_DATA) * config.model
     fixed = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if wanted > max(1, jax.config.jax_num_cpu_devices) and not fixed:
+    if wanted > max(1, jax.config.values["jax_num_cpu_devices"]) and not fixed:
         try:
             jax.config.update("jax_num_cpu_devices", wanted)
         except RuntimeError:  # JAX has begun: there are as many as there are
