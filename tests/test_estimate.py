@@ -21,10 +21,11 @@ from elmojax.cli.estimate import EstimateArguments
 from elmojax.cli.recipe import defaults, train_config
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
 from elmojax.errors import InputError
-from elmojax.training import loop
+from elmojax.training import fitting, loop
 from elmojax.training import start as starting
 from elmojax.training.chips import CHIPS, chip_named, chip_of
 from elmojax.training.estimate import Estimate, Memory
+from elmojax.training.fitting import largest_rows, least_pieces
 from elmojax.training.floor import floor
 from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 from elmojax.training.guard import Guard
@@ -43,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
 ORIGINAL = ElmoConfig.preset("original")
 ADAPTIVE = HeadConfig("adaptive", (4000, 40_000, 200_000))
+WORDS = ("--encoder", "words")
 SAMPLED = ("--head.kind", "sampled", "--head.samples", 20)
 
 
@@ -157,8 +159,14 @@ def on_first_device(tree):
         (),
         ("--mesh.data", 2, "--mesh.model", 2, "--optimizer.name", "adamw"),
         (*SAMPLED, "--accumulate", 2),
-        ("--encoder", "words", "--head.kind", "full", "--optimizer.name", "adafactor"),
-        ("--head.cutoffs", 20, 80, "--precision", "bf16", "--mesh.data", 8),
+        pytest.param(
+            (*WORDS, "--head.kind", "full", "--optimizer.name", "adafactor"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("--head.cutoffs", 20, 80, "--precision", "bf16", "--mesh.data", 8),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["adaptive", "mesh", "sampled", "words", "bf16"],
 )
@@ -230,21 +238,48 @@ def test_the_original_model_is_estimated_in_little_memory(tmp_path):
 # --- what does not fit, and what is wrong --------------------------------------------
 
 
-def test_a_batch_that_does_not_fit_is_warned_of(tmp_path, monkeypatch):
+LARGE = (*TINY, "--mesh.data", 2, "--vocabulary", 1000, "--rows")
+
+
+@pytest.mark.slow
+def test_the_rows_that_a_warning_names_fit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = (*TINY, "--mesh.data", 2, "--vocabulary", 1000, "--rows", 4_000_000)
-    outcome = done("estimate", *flags, "--chip", "v5e")
-    warning = outcome.err.splitlines()[-1]
-    assert "will not fit" in warning and " NO " in outcome.out
+    warning = answer("estimate", *LARGE, 4_000_000, "--chip", "v5e")["warning"]
     (rows,) = re.findall(r"--rows (\d+)", warning)
-    rows = int(rows)
-    assert 0 < rows < 4_000_000 and rows % 2 == 0
-    flags = (*flags[:-1], rows)
-    report = answer("estimate", *flags, "--chip", "v5e")
+    assert 0 < int(rows) < 4_000_000 and int(rows) % 2 == 0
+    report = answer("estimate", *LARGE, rows, "--chip", "v5e")
     assert report["fits"] and report["warning"] is None
     assert 0.7 < report["chips"][0]["share"] <= 0.9
-    report = answer("estimate", *flags[:-1], 40_000_000)
+
+
+def test_a_batch_that_does_not_fit_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fitting, "largest_rows", lambda *_: 600)
+    monkeypatch.setattr(fitting, "least_pieces", lambda *_: 8)
+    outcome = done("estimate", *LARGE, 40_000_000, "--chip", "V5E")
+    warning = outcome.err.splitlines()[-1]
+    assert re.search(r"takes \S+ [GT]B a device, and a TPU v5e has 16 GB", warning)
+    assert "will not fit. About --rows 600 would, or all 40000000 with --acc" in warning
+    assert " NO " in outcome.out
+    report = answer("estimate", *LARGE, 40_000_000)
     assert not report["fits"] and "any chip of the table" in report["warning"]
+
+
+def test_rows_and_pieces_that_fit_are_found_on_a_line():
+    """Of 10 bytes a row and 1,000 for everything else, and more for each piece."""
+
+    def memory(config):
+        each = config.rows // 2 // config.accumulate
+        total = 1000 + 10 * each + (100 if config.accumulate > 1 else 0)
+        return Memory(100, 100, 0, 0, 0, 0, 50, total)
+
+    config = replace(TrainConfig.preset("mini"), rows=4096)
+    rows = largest_rows(config, 2, memory(config), 6000, memory)
+    assert 850 <= rows <= 1000 and rows % 2 == 0
+    assert memory(replace(config, rows=rows)).total <= 6000
+    assert least_pieces(config, 2, rows, 6000, memory) == 8
+    assert largest_rows(config, 2, memory(config), 900, memory) is None
+    assert least_pieces(config, 2, 2, 900, memory) is None
 
 
 def test_bad_input_is_one_sentence(data, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ give the rare words of a large vocabulary several times their share.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -32,7 +31,7 @@ KNEE = 10_000
 """Rank from which words fall off faster."""
 
 STEPS = 8
-"""First steps of a run whose batches are looked at; the commonest size counts."""
+"""First steps of a run whose batches are looked at; the largest one counts."""
 
 MOST = 1 << 21
 """Positions of a step above which its words are expected, not looked at."""
@@ -101,7 +100,7 @@ def step_sizes(
 ) -> StepSizes:
     """The batch of a step on `data` devices along `data`.
 
-    The commonest of the first steps where there is a text, else what is expected. All
+    The largest of the first steps where there is a text, else what is expected. All
     devices of the run read `rows`, which can be more than `config.rows`. Raises
     `InputError` where a sampled softmax draws more words than there are.
     """
@@ -115,11 +114,9 @@ def step_sizes(
     sizes = (config.rows, config.window, config.seed, samples, config.accumulate)
     text = TrainingText(corpus, words, *sizes)
     found = [_sizes_of(text.batch(step)) for step in range(STEPS)]
-    shapes = Counter(sizes.batch.words.shape for sizes in found)
-    common = max(shapes, key=lambda shape: (shapes[shape], shape))
-    one = next(sizes for sizes in found if sizes.batch.words.shape == common)
+    largest = max(found, key=lambda sizes: math.prod(sizes.batch.words.shape))
     mean = float(np.mean([sizes.words for sizes in found]))
-    return replace(one, words=mean)
+    return replace(largest, words=mean)
 
 
 def _sizes_of(batch: Batch) -> StepSizes:
