@@ -817,6 +817,9 @@ FLAGS = {
     "--model.lstm.dim --init-from --freeze-steps --tensorboard --json --patience "
     "--accumulate --skip-nonfinite --spike-guard --distributed --coordinator "
     "--process-id --process-count --profile",
+    "estimate": "--preset --config --data --workdir --rows --window --mesh.data "
+    "--mesh.model --precision --accumulate --head.kind --steps --epochs --chip "
+    "--vocabulary --tokens --json",
     "runs": "DIR --json",
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "

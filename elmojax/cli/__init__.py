@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import elmojax
 from elmojax.cli.common import say
 from elmojax.cli.embed import embed
+from elmojax.cli.estimate import estimate
 from elmojax.cli.evaluate import evaluate
 from elmojax.cli.export import export
 from elmojax.cli.models import convert, verify
@@ -28,6 +29,7 @@ from elmojax.errors import AGAIN, InputError, TryAgain
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
     "pretrain": pretrain,
+    "estimate": estimate,
     "runs": runs,
     "evaluate": evaluate,
     "score": score,

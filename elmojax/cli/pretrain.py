@@ -8,8 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tqdm import tqdm
@@ -17,12 +16,12 @@ from tqdm import tqdm
 import elmojax
 from elmojax.cli.common import (
     Json,
-    arg,
     keep_compiled_programs,
     parse,
     print_json,
     say,
 )
+from elmojax.cli.recipe import RecipeArguments, begun, defaults, train_config
 from elmojax.config import CharCnnConfig, TrainConfig
 from elmojax.errors import InputError
 
@@ -31,15 +30,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PretrainArguments(TrainConfig):
+class PretrainArguments(RecipeArguments):
     """Trains a biLM, or goes on with the run in --workdir as it was started."""
 
-    start_from: Annotated[
-        Literal["mini", "small", "medium", "original"], arg(name="preset")
-    ] = "mini"
-    """Model size and recipe to start from."""
-    config: Path | None = None
-    """Python file with `config() -> TrainConfig` to start from."""
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Be one of several processes, which see the same directories; Slurm, GKE, Cloud
     TPU and Open MPI are recognised."""
@@ -63,7 +56,9 @@ def pretrain(argv: list[str]) -> None:
     from elmojax.training.signals import Stop
 
     keep_freed_memory()
-    asked = parse(PretrainArguments, "pretrain", argv, default=_defaults(argv))
+    asked = parse(
+        PretrainArguments, "pretrain", argv, default=defaults(PretrainArguments, argv)
+    )
     explicit = (asked.coordinator, asked.process_id, asked.process_count)
     if asked.distributed:
         processes.join(*explicit)
@@ -87,14 +82,12 @@ def pretrain(argv: list[str]) -> None:
 
 def _train(asked: PretrainArguments, stop: Stop) -> tuple[Any, TrainConfig]:
     """The run that is asked for, told to people by the first process."""
-    from elmojax.initialization import with_model, with_word_vectors
     from elmojax.training import loop
     from elmojax.training.metrics import Profile, TensorBoard
     from elmojax.training.processes import is_first
     from elmojax.training.record import checkpoint_steps
 
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    config = TrainConfig(**{name: getattr(asked, name) for name in names})
+    config = train_config(asked)
     trackers: list[Any] = [Progress()]
     if asked.tensorboard:
         trackers.append(TensorBoard(config.workdir / "tensorboard"))
@@ -105,50 +98,9 @@ def _train(asked: PretrainArguments, stop: Stop) -> tuple[Any, TrainConfig]:
     if not checkpoint_steps(config.workdir):
         if (config.workdir / "config.json").exists():
             remark(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
-        if config.word_vectors is not None:
-            config, initialize, found = with_word_vectors(config)
-            remark(f"{found:,} words of the vocabulary have a vector.")
-        if config.init_from is not None:
-            config, initialize, kept = with_model(config)
-            softmax = "with its softmax" if kept else "with a new softmax"
-            remark(f"The weights are those of {config.init_from}, {softmax}.")
+        config, initialize = begun(config, remark)
     result = loop.pretrain(config, trackers, elmojax.__version__, initialize, stop)
     return result, config
-
-
-def _defaults(argv: list[str]) -> PretrainArguments:
-    """What flags fall back to: the run that is there, else --config, else --preset."""
-    from elmojax.initialization import read_config
-    from elmojax.training.record import read_record
-
-    given = _given(argv, "--preset", "--config", "--workdir", "--steps", "--epochs")
-    for one, other in (("--preset", "--config"), ("--steps", "--epochs")):
-        if one in given and other in given:
-            raise InputError(f"Give {one} or {other}, not both.")
-    chosen: dict[str, Any] = {}
-    if "--config" in given:
-        chosen["config"] = Path(given["--config"])
-        base = read_config(chosen["config"])
-    else:
-        chosen["start_from"] = given.get("--preset", "mini")
-        base = TrainConfig.preset(chosen["start_from"])
-        run = Path(given.get("--workdir", base.workdir))
-        if "--preset" not in given and (run / "config.json").exists():
-            base = dataclasses.replace(read_record(run).train, workdir=run)
-    if "--epochs" in given:
-        base = dataclasses.replace(base, steps=None)
-    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
-    return PretrainArguments(**values, **chosen)
-
-
-def _given(argv: list[str], *names: str) -> dict[str, str]:
-    """The values of some flags, which others fall back on: read before the rest."""
-    given = {}
-    for word, after in zip(argv, [*argv, ""][1:], strict=True):
-        name, equals, value = word.partition("=")
-        if name in names:
-            given[name] = value if equals else after
-    return given
 
 
 class Progress:

@@ -118,7 +118,7 @@ class TrainingText:
 
     def steps(self, epochs: float) -> int:
         """Steps in which every row has read `epochs` times its piece."""
-        return max(1, round(-(-epochs * self.piece // self.window)))
+        return steps_of(self.positions, self.rows, self.window, epochs)
 
     def epoch(self, step: int) -> float:
         """Epochs read before `step`."""
@@ -160,6 +160,12 @@ class TrainingText:
         bits = np.random.Philox(key=[self.seed, epoch])
         sentences = len(self.corpus.offsets) - 1
         return _order(self.corpus, np.random.Generator(bits).permutation(sentences))
+
+
+def steps_of(positions: int, rows: int, window: int, epochs: float) -> int:
+    """Steps in which rows read so many positions `epochs` times."""
+    piece = -(-positions // rows)
+    return max(1, round(-(-epochs * piece // window)))
 
 
 class Places(NamedTuple):

@@ -6,6 +6,9 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
 from elmojax.errors import InputError
 from elmojax.text.prepared import Corpus
@@ -29,13 +32,34 @@ FIXED = (
 def complete(
     config: TrainConfig, corpus: Corpus, version: str, before: RunRecord | None
 ) -> RunRecord:
-    """The configuration with nothing left automatic."""
+    """The configuration with nothing left automatic, and what it belongs to."""
     vocabulary = corpus.vocabulary
+    counts = corpus.target_counts(vocabulary)
+    train = completed(config, counts, before)
+    if train.head.kind != "full" and not config.allow_unsorted_vocabulary:
+        vocabulary.check_sorted(counts)
+    return RunRecord(
+        train=train,
+        corpus=corpus.fingerprint,
+        vocabulary=len(vocabulary),
+        words=fingerprint(vocabulary),
+        elmojax=version,
+    )
+
+
+def completed(
+    config: TrainConfig, counts: np.ndarray, before: RunRecord | None = None
+) -> TrainConfig:
+    """The configuration with nothing left automatic.
+
+    Args:
+      counts: how often each word of the vocabulary is a target, by rank.
+    """
     model, head = config.model, config.head
     if config.encoder == "words" and isinstance(model.encoder, CharCnnConfig):
         encoder = before and before.train.model.encoder
         if not isinstance(encoder, WordTableConfig):  # else as wide as it was
-            encoder = WordTableConfig(len(vocabulary), model.lstm.projection)
+            encoder = WordTableConfig(len(counts), model.lstm.projection)
         model = replace(model, encoder=encoder)
     if head.kind != "adaptive" and head.cutoffs:
         raise InputError(
@@ -46,25 +70,36 @@ def complete(
             "Adafactor has no moments of single rows, which a sampled softmax needs; "
             "take --optimizer.name adagrad or adamw."
         )
-    counts = corpus.target_counts(vocabulary)
-    if head.kind != "full" and not config.allow_unsorted_vocabulary:
-        vocabulary.check_sorted(counts)
     if head.kind == "adaptive" and not head.cutoffs:
         dim = model.lstm.projection
         cutoffs = automatic_cutoffs(counts, dim, head.div_value)
         head = replace(head, cutoffs=cutoffs)
-    train = replace(config, model=model, head=head)
-    return RunRecord(
-        train=train,
-        corpus=corpus.fingerprint,
-        vocabulary=len(vocabulary),
-        words=fingerprint(vocabulary),
-        elmojax=version,
-    )
+    return replace(config, model=model, head=head)
+
+
+def product_dtype(config: TrainConfig, platform: str) -> Any:
+    """The dtype of matrix products on `cpu`, `gpu` or `tpu`."""
+    if config.precision == "auto":
+        return jnp.float32 if platform == "cpu" else jnp.bfloat16
+    return jnp.float32 if config.precision == "float32" else jnp.bfloat16
 
 
 def check_use(config: TrainConfig, data: int, heldout: Corpus | None) -> None:
     """Refuses settings that do not go together."""
+    check_rows(config, data)
+    if config.evaluate_every and heldout is None:
+        raise InputError(
+            "--evaluate-every needs --heldout DIRECTORY, a prepared corpus to "
+            "evaluate on."
+        )
+    if config.patience and not config.evaluate_every:
+        raise InputError(
+            "--patience counts evaluations; give --evaluate-every N, and --heldout."
+        )
+
+
+def check_rows(config: TrainConfig, data: int) -> None:
+    """Refuses rows that do not split evenly over devices and pieces."""
     if config.rows % data:
         raise InputError(
             f"--rows {config.rows} cannot be split evenly over {data} devices along "
@@ -76,15 +111,6 @@ def check_use(config: TrainConfig, data: int, heldout: Corpus | None) -> None:
             f"--rows {config.rows} cannot be split evenly into --accumulate "
             f"{config.accumulate} pieces on {data} devices along `data`; make it a "
             f"multiple of {parts}."
-        )
-    if config.evaluate_every and heldout is None:
-        raise InputError(
-            "--evaluate-every needs --heldout DIRECTORY, a prepared corpus to "
-            "evaluate on."
-        )
-    if config.patience and not config.evaluate_every:
-        raise InputError(
-            "--patience counts evaluations; give --evaluate-every N, and --heldout."
         )
 
 

@@ -19,6 +19,7 @@ from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metri
 from elmojax.training.optim import make_schedule
 from elmojax.training.prefetch import TableShapes, prefetched
 from elmojax.training.processes import is_first, joined, together
+from elmojax.training.room import room_for
 from elmojax.training.signals import Stop, Stopped
 from elmojax.training.start import Initialize, Run, start
 from elmojax.training.status import Status
@@ -98,7 +99,8 @@ def _run(loop: _Loop, directory: Path) -> None:
 
     say("training")
     try:
-        with together():
+        config = loop.run.record.train
+        with together(), room_for(config, lambda: f"at step {loop.step + 1}"):
             loop.train()
             loop.run.checkpoints.close()
     except BaseException as error:

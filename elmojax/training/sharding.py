@@ -48,12 +48,12 @@ OR_WHOLE = re.compile(r"head\.")
 the numbers of words are not ours to choose."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh with axes `data` and `model` over the first devices.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes `data` and `model` over the first devices; None = of all.
 
     Raises `InputError` when there are not enough devices.
     """
-    devices = jax.devices()
+    devices = list(jax.devices() if devices is None else devices)
     data = config.data or len(devices) // config.model
     wanted = max(data, 1) * config.model
     if jax.process_count() > 1 and wanted < len(devices):
@@ -100,14 +100,23 @@ def place(
         return jax.device_put(tree)
     shards = list(range(mesh.shape["data"]) if local is None else local)
 
+    places = _places(mesh, tree, prefix, pieces)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+    return jax.tree.map(partial(_place, shards), tree, places)
+
+
+def _places(mesh: Mesh, tree: Any, prefix: str, pieces: bool) -> Any:
     def sharding(path: tuple[Any, ...], _: Any) -> NamedSharding:
         spec = _spec(prefix + path_name(path))
         return NamedSharding(mesh, P(None, *spec) if pieces else spec)
 
-    places = jax.tree_util.tree_map_with_path(sharding, tree)
-    if jax.process_count() == 1:
-        return jax.device_put(tree, places)
-    return jax.tree.map(partial(_place, shards), tree, places)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_shardings(mesh: Mesh, batch: Any, pieces: bool) -> Any:
+    """The sharding of every array of a batch, which may be in pieces."""
+    return _places(mesh, batch, "batch.", pieces)
 
 
 def _place(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -31,13 +30,14 @@ from elmojax.text.sample import sample_corpora
 from elmojax.text.tables import Words
 from elmojax.training import record as records
 from elmojax.training.checkpoint import Checkpoints
-from elmojax.training.choices import check_same, check_use, complete
+from elmojax.training.choices import check_same, check_use, complete, product_dtype
 from elmojax.training.damage import DamagedCheckpoint
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
 from elmojax.training.optim import make_optimizer
 from elmojax.training.processes import in_turn, is_first, joined, wait_for_all
 from elmojax.training.record import RunRecord
+from elmojax.training.room import room_for
 from elmojax.training.sharding import local_shards, make_mesh, shardings
 from elmojax.training.step import LanguageModel, TrainState, init_state
 
@@ -91,9 +91,8 @@ def start(
     if before is not None:
         check_same(before, record)
     check_use(config, mesh.shape["data"], heldout)
-    lm = records.language_model(
-        record, dropout=config.dropout, dtype=_dtype(config), mesh=mesh
-    )
+    dtype = product_dtype(config, jax.default_backend())
+    lm = records.language_model(record, dropout=config.dropout, dtype=dtype, mesh=mesh)
     text = _text(config, corpus, mesh)
     steps = config.steps or text.steps(config.epochs)
     optimizer = make_optimizer(config.optimizer, steps, config.freeze_steps)
@@ -104,12 +103,13 @@ def start(
     try:
         if fresh:
             in_turn(partial(_create, config, record, corpus))
-        checkpoints, step, state, notes = _resume(config, shapes, places)
-        if state is None:
-            state = jax.jit(create, out_shardings=places)()
-            if initialize is not None:
-                params = _initialized(initialize, state.params, places.params)
-                state = state.replace(params=params)
+        with room_for(config, lambda: "while the state was made"):
+            checkpoints, step, state, notes = _resume(config, shapes, places)
+            if state is None:
+                state = jax.jit(create, out_shardings=places)()
+                if initialize is not None:
+                    params = _initialized(initialize, state.params, places.params)
+                    state = state.replace(params=params)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -237,13 +237,6 @@ def open_corpora(
     if before is not None and before.corpus != train.fingerprint:
         raise other
     return train, heldout
-
-
-def _dtype(config: TrainConfig) -> Any:
-    if config.precision == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        return jnp.float32 if on_cpu else jnp.bfloat16
-    return jnp.float32 if config.precision == "float32" else jnp.bfloat16
 
 
 def _load(

@@ -31,12 +31,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig, OptimizerConfig
+from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Words
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.flops import lstm_flops, word_flops
 from elmojax.training.optim import make_optimizer
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
@@ -72,20 +73,6 @@ def matmul_rate(dtype: Any) -> float:
         jax.block_until_ready(product(a, a))
         rates.append(2 * n**3 / (time.perf_counter() - begin))
     return max(rates)
-
-
-def flops_a_token(config: ElmoConfig, unique: float, columns: int) -> float:
-    """Products of LSTM and encoder for one position, forward and backward pass."""
-    lstm = config.lstm
-    cell = (2 * lstm.projection * 4 + lstm.projection) * lstm.dim
-    recurrent = 2 * cell * 2 * lstm.layers
-    encoder = config.encoder
-    assert isinstance(encoder, CharCnnConfig)
-    width = encoder.filter_count
-    windows = sum(w * n * (columns - w + 1) for w, n in encoder.filters)
-    word = 2 * (windows * encoder.embedding_dim + width * lstm.projection)
-    word += 2 * encoder.highway_layers * 2 * width**2
-    return 3 * (recurrent + unique * word)
 
 
 def measure(run: Callable[[int], Any], rounds: int, steps: int) -> dict[str, float]:
@@ -182,7 +169,10 @@ def main() -> None:
         text = TrainingText(corpus, words, count, args.window, 0)
         batch = text.batch(0)
         unique = len(np.unique(batch.inputs)) / (count * args.window)
-        flops = flops_a_token(config, unique, batch.words.shape[1])
+        # Of LSTM and encoder; what a softmax costs depends on its kind.
+        flops = lstm_flops(config.lstm) + unique * word_flops(
+            config, batch.words.shape[1]
+        )
         tokens = count * args.window
         row: dict[str, Any] = {"rows": count, "flops_a_token": flops}
         for kind in args.heads:

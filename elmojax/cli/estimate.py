@@ -1,0 +1,247 @@
+"""`elmojax estimate`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import elmojax
+from elmojax.cli.common import Json, keep_compiled_programs, parse, print_json, say
+from elmojax.cli.estimate_page import page, size_of
+from elmojax.cli.recipe import RecipeArguments, begun, defaults, given, train_config
+from elmojax.config import MeshConfig, TrainConfig
+from elmojax.errors import InputError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from elmojax.training.chips import Chip
+    from elmojax.training.estimate import Estimate, Memory
+    from elmojax.training.reading import Reading
+
+MOST_ALONG_DATA = 64
+"""Devices along `data` that a step is compiled for at most; more of them would have
+the same share each."""
+
+
+@dataclass(frozen=True)
+class EstimateArguments(RecipeArguments):
+    """Says what a run of `pretrain` with these flags would need; allocates nothing."""
+
+    chip: str | None = None
+    """h200, h100, a100, v5e, v5p or v6e; none = the one in this machine, else all."""
+    vocabulary: int | None = None
+    """Words of the vocabulary, for a text that is not at hand."""
+    tokens: int | None = None
+    """Positions of a pass over a text that is not at hand (words and sentences)."""
+    json: Json = False
+
+
+def estimate(argv: list[str]) -> None:
+    """memory, operations and least time of a run before it begins"""
+    from elmojax.training.chips import chip_named
+
+    asked = parse(
+        EstimateArguments, "estimate", argv, default=defaults(EstimateArguments, argv)
+    )
+    chip = None if asked.chip is None else chip_named(asked.chip)
+    typed = given(argv, "--data", "--preset")
+    report = _report(asked, chip, typed)
+    if asked.json:
+        print_json(report)
+        return
+    print(page(report))
+    if report["warning"]:
+        say(report["warning"])
+
+
+def _report(
+    asked: EstimateArguments, chip: Chip | None, typed: dict[str, str]
+) -> dict[str, Any]:
+    """Everything that is printed, as JSON has it."""
+    import jax.numpy as jnp
+
+    from elmojax.training.chips import CHIPS, chip_of
+    from elmojax.training.choices import check_rows, complete, completed, product_dtype
+    from elmojax.training.estimate import estimate as estimated
+    from elmojax.training.record import checkpoint_steps
+
+    config = train_config(asked)
+    mesh, data = _mesh(config.mesh)
+    check_rows(config, data)
+    keep_compiled_programs()
+    fresh = not checkpoint_steps(config.workdir)
+    with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
+        config = replace(config, workdir=Path(temporary))
+        if fresh:
+            config, _ = begun(config, say)
+        reading = _reading(asked, config, typed)
+        if reading.corpus is None:
+            config = completed(config, reading.counts)
+        else:
+            record = complete(config, reading.corpus, elmojax.__version__, None)
+            config = record.train
+        device = mesh.devices.flat[0]
+        platform = device.platform
+        chip = chip or chip_of(device.device_kind)
+        dtype = product_dtype(config, platform if chip is None else "chip")
+
+        def again(other: TrainConfig) -> Estimate:
+            return estimated(other, reading, mesh, data, dtype)
+
+        found = again(config)
+        shown = CHIPS if chip is None else (chip,)
+        warning = _warning(found, shown, again)
+    precision = "float32" if dtype == jnp.float32 else "bf16"
+    floors = [_on_chip(found, one, precision, config) for one in shown]
+    return {
+        "chip": None if chip is None else chip.name,
+        "fits": any(floor["fits"] for floor in floors),
+        "warning": warning,
+        "rows": config.rows,
+        "window": config.window,
+        "accumulate": config.accumulate,
+        "mesh": {"data": data, "model": config.mesh.model},
+        "precision": precision,
+        "compiled_for": platform,
+        "text": _text(reading),
+        "softmax": {"kind": config.head.kind, "cutoffs": list(config.head.cutoffs)},
+        "words_a_step": found.words,
+        "table": list(found.table),
+        "parameters": {**found.parameters, "total": sum(found.parameters.values())},
+        "memory_per_device": asdict(found.memory),
+        "flops_a_token": {**asdict(found.flops), "total": found.flops.total},
+        "steps": found.steps,
+        "chips": floors,
+    }
+
+
+def _mesh(config: MeshConfig) -> tuple[Mesh, int]:
+    """What the step is compiled for, and the devices of the run along `data`.
+
+    Where there are too few devices, those of a CPU stand in, as many as are wanted.
+    """
+    import jax
+
+    from elmojax.training.sharding import make_mesh
+
+    wanted = min(max(config.data, 1), MOST_ALONG_DATA) * config.model
+    fixed = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if wanted > max(1, jax.config.values["jax_num_cpu_devices"]) and not fixed:
+        try:
+            jax.config.update("jax_num_cpu_devices", wanted)
+        except RuntimeError:  # JAX has begun: there are as many as there are
+            pass
+    devices = jax.devices()
+    data = config.data or max(1, len(devices) // config.model)
+    along = min(data, MOST_ALONG_DATA)
+    if len(devices) < along * config.model:
+        devices = jax.devices("cpu")
+        along = min(along, max(1, len(devices) // config.model))
+    return make_mesh(MeshConfig(along, config.model), devices), data
+
+
+def _reading(
+    asked: EstimateArguments, config: TrainConfig, typed: dict[str, str]
+) -> Reading:
+    """The text of the run: the one that is there, or what is assumed."""
+    from elmojax.text.prepared import Corpus
+    from elmojax.text.sample import sample_corpora
+    from elmojax.training import reading
+
+    for name, least in (("vocabulary", 4), ("tokens", 1)):
+        value = getattr(asked, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}; it must be {least} or more.")
+    instead = asked.vocabulary is not None or asked.tokens is not None
+    if "--data" in typed and instead:
+        raise InputError(
+            "--vocabulary and --tokens stand for a text that is not at hand; leave "
+            "them out, or --data."
+        )
+    if config.data is not None and not instead:
+        if "--data" in typed or config.data.exists():
+            return reading.reading_of(Corpus.open(config.data), str(config.data))
+        say(f"{config.data} is not here; its size is assumed.")
+    size, positions = reading.BENCHMARK_WORDS, reading.BENCHMARK_POSITIONS
+    sample = typed.get("--preset", "mini") == "mini" and config.data is None
+    if sample and asked.vocabulary is None:
+        text = sample_corpora(config.workdir)[0]
+        found = reading.reading_of(text, "the sample text inside the package")
+        return replace(found, positions=asked.tokens or found.positions)
+    return reading.assumed(asked.vocabulary or size, asked.tokens or positions)
+
+
+def _on_chip(
+    found: Estimate, chip: Chip, precision: str, config: TrainConfig
+) -> dict[str, Any]:
+    from elmojax.training.fitting import fits
+    from elmojax.training.floor import floor
+
+    if config.precision == "auto":
+        precision = "bf16"  # which is what it means there
+    report = {
+        "chip": chip.name,
+        "title": chip.title,
+        "memory": chip.memory,
+        "share": found.memory.total / chip.memory,
+        "fits": fits(found.memory, chip),
+        "precision": precision,
+        "flops_per_second": chip.products(precision),
+        "bandwidth": chip.bandwidth,
+        "source": chip.source,
+        "floor": asdict(floor(found, chip, precision)),
+    }
+    if chip.measured is not None and precision == "bf16":
+        report["floor_at_measured_rates"] = asdict(floor(found, chip, precision, False))
+    return report
+
+
+def _text(reading: Reading) -> dict[str, Any]:
+    return {
+        "source": reading.source,
+        "assumed": reading.corpus is None,
+        "vocabulary": reading.vocabulary,
+        "positions": reading.positions,
+    }
+
+
+def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None:
+    """What to say where a step does not fit, and what would; None where it does."""
+    from elmojax.training.fitting import ROOM, fits, largest_rows, least_pieces
+
+    small = [chip for chip in shown if not fits(found.memory, chip)]
+    if not small:
+        return None
+    total = size_of(found.memory.total)
+    if len(shown) > 1:
+        names = ", ".join(chip.name for chip in small)
+        which = "any chip of the table" if len(small) == len(shown) else names
+        return (
+            f"A step takes {total} a device and will not fit on {which}; name one with "
+            "--chip to see how many --rows would."
+        )
+    (chip,) = shown
+    room = ROOM * chip.memory
+    said = (
+        f"A step takes {total} a device, and a {chip.title} has "
+        f"{size_of(chip.memory)}, of which {ROOM:.0%} can be used: it will not fit."
+    )
+    say(f"{said} Looking for what would.")
+
+    def memory(config: TrainConfig) -> Memory:
+        return again(config).memory
+
+    config, data = found.config, found.data
+    rows = largest_rows(config, data, found.memory, room, memory)
+    if rows is None:
+        return (
+            f"{said} Fewer --rows alone do not help; split the model over more chips "
+            "with --mesh.model, or take a smaller one."
+        )
+    pieces = least_pieces(config, data, rows, room, memory)
+    keep = f", or all {config.rows} with --accumulate {pieces}" if pieces else ""
+    return f"{said} About --rows {rows} would{keep}."
