@@ -14,7 +14,7 @@ from elmojax.errors import InputError
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard, all_finite
-from elmojax.training.memory import return_freed_memory
+from elmojax.training.memory import room_to_compile
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
 from elmojax.training.optim import make_schedule
 from elmojax.training.prefetch import TableShapes, prefetched
@@ -195,12 +195,10 @@ class _Loop:
             self.before = self._evaluate()
         for batch, asked in prefetched(run, self.step, self.stop):
             self.stop.hear(asked)
-            news = self._shapes.news(batch, self.step + 1)
-            if news:
+            if news := self._shapes.news(batch, self.step + 1):
                 self._note(news)
-            self.state, metrics = self._train_step(self.state, batch)
-            if news is not None:
-                return_freed_memory()
+            with room_to_compile(needed=news is not None):
+                self.state, metrics = self._train_step(self.state, batch)
             self._read_late()
             self.step += 1
             self._late = (self.step, metrics | self._shapes.numbers(batch))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 
 ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
@@ -31,3 +32,13 @@ def return_freed_memory() -> None:
     """Freed memory goes back to the system now: what a compiler or a save left."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def room_to_compile(needed: bool = True) -> Iterator[None]:
+    """Compiling takes hundreds of megabytes: not besides those of a step."""
+    if needed:
+        return_freed_memory()
+    yield
+    if needed:
+        return_freed_memory()

@@ -17,7 +17,7 @@ from protocol import Turns, read_task
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.config_json import from_json
-from elmojax.training.memory import keep_freed_memory, return_freed_memory
+from elmojax.training.memory import keep_freed_memory, room_to_compile
 from elmojax.training.prefetch import prefetched
 from elmojax.training.signals import Stop
 from elmojax.training.start import start
@@ -61,9 +61,9 @@ class Training:
         for number in range(self.number, self.number + count):
             batch = self.run.text.batch(number)
             if _shape(batch) not in self._programs:
-                program = self._step.lower(self.state, batch).compile()
+                with room_to_compile():
+                    program = self._step.lower(self.state, batch).compile()
                 self._programs[_shape(batch)] = program
-                return_freed_memory()
         found = len(self._programs) - known
         seconds = time.perf_counter() - begin if found else 0.0
         return {"compiled": found, "compile_seconds": seconds}
