@@ -125,7 +125,7 @@ class Variant:
 def variants(corpus: Corpus, args: Any) -> dict[str, Variant]:
     """Everything on, and each idea switched off; all start from the same numbers."""
     config = ElmoConfig.preset(args.preset)
-    counts = np.sort(np.asarray(corpus.counts, np.float64))[::-1]
+    counts = np.sort(corpus.target_counts(corpus.vocabulary).astype(np.float64))[::-1]
     cutoffs = automatic_cutoffs(counts, config.lstm.projection, 4.0)
     on_cpu = jax.default_backend() == "cpu"
     usual, other = (

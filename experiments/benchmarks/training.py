@@ -10,7 +10,7 @@ PyTorch's LSTM has no clips and no skip connection inside; where torch is not in
 that column is left out. Prints a table and writes JSON: tokens/s (median of the rounds,
 a token is one position trained in both directions), CPU-seconds a token, temporary
 memory, and the share of the matmul rate that was measured in the same run. `--heads
-adaptive full sampled` times other heads beside the first.
+adaptive full sampled` times other heads beside the first, `--parts` a step's parts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from parts import seconds_by_part
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText
@@ -89,7 +90,7 @@ def measure(run: Callable[[int], Any], rounds: int, steps: int) -> dict[str, flo
 
 def ours(
     text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
-) -> dict[str, float]:
+) -> dict[str, Any]:
     dtype = jnp.float32 if args.precision == "float32" else jnp.bfloat16
     text.samples = head.samples if head.kind == "sampled" else 0
     size = len(text.corpus.vocabulary)
@@ -97,6 +98,9 @@ def ours(
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     state = jax.jit(partial(init_state, lm, optimizer, text.rows, 0))()
     batches = [jax.device_put(text.batch(i)) for i in range(args.steps)]
+    parts = {}
+    if args.parts:
+        parts = seconds_by_part(lm, optimizer, state, batches[0], 3 * args.rounds)
     step: Any = compile_train_step(lm, optimizer, state)
     begin = time.perf_counter()
     compiled = step.lower(state, batches[0]).compile()
@@ -115,6 +119,7 @@ def ours(
         **result,
         "compile_seconds": seconds,
         "temporary_bytes": temporary,
+        "parts": parts,
         lm.loss_name: float(metrics[lm.loss_name]),
     }
 
@@ -152,6 +157,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--parts", action="store_true", help="also time by part")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     backend = jax.default_backend()
@@ -210,7 +216,10 @@ def describe(row: dict[str, Any]) -> str:
             line += f"{name} {row[name]['tokens_per_second']:12,.0f} tokens/s   "
     ours = row["elmojax"]
     line += f"{row['share_of_peak']:.0%} of the matmul rate, "
-    return line + f"{ours['temporary_bytes'] / 1e9:.2f} GB temporary"
+    line += f"{ours['temporary_bytes'] / 1e9:.2f} GB temporary"
+    for name, seconds in ours["parts"].items():
+        line += f"\n    {name:18} {seconds * 1e3:10.2f} ms"
+    return line
 
 
 if __name__ == "__main__":
