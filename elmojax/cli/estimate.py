@@ -230,7 +230,7 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
         f"A step takes {total} a device, and a {chip.title} has "
         f"{size_of(chip.memory)}, of which {ROOM:.0%} can be used: it will not fit."
     )
-    say(f"{said} Looking for what would.")
+    say("A step does not fit; looking for what would.")
 
     def memory(config: TrainConfig) -> Memory:
         return again(config).memory
