@@ -363,7 +363,7 @@ def test_out_of_memory_at_a_step_names_the_estimate(data, tmp_path, monkeypatch)
         outcome = run("pretrain", *flags, "--steps", 4)
     assert (outcome.status, outcome.out) == (2, "")
     said = outcome.err.splitlines()[-1]
-    assert "Memory ran out at step 3 with --rows 8;" in said and len(said) < 500
+    assert "Memory ran out by step 3 with --rows 8;" in said and len(said) < 500
     assert "give --accumulate 2 (" in said and said.endswith("in another --workdir.")
     assert saved == sorted(path.name for path in (directory / "checkpoints").iterdir())
     (command,) = re.findall("`(.*?)`", said)

@@ -100,7 +100,8 @@ def _run(loop: _Loop, directory: Path) -> None:
     say("training")
     try:
         config = loop.run.record.train
-        with together(), room_for(config, lambda: f"at step {loop.step + 1}"):
+        # Devices work ahead of what is read: it may have been the step before.
+        with together(), room_for(config, lambda: f"by step {loop.step + 1}"):
             loop.train()
             loop.run.checkpoints.close()
     except BaseException as error:
