@@ -14,6 +14,7 @@ from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
+from elmojax.model.varying import varying_as
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
 
 BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, PADDING = 257, 258, 259, 260, 261
@@ -97,7 +98,7 @@ def contextualize(
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     first = params.initial_state
     before = (first if state is None else state).for_batch(batch, first)
-    before = jax.tree.map(partial(_varying_as, inputs), before)
+    before = jax.tree.map(partial(varying_as, inputs), before)
     outputs, after = bilm.contextualize(
         BiLM(params.config),
         params.tree,
@@ -119,16 +120,6 @@ def contextualize(
         layers = layers[:, :, 1:-1]
     layers = jnp.where(mask[:, None, :, None], layers, 0.0)
     return Encoded(layers, mask, after)
-
-
-def _varying_as(other: Array, leaf: Array) -> Array:
-    """`leaf`, for `jax.shard_map` as different between devices as `other` is.
-
-    A loop needs it: what it carries must vary over the same mesh axes before and after.
-    """
-    axes, own = (jax.typeof(a).manual_axis_type.varying for a in (other, leaf))
-    missing = tuple(sorted(axes - own))
-    return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
 def embed(

@@ -47,7 +47,7 @@ class CharCnn(nn.Module):
         )
         lead, columns = ids.shape[:-1], ids.shape[-1]
         rows = jnp.maximum(ids - 1, 0).reshape(-1, columns)
-        x = self._pooled()(table, kernels, rows).reshape(*lead, -1)
+        x = self._pooled()(table, kernels, rows).reshape(*lead, config.filter_count)
         x = _add_bias(x, jnp.concatenate(biases))
         x = jax.nn.relu(x) if config.activation == "relu" else jnp.tanh(x)
         for number in range(config.highway_layers):

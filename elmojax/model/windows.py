@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from elmojax.model.precision import contract
+from elmojax.model.varying import varying_as
 
 CPU_BLOCK = 64
 """Words at a time on a CPU: 1,024 words of the mini preset took 12 ms instead of 40."""
@@ -27,7 +28,6 @@ Kernels: TypeAlias = tuple[Array, ...]
 Saved: TypeAlias = tuple[Array, Kernels, Array, Array]
 
 
-@jax.custom_vjp
 def pooled_responses(table: Array, kernels: Kernels, ids: Array) -> Array:
     """The largest response of every filter in each word.
 
@@ -41,6 +41,13 @@ def pooled_responses(table: Array, kernels: Kernels, ids: Array) -> Array:
       float32 [words, filters of all widths, in the order of `kernels`]. The gradient
       goes to the first of equal maxima.
     """
+    for other in (ids, table, *kernels):
+        table = varying_as(other, table)
+    return _pooled(table, tuple(varying_as(table, kernel) for kernel in kernels), ids)
+
+
+@jax.custom_vjp
+def _pooled(table: Array, kernels: Kernels, ids: Array) -> Array:
     return _in_blocks(table, kernels, ids)[0]
 
 
@@ -56,7 +63,7 @@ def _backward(saved: Saved, d_best: Array) -> tuple[Array, Kernels, None]:
     return d_table, d_kernels, None
 
 
-pooled_responses.defvjp(_forward, _backward)
+_pooled.defvjp(_forward, _backward)
 
 
 def _in_blocks(table: Array, kernels: Kernels, ids: Array) -> tuple[Array, Array]:
@@ -87,7 +94,8 @@ def _whole(table: Array, kernels: Kernels, ids: Array) -> tuple[Array, Array]:
         responses = _responses(table, kernel, ids)
         most = responses.max(axis=-2)
         equal = responses == most[..., None, :]
-        numbers = jnp.where(equal, _numbers(responses), responses.shape[-2])
+        number = lax.broadcasted_iota(jnp.int32, responses.shape, responses.ndim - 2)
+        numbers = jnp.where(equal, number, responses.shape[-2])
         best.append(most)
         where.append(numbers.min(axis=-2))
     return jnp.concatenate(best, -1), jnp.concatenate(where, -1)
@@ -96,17 +104,15 @@ def _whole(table: Array, kernels: Kernels, ids: Array) -> tuple[Array, Array]:
 def _responses(table: Array, kernel: Array, ids: Array) -> Array:
     """[..., columns] -> [..., windows, filters], as one product over all windows."""
     width, _, filters = kernel.shape
-    windows = ids.shape[-1] - width + 1
-    characters = table[ids]
-    shifted = [characters[..., k : k + windows, :] for k in range(width)]
     flat = kernel.reshape(-1, filters)
-    read = jnp.concatenate(shifted, axis=-1)
-    return contract("...wk,kf->...wf", read, flat, kernel.dtype)
+    return contract("...wk,kf->...wf", _read(table, ids, width), flat, kernel.dtype)
 
 
-def _numbers(responses: Array) -> Array:
-    """The number of its window at each response."""
-    return lax.broadcasted_iota(jnp.int32, responses.shape, responses.ndim - 2)
+def _read(table: Array, ids: Array, width: int) -> Array:
+    """The characters of each window side by side: [..., windows, width * dim]."""
+    windows, characters = ids.shape[-1] - width + 1, table[ids]
+    shifted = [characters[..., k : k + windows, :] for k in range(width)]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def _split(kernels: Kernels, where: Array, d_best: Array) -> zip[tuple[Array, ...]]:
@@ -146,11 +152,18 @@ def _by_window(
     table: Array, kernels: Kernels, ids: Array, where: Array, d_best: Array
 ) -> tuple[Array, Kernels]:
     """The gradient by products over all windows, 0 where a response is not the best."""
-    d_table, d_kernels = jnp.zeros(table.shape, jnp.float32), []
+    d_characters, d_kernels = jnp.zeros((*ids.shape, table.shape[1]), jnp.float32), []
     for kernel, first, d_filters in _split(kernels, where, d_best):
-        responses, pull = jax.vjp(lambda t, k: _responses(t, k, ids), table, kernel)
-        here = _numbers(responses) == first[..., None, :]
-        d_own, d_kernel = pull(jnp.where(here, d_filters[..., None, :], 0.0))
-        d_table += d_own.astype(jnp.float32)
-        d_kernels.append(d_kernel)
+        (width, _, filters), dtype = kernel.shape, kernel.dtype
+        read, flat = _read(table, ids, width), kernel.reshape(-1, filters)
+        windows = read.shape[1]
+        number = lax.broadcasted_iota(jnp.int32, (len(ids), windows, filters), 1)
+        here = number == first[:, None]
+        d_responses = jnp.where(here, d_filters[:, None], 0.0)
+        d_kernel = contract("nwk,nwf->kf", read, d_responses, dtype)
+        d_kernels.append(d_kernel.reshape(kernel.shape).astype(dtype))
+        d_read = contract("nwf,kf->nwk", d_responses, flat, dtype)
+        for k, d_shifted in enumerate(jnp.split(d_read, width, axis=-1)):
+            d_characters = d_characters.at[:, k : k + windows].add(d_shifted)
+    d_table = jnp.zeros(table.shape, jnp.float32).at[ids].add(d_characters)
     return d_table.astype(table.dtype), tuple(d_kernels)

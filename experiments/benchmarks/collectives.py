@@ -115,7 +115,12 @@ def _bytes(dtype: str, shape: str) -> int:
 
 
 def _group(line: str, devices: int) -> int:
-    """Devices in a group: lists, or [groups,devices]<=[...]."""
+    """Devices in a group: lists, [groups,devices]<=[...], or axes of a named mesh."""
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if named is not None:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        axes = re.findall(r"'(\w+)'", named[2])
+        return math.prod(int(sizes[axis]) for axis in axes)
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed is not None:
         return len(listed[1].split(","))
