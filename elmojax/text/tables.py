@@ -78,9 +78,7 @@ class Words:
             needed = max(int(self._columns[distinct].max()) for distinct, _ in pairs)
         most, needed = sizes(most, needed)
         most = max(most, least)
-        size: tuple[int, ...] = (
-            most if self.every else padded_size(most, SMALLEST, STEPS),
-        )
+        size: tuple[int, ...] = (most if self.every else table_rows(most),)
         if self._ids.ndim == 2:
             larger = (c for c in self._buckets if c >= needed)
             size = (*size, next(larger, self._buckets[-1]))
@@ -110,6 +108,11 @@ def _distinct(types: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 def _every(types: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """All types as they come, and each one's place."""
     return types.ravel(), np.arange(types.size, dtype=np.int32).reshape(types.shape)
+
+
+def table_rows(words: int) -> int:
+    """Rows of the table of so many distinct words."""
+    return padded_size(words, SMALLEST, STEPS)
 
 
 def padded_size(count: int, least: int, steps: int = 2) -> int:

@@ -9,6 +9,7 @@ give the rare words of a large vocabulary several times their share.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -21,7 +22,7 @@ from elmojax.text.batches import Batch, TrainingText
 from elmojax.text.negatives import SMALLEST as SMALLEST_TAKEN
 from elmojax.text.negatives import Negatives, check_samples, log_uniform
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import COLUMNS, SMALLEST, Words, padded_size
+from elmojax.text.tables import COLUMNS, Words, table_rows
 
 BENCHMARK_WORDS = 793_471
 BENCHMARK_POSITIONS = 768_648_884
@@ -109,14 +110,22 @@ def step_sizes(
     corpus = reading.corpus
     if corpus is None or config.rows * config.window > MOST:
         return _expected(reading, config, data, rows)
-    words = Words(corpus, corpus.vocabulary, config.model, data)
-    samples = config.head.samples if config.head.kind == "sampled" else 0
-    sizes = (config.rows, config.window, config.seed, samples, config.accumulate)
-    text = TrainingText(corpus, words, *sizes)
+    text = training_text(config, corpus, data)
     found = [_sizes_of(text.batch(step)) for step in range(STEPS)]
     largest = max(found, key=lambda sizes: math.prod(sizes.batch.words.shape))
     mean = float(np.mean([sizes.words for sizes in found]))
     return replace(largest, words=mean)
+
+
+def training_text(
+    config: TrainConfig, corpus: Corpus, data: int, local: Sequence[int] | None = None
+) -> TrainingText:
+    """The rows of a run on `data` devices along `data`; `local`: of these shards."""
+    every = not config.unique_words
+    words = Words(corpus, corpus.vocabulary, config.model, data, every)
+    samples = config.head.samples if config.head.kind == "sampled" else 0
+    sizes = (config.rows, config.window, config.seed, samples, config.accumulate)
+    return TrainingText(corpus, words, *sizes, local)
 
 
 def _sizes_of(batch: Batch) -> StepSizes:
@@ -138,8 +147,12 @@ def _expected(
     rows, window, pieces = config.rows, config.window, config.accumulate
     tables = data * pieces
     distinct = expected_distinct(reading.types, rows * window / tables)
+    height = table_rows(math.ceil(distinct))
+    if not config.unique_words:  # every position of both directions
+        height = 2 * rows * window // tables
+        distinct = float(height)
     encoder, columns = config.model.encoder, 0
-    table: tuple[int, ...] = (data * padded_size(math.ceil(distinct), SMALLEST),)
+    table: tuple[int, ...] = (data * height,)
     if isinstance(encoder, CharCnnConfig):
         columns = min(COLUMNS[-1], encoder.max_characters)
         table = (*table, columns)

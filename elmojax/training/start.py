@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import TrainConfig
@@ -27,7 +27,6 @@ from elmojax.shapes import Params
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
 from elmojax.text.sample import sample_corpora
-from elmojax.text.tables import Words
 from elmojax.training import record as records
 from elmojax.training.checkpoint import Checkpoints
 from elmojax.training.choices import check_same, check_use, complete, product_dtype
@@ -36,6 +35,7 @@ from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
 from elmojax.training.optim import make_optimizer
 from elmojax.training.processes import in_turn, is_first, joined, wait_for_all
+from elmojax.training.reading import training_text
 from elmojax.training.record import RunRecord
 from elmojax.training.room import room_for
 from elmojax.training.sharding import local_shards, make_mesh, shardings
@@ -93,7 +93,7 @@ def start(
     check_use(config, mesh.shape["data"], heldout)
     dtype = product_dtype(config, jax.default_backend())
     lm = records.language_model(record, dropout=config.dropout, dtype=dtype, mesh=mesh)
-    text = _text(config, corpus, mesh)
+    text = training_text(config, corpus, mesh.shape["data"], local_shards(mesh))
     steps = config.steps or text.steps(config.epochs)
     optimizer = make_optimizer(config.optimizer, steps, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
@@ -126,28 +126,6 @@ def start(
         None if heldout is None else Evaluator(lm, heldout, corpus.vocabulary),
         notes,
         lock,
-    )
-
-
-def _text(config: TrainConfig, corpus: Corpus, mesh: Mesh) -> TrainingText:
-    """The rows of a run that this process reads."""
-    words = Words(
-        corpus,
-        corpus.vocabulary,
-        config.model,
-        mesh.shape["data"],
-        every=not config.unique_words,
-    )
-    samples = config.head.samples if config.head.kind == "sampled" else 0
-    return TrainingText(
-        corpus,
-        words,
-        config.rows,
-        config.window,
-        config.seed,
-        samples,
-        config.accumulate,
-        local_shards(mesh),
     )
 
 
