@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import TINY, answer, done, refused, run
@@ -316,6 +317,19 @@ def test_bad_input_is_one_sentence(data, tmp_path, monkeypatch):
         refused("estimate", *TINY, *shlex.split(flags), says=says)
 
 
+@pytest.mark.parametrize("text", [(), ("--data",)])
+def test_a_table_of_every_position_is_larger(data, text):
+    flags = (*TINY, "--rows", 16, "--window", 20, *text, *([data] if text else []))
+    every = answer("estimate", *flags, "--no-unique-words")
+    few = answer("estimate", *flags)
+    assert every["table"][0] == 2 * 16 * 20 > few["table"][0]
+    assert _temporary(every) > _temporary(few)
+
+
+def _temporary(report):
+    return report["memory_per_device"]["temporary"]
+
+
 def test_more_devices_than_there_are_have_the_share_of_those_that_are_there(data):
     flags = (*TINY, "--data", data, "--mesh.data")
     few = answer("estimate", *flags, 8, "--rows", 64)
@@ -371,6 +385,33 @@ def test_out_of_memory_at_a_step_names_the_estimate(data, tmp_path, monkeypatch)
     report = answer(*rest)
     assert program == "elmojax" and rest[0] == "estimate"
     assert report["rows"] == 8 and report["parameters"]["lstm"] < 10_000
+
+
+def test_a_cpu_is_given_a_step_when_the_one_before_is_finished(
+    data, tmp_path, monkeypatch
+):
+    ready = []
+
+    def slowly(*arguments):
+        step = real(*arguments)
+
+        def handed(state, batch):
+            ready.extend(leaf.is_ready() for leaf in jax.tree.leaves(state))
+            state, metrics = step(state, batch)
+            return replace(state, key=later(state.key)), metrics
+
+        return handed
+
+    @jax.jit
+    def later(key):
+        heavy = jnp.ones((800, 800)) * key[0].astype(jnp.float32)
+        heavy = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), heavy)
+        return jnp.where(jnp.isnan(heavy.sum()), key + 1, key)
+
+    real = loop.compile_train_step
+    monkeypatch.setattr(loop, "compile_train_step", slowly)
+    done("pretrain", "--data", data, "--workdir", tmp_path / "run", *TINY, "--steps", 4)
+    assert len(ready) > 4 and all(ready)
 
 
 def test_out_of_memory_while_the_state_is_made(data, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from elmojax.errors import InputError
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard, all_finite
-from elmojax.training.memory import room_to_compile
+from elmojax.training.memory import room_to_compile, wait_on_cpu
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
 from elmojax.training.optim import make_schedule
 from elmojax.training.prefetch import TableShapes, prefetched
@@ -198,6 +198,7 @@ class _Loop:
             self.stop.hear(asked)
             if news := self._shapes.news(batch, self.step + 1):
                 self._note(news)
+            wait_on_cpu(self.state)
             with room_to_compile(needed=news is not None):
                 self.state, metrics = self._train_step(self.state, batch)
             self._read_late()

@@ -7,9 +7,10 @@ Runs `elmojax.training.loop.pretrain` with a clock around what the main thread d
 step: waiting for the next batch, handing the step over, waiting for the numbers of the
 step before (the device is at work on the next one by then), and the rest. A step counts
 as handed over in time if the one before was not finished at that moment: then the
-device goes from one to the next without the host. `--profile` also takes the trace of
-`elmojax pretrain --profile` and reads the share of it in which the device worked.
-Prints one JSON object.
+device goes from one to the next without the host. A CPU is given a step when the one
+before is finished, and how long that is waited for is a part of its own. `--profile`
+also takes the trace of `elmojax pretrain --profile` and reads the share of it in which
+the device worked. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Clocks:
         self.batch: list[float] = []
         self.handing: list[float] = []
         self.numbers: list[float] = []
+        self.finish: list[float] = []
         self.begins: list[float] = []
         self.in_time: list[bool] = []
         self._last: Any = None
@@ -76,30 +78,33 @@ class Clocks:
 
         return make
 
-    def read_late(self, plain: Callable[[Any], None]) -> Callable[[Any], None]:
-        def read(which: Any) -> None:
+    @staticmethod
+    def timed(plain: Callable[[Any], None], into: list[float]) -> Callable[[Any], None]:
+        def call(which: Any) -> None:
             begin = time.perf_counter()
             plain(which)
-            self.numbers.append(time.perf_counter() - begin)
+            into.append(time.perf_counter() - begin)
 
-        return read
+        return call
 
     def report(self, skip: int) -> dict[str, Any]:
         ends = [*self.begins[1:], self.begins[-1]]
         total = [b - a for a, b in zip(self.begins, ends, strict=True)][skip:-1]
         parts = {
             "waiting for the batch": self.batch[skip:-1],
+            "step before, on a CPU": self.finish[skip:-1],
             "handing the step over": self.handing[skip:-1],
             "numbers of the step before": self.numbers[skip : len(self.batch) - 1],
         }
         known = {name: sum(each) / sum(total) for name, each in parts.items()}
-        in_time = self.in_time[skip:]
-        return {
+        report = {
             "steps": len(total),
             "seconds_a_step": statistics.median(total),
             "shares": {**known, "the rest": 1 - sum(known.values())},
-            "handed_over_in_time": sum(in_time) / len(in_time),
         }
+        if jax.default_backend() != "cpu":
+            report["handed_over_in_time"] = statistics.mean(self.in_time[skip:])
+        return report
 
 
 def busy_share(profile: Path) -> float | None:
@@ -159,7 +164,12 @@ def main() -> None:
                 loop, "compile_train_step", clocks.compiled(loop.compile_train_step)
             ),
             mock.patch.object(
-                loop._Loop, "_read_late", clocks.read_late(loop._Loop._read_late)
+                loop._Loop,
+                "_read_late",
+                clocks.timed(loop._Loop._read_late, clocks.numbers),
+            ),
+            mock.patch.object(
+                loop, "wait_on_cpu", clocks.timed(loop.wait_on_cpu, clocks.finish)
             ),
         ):
             loop.pretrain(config, trackers)

@@ -17,7 +17,7 @@ from protocol import Turns, read_task
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.config_json import from_json
-from elmojax.training.memory import keep_freed_memory, room_to_compile
+from elmojax.training.memory import keep_freed_memory, room_to_compile, wait_on_cpu
 from elmojax.training.prefetch import prefetched
 from elmojax.training.signals import Stop
 from elmojax.training.start import start
@@ -74,6 +74,7 @@ class Training:
         for _ in range(count):
             batch, _ = next(self._batches)
             program = self._programs[_shape(batch)]
+            wait_on_cpu(self.state)
             self.state, metrics = program(self.state, batch)
             if late is not None:
                 jax.tree.map(float, late)
