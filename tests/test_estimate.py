@@ -23,7 +23,7 @@ from elmojax.cli.recipe import defaults, train_config
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
 from elmojax.errors import InputError
 from elmojax.training import estimate as estimating
-from elmojax.training import fitting, loop
+from elmojax.training import fitting, loop, memory
 from elmojax.training import start as starting
 from elmojax.training.chips import CHIPS, chip_named, chip_of
 from elmojax.training.estimate import Estimate, Memory
@@ -31,6 +31,7 @@ from elmojax.training.fitting import largest_rows, least_pieces
 from elmojax.training.floor import floor
 from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 from elmojax.training.guard import Guard
+from elmojax.training.memory import StepMemory
 from elmojax.training.reading import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
@@ -412,6 +413,18 @@ def test_a_cpu_is_given_a_step_when_the_one_before_is_finished(
     monkeypatch.setattr(loop, "compile_train_step", slowly)
     done("pretrain", "--data", data, "--workdir", tmp_path / "run", *TINY, "--steps", 4)
     assert len(ready) > 4 and all(ready)
+
+
+def test_idle_memory_goes_back_where_it_has_grown(monkeypatch):
+    given = []
+    sizes = iter([100, 150, 158, 170, 151, 160])
+    monkeypatch.setattr(memory, "resident", lambda: next(sizes))
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: given.append(1))
+    steps, counts = StepMemory(), []
+    for compiles in (True, False, False, False, False, False):
+        with steps.of_step(jnp.zeros(1), compiles):
+            counts.append(len(given))
+    assert counts == [1, 2, 2, 3, 3, 3]  # compiled (before and after), then 170 of 150
 
 
 def test_out_of_memory_while_the_state_is_made(data, tmp_path, monkeypatch):

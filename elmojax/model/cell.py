@@ -37,7 +37,7 @@ class Backend(enum.Enum):
     REFERENCE = "reference"
     """`lax.scan` differentiated by JAX: short, and the truth for tests."""
     LEAN = "lean"
-    """Own gradient: gates overwritten in place, weight gradients after the loop."""
+    """Own gradient: little is kept for it, weight gradients after the loop."""
 
 
 class Options(NamedTuple):

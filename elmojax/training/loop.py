@@ -14,7 +14,7 @@ from elmojax.errors import InputError
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard, all_finite
-from elmojax.training.memory import room_to_compile, wait_on_cpu
+from elmojax.training.memory import StepMemory
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
 from elmojax.training.optim import make_schedule
 from elmojax.training.prefetch import TableShapes, prefetched
@@ -134,7 +134,7 @@ class _Loop:
         self._late: tuple[int, dict[str, Any]] | None = None
         self._rate = make_schedule(config.optimizer, run.steps)
         self._clock = Clock(config.rows * config.window)
-        self._shapes = TableShapes()
+        self._shapes, self._memory = TableShapes(), StepMemory()
         guard = Guard(config.skip_nonfinite, config.spike_guard)
         self._train_step = compile_train_step(run.lm, run.optimizer, run.state, guard)
 
@@ -198,8 +198,7 @@ class _Loop:
             self.stop.hear(asked)
             if news := self._shapes.news(batch, self.step + 1):
                 self._note(news)
-            wait_on_cpu(self.state)
-            with room_to_compile(needed=news is not None):
+            with self._memory.of_step(self.state, compiles=news is not None):
                 self.state, metrics = self._train_step(self.state, batch)
             self._read_late()
             self.step += 1

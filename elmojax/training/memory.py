@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ import jax
 ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
 NEVER = 2**31 - 1
+GROWN = 1.1
+"""Times as much memory as after the first steps; then what is idle is given back."""
 
 
 def keep_freed_memory() -> None:
@@ -37,25 +41,44 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@contextlib.contextmanager
-def room_to_compile(needed: bool = True) -> Iterator[None]:
-    """Compiling takes hundreds of megabytes: not besides those of a step."""
-    if needed:
-        return_freed_memory()
-    yield
-    if needed:
-        return_freed_memory()
+class StepMemory:
+    """The memory of the steps of a run, which a CPU takes from the C library.
 
-
-def wait_on_cpu(last: Any) -> None:
-    """Waits for the step before, on a CPU: its memory serves the next one.
-
-    There XLA takes the memory of a step when it is handed over, not when it begins, so
-    that two steps at once hold theirs twice; and a CPU has the next one within
-    a millisecond. Other devices queue their steps in one memory, and nothing waits.
-
-    Args:
-      last: arrays that the step before makes.
+    There XLA takes a step's memory when the step is handed over, not when it begins:
+    two steps at once would hold theirs twice, so a step waits for the one before, and
+    a CPU has it within a millisecond. Other devices queue steps in one memory of their
+    own, and nothing waits. Memory that lies idle goes back to the system where a step
+    does not find its place any more, because something small lies in it by now.
     """
-    if jax.default_backend() == "cpu":
-        jax.block_until_ready(last)
+
+    def __init__(self) -> None:
+        self._usual: int | None = None
+
+    @contextlib.contextmanager
+    def of_step(self, last: Any, compiles: bool = False) -> Iterator[None]:
+        """Around the call that hands a step over.
+
+        Args:
+          last: arrays that the step before makes.
+          compiles: whether the call compiles first, which takes hundreds of megabytes:
+            not besides those of a step.
+        """
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(last)
+        now = resident()
+        self._usual = self._usual or now
+        grown = now > GROWN * self._usual
+        if compiles or grown:
+            return_freed_memory()
+            self._usual = None
+        yield
+        if compiles:
+            return_freed_memory()
+
+
+def resident() -> int:
+    """Bytes of memory that this process has; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * resource.getpagesize()
+    return 0

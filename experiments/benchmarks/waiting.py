@@ -169,7 +169,9 @@ def main() -> None:
                 clocks.timed(loop._Loop._read_late, clocks.numbers),
             ),
             mock.patch.object(
-                loop, "wait_on_cpu", clocks.timed(loop.wait_on_cpu, clocks.finish)
+                jax,
+                "block_until_ready",
+                clocks.timed(jax.block_until_ready, clocks.finish),
             ),
         ):
             loop.pretrain(config, trackers)

@@ -17,7 +17,7 @@ from protocol import Turns, read_task
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.config_json import from_json
-from elmojax.training.memory import keep_freed_memory, room_to_compile, wait_on_cpu
+from elmojax.training.memory import StepMemory, keep_freed_memory
 from elmojax.training.prefetch import prefetched
 from elmojax.training.signals import Stop
 from elmojax.training.start import start
@@ -53,6 +53,7 @@ class Training:
         self.state, self.number = self.run.state, 0
         self._step = compile_train_step(self.run.lm, self.run.optimizer, self.state)
         self._programs: dict[Any, Any] = {}
+        self._memory = StepMemory()
         self._batches = prefetched(self.run, 0, Stop())
 
     def compile(self, count: int) -> dict[str, Any]:
@@ -61,7 +62,7 @@ class Training:
         for number in range(self.number, self.number + count):
             batch = self.run.text.batch(number)
             if _shape(batch) not in self._programs:
-                with room_to_compile():
+                with self._memory.of_step(self.state, compiles=True):
                     program = self._step.lower(self.state, batch).compile()
                 self._programs[_shape(batch)] = program
         found = len(self._programs) - known
@@ -74,8 +75,8 @@ class Training:
         for _ in range(count):
             batch, _ = next(self._batches)
             program = self._programs[_shape(batch)]
-            wait_on_cpu(self.state)
-            self.state, metrics = program(self.state, batch)
+            with self._memory.of_step(self.state):
+                self.state, metrics = program(self.state, batch)
             if late is not None:
                 jax.tree.map(float, late)
             late = metrics
