@@ -196,9 +196,10 @@ class _Loop:
             self.before = self._evaluate()
         for batch, asked in prefetched(run, self.step, self.stop):
             self.stop.hear(asked)
-            if news := self._shapes.news(batch, self.step + 1):
+            new = self._shapes.is_new(batch)
+            if new and (news := self._shapes.news(batch, self.step + 1)):
                 self._note(news)
-            with self._memory.of_step(self.state, compiles=news is not None):
+            with self._memory.of_step(self.state, compiles=new):
                 self.state, metrics = self._train_step(self.state, batch)
             self._read_late()
             self.step += 1

@@ -63,15 +63,17 @@ class TableShapes:
         rows = batch.words.shape[batch.weights.ndim - 2 :]
         return dict(zip(("table_words", "table_columns"), rows, strict=False))
 
-    def news(self, batch: Any, step: int) -> str | None:
-        """None if its shape is known; of a new one, after the first, a sentence."""
+    def is_new(self, batch: Any) -> bool:
+        """Whether no batch before had tables of this shape."""
         shape = batch.words.shape
         known = shape in self._seen
         self._seen.add(shape)
-        if known:
-            return None
+        return not known
+
+    def news(self, batch: Any, step: int) -> str | None:
+        """Of a new shape, after the first, a sentence."""
         if len(self._seen) == 1:
-            return ""
+            return None
         sizes = " x ".join(str(size) for size in self.numbers(batch).values())
         return (
             f"The words of step {step} take a table of another shape, {sizes}; its "
