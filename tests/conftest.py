@@ -91,16 +91,19 @@ def _subprocesses_import_this_checkout() -> None:
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """Half the time to compile, for tests of many small programs that run once.
+    """Half the time to compile, for tests of many small programs that run once, and
+    for the commands that they start.
 
     JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them like all others.
     """
     name = "jax_disable_most_optimizations"
-    ours = name.upper() not in os.environ
-    if ours:
+    if name.upper() in os.environ:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")
         jax.config.update(name, True)
-    yield
-    if ours:
+        yield
         jax.config.update(name, False)
 
 

@@ -54,7 +54,7 @@ class World(NamedTuple):
 
 
 pytestmark = [
-    pytest.mark.usefixtures("compile_once"),
+    pytest.mark.usefixtures("quick_compilation", "compile_once"),
     # What Orbax leaves behind when it fails to load a damaged checkpoint.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -726,6 +726,7 @@ def test_a_cut_checkpoint_is_refused_or_set_aside(world, copied, tmp_path, half,
         done(*command, *(["--overwrite"] if command[0] == "embed" else []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["deleted", "cut in half", "a bit flipped"])
 def test_no_damage_to_a_checkpoint_gives_other_numbers(world, tmp_path, damage):
     """Every file in turn: harmless, or named by who reads it and set aside by a run."""

@@ -21,7 +21,7 @@ from elmojax.training.checkpoint import Checkpoints, load_language_model
 from elmojax.training.metrics import read_metrics
 from elmojax.training.processes import HEARTBEAT
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
 SHAPE = [*LSTM, *CHARACTERS, "--rows", 8, "--window", 10, "--log-every", 1]
 PATIENCE = 240

@@ -318,7 +318,9 @@ def test_bad_input_is_one_sentence(data, tmp_path, monkeypatch):
         refused("estimate", *TINY, *shlex.split(flags), says=says)
 
 
-@pytest.mark.parametrize("text", [(), ("--data",)])
+@pytest.mark.parametrize(
+    "text", [pytest.param((), marks=pytest.mark.slow), ("--data",)]
+)
 def test_a_table_of_every_position_is_larger(data, text):
     flags = (*TINY, "--rows", 16, "--window", 20, *text, *([data] if text else []))
     every = answer("estimate", *flags, "--no-unique-words")

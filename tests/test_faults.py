@@ -106,7 +106,7 @@ def test_files_are_compared_byte_by_byte(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory) -> Harness:
+def harness(tmp_path_factory, quick_compilation) -> Harness:
     return Harness(tmp_path_factory.mktemp("faults"), random.Random(0), print)
 
 

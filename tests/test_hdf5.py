@@ -33,6 +33,8 @@ from elmojax.model.bilm import ElmoParams
 from elmojax.model.softmax import Softmax
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BOUND = 2e-6
 CELL = "RNN_{}/RNN/MultiRNNCell/Cell{}/LSTMCell"
 SENTENCES = [["The", "bank"], [], ["naïve", "x" * 70, "."]]

@@ -27,7 +27,7 @@ from elmojax.training.metrics import read_metrics
 from elmojax.training.signals import SIGNALS
 from elmojax.training.status import Status, describe
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
 SHAPE = [*LSTM, *CHARACTERS, "--rows", 8, "--window", 10, "--log-every", 1]
 

@@ -303,7 +303,7 @@ def tree_close(got, wanted, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
 
 
-@pytest.mark.parametrize("pieces", [2, 3])
+@pytest.mark.parametrize("pieces", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_batch_in_pieces_makes_the_same_step(params, optimizer, pieces):
     """With dropout: a row drops the same numbers whatever stands beside it."""
     lm = replace(LM, dropout=0.5)

@@ -28,7 +28,7 @@ from elmojax.training.metrics import read_metrics
 from elmojax.training.sharding import make_mesh, place, shardings
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
 ROWS, WINDOW = 8, 6
 LM = LanguageModel(
@@ -55,7 +55,15 @@ def loss_and_gradient(every: bool, shards: int, pieces: int):
     return batch, {k: float(v) for k, v in metrics.items()}, gradient
 
 
-@pytest.mark.parametrize(("shards", "pieces"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("shards", "pieces"),
+    [
+        (1, 1),
+        (2, 2),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_on_and_off_give_the_same_loss_and_gradients(shards, pieces):
     once, wanted, slopes = loss_and_gradient(False, shards, pieces)
     every, got, others = loss_and_gradient(True, shards, pieces)

@@ -1,6 +1,6 @@
 """What each idea saves: training steps with one of them switched off at a time.
 
-    python experiments/benchmarks/ablation.py --rows 64 --out ablation.json
+    python experiments/benchmarks/ablation.py --rows 64 --plot ablation.png
     python experiments/benchmarks/ablation.py --preset original --rows 8 --rounds 3
 
 In one process, by turns: each round runs the same --steps batches in every variant,
@@ -8,7 +8,7 @@ and a variant's ratio is its time over that of "everything on" in the same round
 Batches are made and sent while the step before runs, as in a real run; synthetic text
 by Zipf's law, or --data. Prints tokens/s (medians over the rounds; a token is one
 position, trained in both directions), ratios with their range, and temporary memory;
-writes JSON.
+writes JSON and bars.
 
 On a CPU everything on is float32, and the variant "bf16" is emulated there: it says
 nothing of accelerators, where everything on is bf16 and the variant is "float32".
@@ -17,8 +17,6 @@ nothing of accelerators, where everything on is bf16 and the variant is "float32
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -32,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from report import bars, write
 from training import zipf_corpus
 
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
@@ -204,6 +203,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="variants besides everything on")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     if args.data:
         corpus = Corpus.open(args.data)
@@ -213,15 +213,10 @@ def main() -> None:
     rows = measure(variants(corpus, args), args)
     for row in rows:
         print(describe(row))
-    report = {
-        "machine": f"{jax.devices()[0].device_kind}, {platform.platform()}",
-        "jax": jax.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "arguments": {k: str(v) for k, v in vars(args).items()},
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(args.out, args, rows=rows)
+    took = {row["variant"]: (row["times_as_long"], *row["range"]) for row in rows}
+    memory = {row["variant"]: [row["temporary_bytes"] / 1e6] * 3 for row in rows}
+    bars(args.plot, {"times as long": took, "temporary memory, MB": memory})
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ import argparse
 import ctypes
 import gc
 import json
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from report import write
 
 CONFIGURATIONS = {
     "mini (pretrain's default)": "",
@@ -119,13 +119,7 @@ def main() -> None:
             f"{mega['resident']:7.1f} ({row['to_resident']:+.1%})",
             flush=True,
         )
-    report = {
-        "machine": platform.platform(),
-        "date": time.strftime("%Y-%m-%d"),
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(args.out, args, rows=rows)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ the devices is not in it), in CPU-seconds of the one thread that runs it. Withou
 the text is synthetic with Zipf's law. A token is one position, trained in both
 directions and counted once. The shuffle of an epoch is timed apart, and spread over all
 positions of the epoch in "with shuffle". Parts are the shares of a second run with a
-clock in each. Prints a table and writes JSON.
+clock in each. Prints a table and writes JSON and bars.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import bars, write
 from training import zipf_corpus
 
 from elmojax.config import ElmoConfig
@@ -118,6 +117,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=400_000, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     if args.data:
         corpus = Corpus.open(args.data)
@@ -131,17 +131,10 @@ def main() -> None:
         text = TrainingText(corpus, words, count, args.window, 0, args.samples)
         rows.append(measure(text, args.tokens, args.rounds))
         print(describe(rows[-1]), flush=True)
-    report = {
-        "machine": platform.platform(),
-        "numpy": np.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "arguments": {k: str(v) for k, v in vars(args).items()},
-        "types": len(corpus.types),
-        "words": len(corpus.words),
-        "rows": rows,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(args.out, args, types=len(corpus.types), words=len(corpus.words), rows=rows)
+    keys = ("tokens_per_second", "tokens_per_second_with_shuffle", "tokens_per_second")
+    speed = {f"{row['rows']} rows": [row[key] / 1e6 for key in keys] for row in rows}
+    bars(args.plot, {"M tokens/s (left end: with shuffle)": speed})
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ tables, and writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import time
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ import jax
 import numpy as np
 from collectives import Collective, collectives
 from projection import CHIPS, describe_projection, draw, project
+from report import write
 from training import zipf_corpus
 
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
@@ -208,19 +207,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    report: dict[str, Any] = {
-        "machine": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "arguments": {k: str(v) for k, v in vars(args).items()},
-    }
+    report: dict[str, Any] = {}
     if args.only != "projection":
         report["equality"] = equality(args)
     if args.only != "equality":
         report["projection"] = projection(args)
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(args.out, args, **report)
     if args.plot:
         draw(report, args.plot)
 

@@ -18,10 +18,8 @@ that of the whole program. Prints a table and writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import time
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import write
 
 from elmojax.training.cutoffs import automatic_cutoffs
 
@@ -214,15 +213,7 @@ def main() -> None:
                 row = {"vocabulary": vocabulary, "positions": positions, "form": form}
                 results.append({**row, **(found or {"out_of_memory": True})})
                 print(describe(form, found, ours), flush=True)
-    report = {
-        "machine": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "date": time.strftime("%Y-%m-%d"),
-        "arguments": {k: str(v) for k, v in vars(args).items()},
-        "results": results,
-    }
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(args.out, args, results=results)
 
 
 if __name__ == "__main__":

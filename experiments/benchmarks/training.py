@@ -2,7 +2,8 @@
 
     python experiments/benchmarks/training.py --preset mini --rows 64 --vocabulary 30000
     python experiments/benchmarks/training.py --preset original \\
-        --rows 128 384 512 1024 --vocabulary 793471 --out training.json
+        --rows 128 384 512 1024 --vocabulary 793471 --out training.json \\
+        --plot training.png
 
 Text is synthetic with Zipf's law, so nothing is read from disk. Both programs take the
 same batches (unique words encoded once) and do forward, backward and an Adagrad update.
@@ -18,8 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from parts import seconds_by_part
+from report import Bar, bars, write
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText
@@ -96,8 +96,10 @@ def ours(
     size = len(text.corpus.vocabulary)
     lm = LanguageModel(config, size, head, 0.1, dtype)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
+    device = jax.devices()[0]  # named, or the second step is compiled once more
     state = jax.jit(partial(init_state, lm, optimizer, text.rows, 0))()
-    batches = [jax.device_put(text.batch(i)) for i in range(args.steps)]
+    state = jax.device_put(state, device)
+    batches = [jax.device_put(text.batch(i), device) for i in range(args.steps)]
     parts = {}
     if args.parts:
         parts = seconds_by_part(lm, optimizer, state, batches[0], 3 * args.rounds)
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--parts", action="store_true", help="also time by part")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path, help="needs matplotlib")
     args = parser.parse_args()
     backend = jax.default_backend()
     args.precision = args.precision or ("float32" if backend == "cpu" else "bf16")
@@ -195,18 +198,25 @@ def main() -> None:
                 row[name]["tokens_per_second"] = tokens / row[name]["seconds"]
         rows.append(row)
         print(describe(row), flush=True)
-    report = {
-        "machine": f"{jax.devices()[0].device_kind}, {platform.platform()}",
-        "jax": jax.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "arguments": {k: str(v) for k, v in vars(args).items()},
-        "cutoffs": cutoffs,
-        "matmul_flops_per_second": peak,
-        "config": dataclasses.asdict(config),
-        "rows": rows,
+    found = {"cutoffs": cutoffs, "matmul_flops_per_second": peak, "rows": rows}
+    write(args.out, args, **found, config=dataclasses.asdict(config))
+    bars(args.plot, panels(rows))
+
+
+def panels(rows: list[dict[str, Any]]) -> dict[str, dict[str, Bar]]:
+    """Tokens/s of each program, and milliseconds of each part of the last step."""
+    speed: dict[str, Bar] = {}
+    for row in rows:
+        for name in ("elmojax", "torch", "full", "sampled"):
+            if name in row:
+                value = row[name]["tokens_per_second"]
+                speed[f"{name}, {row['rows']} rows"] = (value, value, value)
+    parts = {
+        name: (1e3 * seconds, 1e3 * seconds, 1e3 * seconds)
+        for name, seconds in rows[-1]["elmojax"]["parts"].items()
     }
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    label = f"ms of a step of {rows[-1]['rows']} rows"
+    return {"tokens/s": speed, **({label: parts} if parts else {})}
 
 
 def describe(row: dict[str, Any]) -> str:
