@@ -341,6 +341,8 @@ def test_local_forwards_signals_once(tmp_path, number: signal.Signals) -> None:
         cwd=tmp_path,
         env=environment(tmp_path, ENDS="none"),
         stderr=subprocess.PIPE,
+        # Tests in the background of a script ignore it, and bash cannot change that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         wait_for(tmp_path / "started", "--process-id 0")
         wait_for(tmp_path / "started", "--process-id 1")
