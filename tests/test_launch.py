@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,15 @@ def test_local_kills_who_does_not_end(tmp_path) -> None:
     assert time.monotonic() - begin < 30
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """In the background of a script SIGINT is ignored, and bash would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_local_forwards_signals_once(tmp_path, number: signal.Signals) -> None:
     program(tmp_path, "elmojax", PROCESS)
@@ -341,8 +351,6 @@ def test_local_forwards_signals_once(tmp_path, number: signal.Signals) -> None:
         cwd=tmp_path,
         env=environment(tmp_path, ENDS="none"),
         stderr=subprocess.PIPE,
-        # Tests in the background of a script ignore it, and bash cannot change that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         wait_for(tmp_path / "started", "--process-id 0")
         wait_for(tmp_path / "started", "--process-id 1")
