@@ -63,11 +63,12 @@ class StepMemory:
           compiles: whether the call compiles first, which takes hundreds of megabytes:
             not besides those of a step.
         """
+        grown = False
         if jax.default_backend() == "cpu":
             jax.block_until_ready(last)
-        now = resident()
-        self._usual = self._usual or now
-        grown = now > GROWN * self._usual
+            now = resident()
+            self._usual = self._usual or now
+            grown = now > GROWN * self._usual
         if compiles or grown:
             return_freed_memory()
             self._usual = None

@@ -146,11 +146,11 @@ def _expected(
     """
     rows, window, pieces = config.rows, config.window, config.accumulate
     tables = data * pieces
-    distinct = expected_distinct(reading.types, rows * window / tables)
-    height = table_rows(math.ceil(distinct))
-    if not config.unique_words:  # every position of both directions
-        height = 2 * rows * window // tables
-        distinct = float(height)
+    if config.unique_words:
+        distinct = expected_distinct(reading.types, rows * window / tables)
+        height = table_rows(math.ceil(distinct))
+    else:  # every position of both directions
+        distinct = height = 2 * rows * window // tables
     encoder, columns = config.model.encoder, 0
     table: tuple[int, ...] = (data * height,)
     if isinstance(encoder, CharCnnConfig):
@@ -160,7 +160,7 @@ def _expected(
     if config.head.kind == "sampled":
         taken = _expected_taken(reading, config, all_rows * window)
     batch = batch_shapes(config, rows // pieces, table, taken, pieces)
-    return StepSizes(batch, distinct * tables, columns)
+    return StepSizes(batch, float(distinct * tables), columns)
 
 
 def batch_shapes(

@@ -11,7 +11,6 @@ resident memory before them, after a first one. Linux only.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import re
@@ -50,6 +49,7 @@ def real_run(flags: list[str], steps: int) -> dict[str, int]:
     from elmojax.cli.common import parse
     from elmojax.cli.recipe import RecipeArguments, defaults, train_config
     from elmojax.training.guard import Guard
+    from elmojax.training.memory import return_freed_memory
     from elmojax.training.sharding import place
     from elmojax.training.start import start
     from elmojax.training.step import compile_train_step
@@ -69,15 +69,19 @@ def real_run(flags: list[str], steps: int) -> dict[str, int]:
         batch.words.shape: step.lower(run.state, batch).compile() for batch in batches
     }
     compiled = [p.memory_analysis().temp_size_in_bytes for p in programs.values()]
-    state = run.state
-    for number, batch in enumerate([batches[0], *batches]):
-        if number == 1:  # what stays after a first step is not temporary
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM
-            before = resident("VmRSS")
-        state, _ = programs[batch.words.shape](state, batch)
-        jax.block_until_ready(state)
+
+    def steps_of(state: Any, batches: list[Any]) -> Any:
+        for batch in batches:
+            state, _ = programs[batch.words.shape](state, batch)
+            jax.block_until_ready(state)
+        return state
+
+    state = steps_of(run.state, batches[:1])  # what stays after it is not temporary
+    gc.collect()
+    return_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM begins anew
+    before = resident("VmRSS")
+    steps_of(state, batches)
     assert run.lock is not None
     run.lock.release()
     return {"compiled": max(compiled), "resident": resident("VmHWM") - before}

@@ -131,7 +131,8 @@ def main() -> None:
         text = TrainingText(corpus, words, count, args.window, 0, args.samples)
         rows.append(measure(text, args.tokens, args.rounds))
         print(describe(rows[-1]), flush=True)
-    write(args.out, args, types=len(corpus.types), words=len(corpus.words), rows=rows)
+    sizes = {"types": len(corpus.types), "words": len(corpus.words)}
+    write(args.out, args, numpy=np.__version__, **sizes, rows=rows)
     keys = ("tokens_per_second", "tokens_per_second_with_shuffle", "tokens_per_second")
     speed = {f"{row['rows']} rows": [row[key] / 1e6 for key in keys] for row in rows}
     bars(args.plot, {"M tokens/s (left end: with shuffle)": speed})

@@ -23,7 +23,7 @@ def write(out: Path | None, args: argparse.Namespace, **found: Any) -> None:
 
     report = {
         "machine": f"{jax.devices()[0].device_kind}, {platform.platform()}",
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "jax": jax.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "arguments": {name: str(value) for name, value in vars(args).items()},

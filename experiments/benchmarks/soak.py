@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -32,13 +31,9 @@ from elmojax.embedding.embedder import BATCH_TOKENS
 from elmojax.embedding.engine import run
 from elmojax.embedding.plan import full, make_plan, room, windows
 from elmojax.text.files import read_lines
+from elmojax.training.memory import resident
 
 EVERY = 10_000
-
-
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def plan(paths: list[Path]) -> None:
@@ -96,10 +91,10 @@ def main() -> None:
     for number, vectors in enumerate(embedder.embed_sentences(text), 1):
         tokens += vectors.shape[1]
         if number % EVERY == 0:
-            samples.append((number, resident_mb(), run._cache_size()))
-            count, resident, programs = samples[-1]
+            samples.append((number, resident() / 1e6, run._cache_size()))
+            count, megabytes, programs = samples[-1]
             print(
-                f"{count:8,} sentences {resident:8.1f} MB {programs} programs",
+                f"{count:8,} sentences {megabytes:8.1f} MB {programs} programs",
                 flush=True,
             )
     if not samples:
