@@ -123,24 +123,37 @@ def largest_responses(table, kernels, ids):
     return jnp.concatenate(found, axis=1)
 
 
-@pytest.mark.parametrize("way", [windows._by_character, windows._by_window])
-def test_both_ways_to_the_gradient_of_many_words(way):
-    """More words than a block, the last one not full; each way is some device's."""
+@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
+    """More words than a block, the last block not full; gradients are float32.
+
+    In bfloat16 a gradient's factors are rounded to 8 bits, so it is within 2**-8 of
+    that of the rounded weights, as a norm; the responses themselves are exact.
+    """
+    monkeypatch.setattr(windows, "BLOCK", windows.CPU_BLOCK)
     count = 2 * windows.CPU_BLOCK + 5
     random = np.random.default_rng(0)
     ids = jnp.asarray(random.integers(0, 30, (count, 9)), jnp.int32)
-    table = jnp.asarray(random.standard_normal((30, 4)), jnp.float32)
-    kernels = tuple(
-        jnp.asarray(random.standard_normal((width, 4, filters)), jnp.float32)
-        for width, filters in FILTERS
+    weights = (
+        jnp.asarray(random.standard_normal((30, 4)), jnp.float32),
+        tuple(
+            jnp.asarray(random.standard_normal((width, 4, filters)), jnp.float32)
+            for width, filters in FILTERS
+        ),
     )
-    wanted, pull = jax.vjp(partial(largest_responses, ids=ids), table, kernels)
-    best, where = jax.jit(windows._in_blocks)(table, kernels, ids)
+    pooled = partial(
+        windows.pooled_responses, ids=ids, dtype=jnp.dtype(dtype), platform=platform
+    )
+    rounded = jax.tree.map(lambda w: w.astype(dtype).astype(jnp.float32), weights)
+    wanted, pull = jax.vjp(partial(largest_responses, ids=ids), *rounded)
+    best, pull_ours = jax.vjp(jax.jit(pooled), *weights)
     np.testing.assert_allclose(best, wanted, atol=1e-5)
     d_best = jnp.asarray(random.standard_normal(best.shape), jnp.float32)
-    got = jax.jit(way)(table, kernels, ids, where, d_best)
-    for ours, plain in zip(
-        jax.tree.leaves(got), jax.tree.leaves(pull(d_best)), strict=True
+    tolerance = 1e-6 if dtype == "float32" else 2**-8
+    for got, plain in zip(
+        jax.tree.leaves(pull_ours(d_best)), jax.tree.leaves(pull(d_best)), strict=True
     ):
-        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
+        assert got.dtype == jnp.float32
+        assert np.linalg.norm(got - plain) < tolerance * np.linalg.norm(plain)
         assert np.abs(plain).max() > 1

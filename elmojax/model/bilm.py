@@ -15,6 +15,8 @@ from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.model.cell import Backend
 from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.model.lstm import BiLstm, LstmState, SentenceStarts
+from elmojax.model.platforms import Platform
+from elmojax.model.precision import Dtype
 from elmojax.shapes import Inputs, Params, Valid
 
 
@@ -27,14 +29,27 @@ class BiLM(nn.Module):
     backend: Backend = Backend.LEAN
     directions: int = 2
     """1 with parameters of one direction only (a leading axis of 1)."""
+    dtype: Dtype = None
+    """Of matrix products; None = that of the weights, which it does not change."""
+    platform: Platform = None
 
     def setup(self) -> None:
         encoder, lstm = self.config.encoder, self.config.lstm
         if isinstance(encoder, CharCnnConfig):
-            self.encoder: nn.Module = CharCnn(encoder, lstm.projection, self.mesh)
+            self.encoder: nn.Module = CharCnn(
+                encoder, lstm.projection, self.mesh, self.dtype, self.platform
+            )
         else:
-            self.encoder = WordTable(encoder, lstm.projection)
-        self.lstm = BiLstm(lstm, self.dropout, self.mesh, self.backend, self.directions)
+            self.encoder = WordTable(encoder, lstm.projection, self.dtype)
+        self.lstm = BiLstm(
+            lstm,
+            self.dropout,
+            self.mesh,
+            self.backend,
+            self.directions,
+            self.dtype,
+            self.platform,
+        )
 
     def __call__(self, words: Array, state: LstmState) -> Array:
         """Touches every parameter once, for `init`: words are encoder ids."""

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from elmojax.model.platforms import Platform
+from elmojax.model.precision import Dtype
 from elmojax.shapes import Cell, Hidden
 
 FORGET_BIAS = 1.0
@@ -48,6 +50,9 @@ class Options(NamedTuple):
     axis: str | None = None
     """Mesh axis over which `dim` is split; the projection is summed over it."""
     backend: Backend = Backend.LEAN
+    dtype: Dtype = jnp.float32
+    """Of matrix products."""
+    platform: Platform = None
 
 
 def activated(z: Array, axis: int) -> tuple[Array, Array, Array, Array]:

@@ -8,6 +8,7 @@ Sources: Kim et al. 2016 (character-aware language models), Jozefowicz et al. 20
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +19,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import CharCnnConfig, WordTableConfig
-from elmojax.model.precision import contract
+from elmojax.model.platforms import Platform
+from elmojax.model.precision import Dtype, contract
 from elmojax.model.windows import Kernels, pooled_responses
 
 CARRY_BIAS = -2.0
@@ -36,6 +38,9 @@ class CharCnn(nn.Module):
     config: CharCnnConfig
     projection: int
     mesh: Mesh | None = None
+    dtype: Dtype = None
+    """Of matrix products; None = that of the weights."""
+    platform: Platform = None
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
@@ -72,10 +77,11 @@ class CharCnn(nn.Module):
 
     def _pooled(self) -> Callable[[Array, Kernels, Array], Array]:
         """The convolutions; with a mesh, each device takes its own words."""
+        run = partial(pooled_responses, dtype=self.dtype, platform=self.platform)
         if self.mesh is None:
-            return pooled_responses
+            return run
         return jax.shard_map(
-            pooled_responses,
+            run,
             mesh=self.mesh,
             in_specs=(P(), P(), P("data")),
             out_specs=P("data"),
@@ -95,7 +101,7 @@ class CharCnn(nn.Module):
         start = nn.initializers.normal(x.shape[-1] ** -0.5)
         kernel = self.param(f"{name}_kernel", start, (x.shape[-1], width))
         offset = self.param(f"{name}_bias", nn.initializers.constant(bias), (width,))
-        product = contract("...i,io->...o", x, kernel, kernel.dtype)
+        product = contract("...i,io->...o", x, kernel, self.dtype or kernel.dtype)
         return _add_bias(product, offset)
 
 
@@ -109,6 +115,7 @@ class WordTable(nn.Module):
 
     config: WordTableConfig
     projection: int
+    dtype: Dtype = None
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
@@ -121,7 +128,7 @@ class WordTable(nn.Module):
             return x.astype(jnp.float32)
         start = nn.initializers.normal(dim**-0.5)
         kernel = self.param("projection_kernel", start, (dim, self.projection))
-        return contract("...i,io->...o", x, kernel, kernel.dtype)
+        return contract("...i,io->...o", x, kernel, self.dtype or kernel.dtype)
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

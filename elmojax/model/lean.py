@@ -5,20 +5,21 @@ product of a large matrix and few columns reads the matrix as it lies; with the 
 on the right it would be packed anew at every position, which on a CPU took twice the
 time at 16 rows. So `kernel` is turned around once for the way forward, and taken as it
 lies for the way back. What is kept for the way back are the gates before activation
-and the states, gates in the dtype of the weights; weight gradients are one product
-each, after the loop.
+and the states, gates in the dtype of the products; weight gradients are one product
+each, after the loop, and float32 as they leave it.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from elmojax.model.cell import Options, State, Weights, activated
+from elmojax.model.platforms import Platform, by_platform
 from elmojax.model.precision import contract
 from elmojax.shapes import Inputs
 
@@ -50,9 +51,10 @@ def _turned(array: Array) -> Array:
 def _forward(
     options: Options, inputs: Array, weights: Weights, state: State
 ) -> tuple[tuple[Array, Array, Array], Saved]:
-    kernel, projection = _turned(weights.kernel), _turned(weights.projection)
+    half = options.dtype
+    kernel = _turned(weights.kernel.astype(half))
+    projection = _turned(weights.projection.astype(half))
     bias = weights.bias[:, :, None].astype(jnp.float32)
-    half = kernel.dtype
 
     def step(state: State, x: Array) -> tuple[State, tuple[Array, State]]:
         read = jnp.concatenate([x, state.hidden], axis=1)
@@ -78,10 +80,10 @@ def _forward(
 def _backward(
     options: Options, saved: Saved, cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Weights, State]:
-    inputs, (kernel, bias, projection) = saved.inputs, saved.weights
+    inputs, half = saved.inputs, options.dtype
+    kernel, projection = (saved.weights[n].astype(half) for n in (0, 2))
     first = State(*map(_turned, saved.first))
     d_outputs, *d_last = map(_turned, cotangents)
-    half = kernel.dtype
 
     def step(carry: State, t: Array) -> tuple[State, tuple[Array, ...]]:
         d_cell, d_hidden = carry
@@ -98,6 +100,7 @@ def _backward(
         d_cell = d_cell + d_m * o * (1 - squashed**2)
         d_cell = jnp.where(jnp.abs(cell) < options.cell_clip, d_cell, 0.0)
         d_gates = _joined(
+            options.platform,
             d_cell * j * i * (1 - i),
             d_cell * i * (1 - j**2),
             d_cell * before * f * (1 - f),
@@ -115,17 +118,19 @@ def _backward(
     hidden = jnp.concatenate([first.hidden[None], saved.hidden[:-1]])
     read = jnp.concatenate([inputs, hidden], axis=2)
     d_weights = Weights(
-        _product_over_positions(read, d_gates, half).astype(half),
-        d_gates.astype(jnp.float32).sum(axis=(0, 3)).astype(bias.dtype),
-        _product_over_positions(m, d_products, half).astype(half),
+        _product_over_positions(read, d_gates, half),
+        d_gates.astype(jnp.float32).sum(axis=(0, 3)),
+        _product_over_positions(m, d_products, half),
     )
+    like = zip(d_weights, saved.weights, strict=True)
+    d_weights = Weights(*(d_leaf.astype(leaf.dtype) for d_leaf, leaf in like))
     return _turned(d_x), d_weights, State(*map(_turned, d_state))
 
 
 lean.defvjp(_forward, _backward)
 
 
-def _joined(*parts: Array) -> Array:
+def _joined(platform: Platform, *parts: Array) -> Array:
     """The gates one after the other on axis 1.
 
     On a CPU each is written to its place by a loop of its own; as one loop over all
@@ -142,7 +147,7 @@ def _joined(*parts: Array) -> Array:
     def at_once(*parts: Array) -> Array:
         return jnp.concatenate(parts, axis=1)
 
-    return lax.platform_dependent(*parts, cpu=written, default=at_once)
+    return cast(Array, by_platform(platform, *parts, cpu=written, accelerator=at_once))
 
 
 def _product_over_positions(left: Array, right: Array, dtype: jnp.dtype) -> Array:

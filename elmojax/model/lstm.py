@@ -21,6 +21,8 @@ from jax.sharding import PartitionSpec as P
 from elmojax.config import LstmConfig
 from elmojax.model.cell import Backend, Options, State, Weights
 from elmojax.model.dropout import dropped
+from elmojax.model.platforms import Platform
+from elmojax.model.precision import Dtype
 from elmojax.model.recurrence import Restarts, recurrence
 from elmojax.shapes import Inputs, Valid
 
@@ -92,6 +94,9 @@ class BiLstm(nn.Module):
     mesh: Mesh | None = None
     backend: Backend = Backend.LEAN
     directions: int = 2
+    dtype: Dtype = None
+    """Of matrix products; None = that of the weights."""
+    platform: Platform = None
 
     @nn.compact
     def __call__(
@@ -140,12 +145,17 @@ class BiLstm(nn.Module):
         shape = (self.directions, dim, out)
         projection = self.param(f"projection_{number}", start, shape)
         weights = Weights(kernel, bias, projection)
-        clips = (self.config.cell_clip, self.config.projection_clip)
+        options = Options(
+            self.config.cell_clip,
+            self.config.projection_clip,
+            None if self.mesh is None else "model",
+            self.backend,
+            self.dtype or kernel.dtype,
+            self.platform,
+        )
         if self.mesh is None:
-            options = Options(*clips, None, self.backend)
             return _run_layer(options, x, weights, state, valid, restarts)
         assert restarts is None, "rows of several sentences are for one device"
-        options = Options(*clips, "model", self.backend)
         return self._sharded(options)(x, weights, state, valid)
 
     def _sharded(self, options: Options) -> Callable[..., tuple[Array, State]]:

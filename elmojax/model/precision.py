@@ -1,30 +1,79 @@
-"""One rule of precision: products run in the dtype of the weights, sums in float32."""
+"""One rule of precision: products in the dtype of the run, everything else in float32.
+
+`contract` is every matrix product of the model. Its factors are rounded to the dtype of
+the run; sums are float32, and so is what leaves it: activations, and in the backward
+pass the gradients of weights and of activations, whose products are rounded the same
+way. Weights, biases, states, clips and sums over devices are float32 throughout.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, TypeAlias
+
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+
+from elmojax.model.varying import varying_as
+
+Dtype: TypeAlias = Any
+"""Of matrix products: `jnp.float32`, `jnp.bfloat16` or `jnp.float16`."""
 
 
-def contract(subscripts: str, left: Array, right: Array, dtype: jnp.dtype) -> Array:
-    """`einsum` of two arrays: factors rounded to `dtype`, result float32.
+def contract(subscripts: str, left: Array, right: Array, dtype: Dtype) -> Array:
+    """`einsum` of two arrays: factors rounded to `dtype`, sums and result float32.
 
     float32 means float32 on every machine: `HIGHEST` keeps GPUs from TF32 and TPUs
-    from bfloat16. Half-width factors are multiplied natively on accelerators; CPUs,
-    whose kernels lack some of those products, multiply the rounded values in float32,
-    which gives the same numbers.
+    from bfloat16. `...` stands for leading axes of `left` and of the result.
     """
     if dtype == jnp.float32:
-        return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST)
-    left, right = left.astype(dtype), right.astype(dtype)
-    return jax.lax.platform_dependent(
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+        return jnp.einsum(subscripts, left, right, precision=lax.Precision.HIGHEST)
+    leading = "ABCDEFGH"[: left.ndim - len(subscripts.partition(",")[0].strip("."))]
+    factors, _, out = subscripts.replace("...", leading).partition("->")
+    own, _, other = factors.partition(",")
+    dtypes = (jnp.dtype(dtype), left.dtype, right.dtype)
+    left = varying_as(right, left)
+    return _rounded((own, other, out), dtypes, left, varying_as(left, right))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounded(
+    axes: tuple[str, str, str], dtypes: tuple[Any, ...], left: Array, right: Array
+) -> Array:
+    return _forward(axes, dtypes, left, right)[0]
+
+
+def _product(axes: tuple[str, str, str], left: Array, right: Array) -> Array:
+    own, other, out = axes
+    return jnp.einsum(
+        f"{own},{other}->{out}",
         left,
         right,
-        cpu=lambda a, b: jnp.einsum(
-            subscripts, a.astype(jnp.float32), b.astype(jnp.float32)
-        ),
-        default=lambda a, b: jnp.einsum(
-            subscripts, a, b, preferred_element_type=jnp.float32
-        ),
+        precision=lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
     )
+
+
+def _forward(
+    axes: tuple[str, str, str], dtypes: tuple[Any, ...], left: Array, right: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    factors = left.astype(dtypes[0]), right.astype(dtypes[0])
+    return _product(axes, *factors), factors
+
+
+def _backward(
+    axes: tuple[str, str, str],
+    dtypes: tuple[Any, ...],
+    factors: tuple[Array, Array],
+    cotangent: Array,
+) -> tuple[Array, Array]:
+    (own, other, out), (left, right) = axes, factors
+    rounded = cotangent.astype(dtypes[0])
+    d_left = _product((out, other, own), rounded, right)
+    d_right = _product((own, out, other), left, rounded)
+    return d_left.astype(dtypes[1]), d_right.astype(dtypes[2])
+
+
+_rounded.defvjp(_forward, _backward)

@@ -7,7 +7,7 @@ TensorFlow's LSTMCell computes it, with one matrix for inputs and hidden state):
     c = clip(sigmoid(f + 1) * c + sigmoid(i) * tanh(j), cell_clip)
     h = clip((sigmoid(o) * tanh(c)) @ projection, projection_clip)
 
-Cells, gates and clips are float32; products run in the dtype of the weights. Time is
+Cells, gates and clips are float32; products run in `Options.dtype`. Time is
 the first axis of what is scanned, because a scan reads and stacks it there.
 """
 
@@ -91,12 +91,12 @@ def _reference(
 def _step(options: Options, x: Array, weights: Weights, state: State) -> State:
     kernel, bias, projection = weights
     read = jnp.concatenate([x, state.hidden], axis=-1)
-    z = contract("nbi,nig->nbg", read, kernel, kernel.dtype)
+    z = contract("nbi,nig->nbg", read, kernel, options.dtype)
     i, j, f, o = activated(z + bias[:, None].astype(jnp.float32), axis=-1)
     limit = options.cell_clip
     cell = jnp.clip(f * state.cell + i * j, -limit, limit)
     m = o * jnp.tanh(cell)
-    hidden = contract("nbd,ndp->nbp", m, projection, projection.dtype)
+    hidden = contract("nbd,ndp->nbp", m, projection, options.dtype)
     if options.axis is not None:
         hidden = lax.psum(hidden, options.axis)
     limit = options.projection_clip

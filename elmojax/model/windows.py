@@ -9,13 +9,14 @@ For the gradient the place of each maximum is enough: one number a word and filt
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from elmojax.model.precision import contract
+from elmojax.model.platforms import Platform, by_platform
+from elmojax.model.precision import Dtype, contract
 from elmojax.model.varying import varying_as
 
 CPU_BLOCK = 64
@@ -28,7 +29,21 @@ Kernels: TypeAlias = tuple[Array, ...]
 Saved: TypeAlias = tuple[Array, Kernels, Array, Array]
 
 
-def pooled_responses(table: Array, kernels: Kernels, ids: Array) -> Array:
+class Options(NamedTuple):
+    """What does not change while a program runs."""
+
+    dtype: Dtype
+    """Of matrix products."""
+    platform: Platform
+
+
+def pooled_responses(
+    table: Array,
+    kernels: Kernels,
+    ids: Array,
+    dtype: Dtype = None,
+    platform: Platform = None,
+) -> Array:
     """The largest response of every filter in each word.
 
     Args:
@@ -36,6 +51,7 @@ def pooled_responses(table: Array, kernels: Kernels, ids: Array) -> Array:
       kernels: [width, dim, filters], one array a width.
       ids: int32 [words, columns], rows of `table`; at least as many columns as the
         widest filter.
+      dtype: of the products; None = that of the kernels.
 
     Returns:
       float32 [words, filters of all widths, in the order of `kernels`]. The gradient
@@ -43,22 +59,30 @@ def pooled_responses(table: Array, kernels: Kernels, ids: Array) -> Array:
     """
     for other in (ids, table, *kernels):
         table = varying_as(other, table)
-    return _pooled(table, tuple(varying_as(table, kernel) for kernel in kernels), ids)
+    kernels = tuple(varying_as(table, kernel) for kernel in kernels)
+    return _pooled(Options(dtype or kernels[0].dtype, platform), table, kernels, ids)
 
 
-@jax.custom_vjp
-def _pooled(table: Array, kernels: Kernels, ids: Array) -> Array:
-    return _in_blocks(table, kernels, ids)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pooled(options: Options, table: Array, kernels: Kernels, ids: Array) -> Array:
+    return _in_blocks(options, table, kernels, ids)[0]
 
 
-def _forward(table: Array, kernels: Kernels, ids: Array) -> tuple[Array, Saved]:
-    best, where = _in_blocks(table, kernels, ids)
+def _forward(
+    options: Options, table: Array, kernels: Kernels, ids: Array
+) -> tuple[Array, Saved]:
+    best, where = _in_blocks(options, table, kernels, ids)
     return best, (table, kernels, ids, where)
 
 
-def _backward(saved: Saved, d_best: Array) -> tuple[Array, Kernels, None]:
-    d_table, d_kernels = lax.platform_dependent(
-        *saved, d_best, cpu=_by_character, default=_by_window
+def _backward(
+    options: Options, saved: Saved, d_best: Array
+) -> tuple[Array, Kernels, None]:
+    forms = (partial(form, options.dtype) for form in (_by_character, _by_window))
+    cpu, accelerator = forms
+    arguments = (*saved, d_best)
+    d_table, d_kernels = by_platform(
+        options.platform, *arguments, cpu=cpu, accelerator=accelerator
     )
     return d_table, d_kernels, None
 
@@ -66,18 +90,24 @@ def _backward(saved: Saved, d_best: Array) -> tuple[Array, Kernels, None]:
 _pooled.defvjp(_forward, _backward)
 
 
-def _in_blocks(table: Array, kernels: Kernels, ids: Array) -> tuple[Array, Array]:
+def _in_blocks(
+    options: Options, table: Array, kernels: Kernels, ids: Array
+) -> tuple[Array, Array]:
     """Maxima, and the window where each is first: [words, filters]."""
+    table, *kernels_ = (leaf.astype(options.dtype) for leaf in (table, *kernels))
+    kernels = tuple(kernels_)
     words: Any = ids.shape[0]
     if not isinstance(words, int):  # symbolic: a program for any number of words
         return _whole(table, kernels, ids)
-    return lax.platform_dependent(
+    best, where = by_platform(
+        options.platform,
         table,
         kernels,
         ids,
         cpu=partial(_mapped, CPU_BLOCK),
-        default=partial(_mapped, BLOCK),
+        accelerator=partial(_mapped, BLOCK),
     )
+    return best, where
 
 
 def _mapped(
@@ -123,7 +153,12 @@ def _split(kernels: Kernels, where: Array, d_best: Array) -> zip[tuple[Array, ..
 
 
 def _by_character(
-    table: Array, kernels: Kernels, ids: Array, where: Array, d_best: Array
+    dtype: Dtype,
+    table: Array,
+    kernels: Kernels,
+    ids: Array,
+    where: Array,
+    d_best: Array,
 ) -> tuple[Array, Kernels]:
     """The gradient out of sums over words, one a character, offset and filter.
 
@@ -142,26 +177,32 @@ def _by_character(
             none = jnp.zeros((len(table), filters), jnp.float32)
             sums.append(none.at[met, number].add(d_filters))
         received = jnp.stack(sums)
-        dtype = kernel.dtype
-        d_kernels.append(contract("ce,wcf->wef", table, received, dtype).astype(dtype))
+        d_kernel = contract("ce,wcf->wef", table, received, dtype)
+        d_kernels.append(d_kernel.astype(kernel.dtype))
         d_table += contract("wcf,wef->ce", received, kernel, dtype)
     return d_table.astype(table.dtype), tuple(d_kernels)
 
 
 def _by_window(
-    table: Array, kernels: Kernels, ids: Array, where: Array, d_best: Array
+    dtype: Dtype,
+    table: Array,
+    kernels: Kernels,
+    ids: Array,
+    where: Array,
+    d_best: Array,
 ) -> tuple[Array, Kernels]:
     """The gradient by products over all windows, 0 where a response is not the best."""
     d_characters, d_kernels = jnp.zeros((*ids.shape, table.shape[1]), jnp.float32), []
     for kernel, first, d_filters in _split(kernels, where, d_best):
-        (width, _, filters), dtype = kernel.shape, kernel.dtype
-        read, flat = _read(table, ids, width), kernel.reshape(-1, filters)
+        width, _, filters = kernel.shape
+        read = _read(table.astype(dtype), ids, width)
+        flat = kernel.reshape(-1, filters)
         windows = read.shape[1]
         number = lax.broadcasted_iota(jnp.int32, (len(ids), windows, filters), 1)
         here = number == first[:, None]
         d_responses = jnp.where(here, d_filters[:, None], 0.0)
         d_kernel = contract("nwk,nwf->kf", read, d_responses, dtype)
-        d_kernels.append(d_kernel.reshape(kernel.shape).astype(dtype))
+        d_kernels.append(d_kernel.reshape(kernel.shape).astype(kernel.dtype))
         d_read = contract("nwf,kf->nwk", d_responses, flat, dtype)
         for k, d_shifted in enumerate(jnp.split(d_read, width, axis=-1)):
             d_characters = d_characters.at[:, k : k + windows].add(d_shifted)

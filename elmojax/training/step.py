@@ -21,6 +21,7 @@ from elmojax.model.bilm import BiLM, init_tree
 from elmojax.model.cell import Backend
 from elmojax.model.dropout import dropped, row_keys
 from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.platforms import Platform
 from elmojax.model.softmax.sampled import Candidates, sampled_losses
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
@@ -54,10 +55,11 @@ class LanguageModel:
     head: HeadConfig
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    """Of matrix products; parameters and sums stay float32."""
+    """Of matrix products; parameters, gradients and sums stay float32."""
     mesh: Mesh | None = None
     backend: Backend = Backend.LEAN
     """How the recurrence is computed; to compare by."""
+    platform: Platform = None
 
     def init(self, key: Array) -> Params:
         """Parameters of a fresh biLM with its head (none for vocabulary 0)."""
@@ -85,7 +87,14 @@ class LanguageModel:
         With `restarts` (on one device) sentences begin from a state of their own.
         """
         dropout = 0.0 if keys is None else self.dropout
-        model = BiLM(self.config, dropout, self.mesh, self.backend)
+        model = BiLM(
+            self.config,
+            dropout,
+            self.mesh,
+            self.backend,
+            dtype=self.dtype,
+            platform=self.platform,
+        )
         words = bilm.encode_words(model, params, batch.words)
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
         outputs, carry = bilm.contextualize(
@@ -126,11 +135,12 @@ class LanguageModel:
         if train and self.head.kind == "sampled":
             return self._sampled(head, top, weights, batch.negatives)
         flat = tuple(_rows_first(array, 2) for array in (top, targets, weights))
+        options = {"mesh": self.mesh, "dtype": self.dtype}
         if train:
-            total, each = softmax.negative_log_likelihood(head, *flat, mesh=self.mesh)
+            total, each = softmax.negative_log_likelihood(head, *flat, **options)
         else:
-            each = -softmax.log_prob(head, *flat[:2], mesh=self.mesh)
-            total = jnp.vdot(each, flat[2])
+            each = -softmax.log_prob(head, *flat[:2], **options)
+            total = (each * flat[2]).sum()
         return total, _rows_last(each, targets.shape)
 
     def _sampled(
@@ -143,7 +153,7 @@ class LanguageModel:
             drawn = Candidates(negatives.drawn[n], negatives.log_expected[n])
             x, targets, w = (_rows_first(array, 1) for array in arrays)
             directions.append((x, targets, w, drawn))
-        total, losses = sampled_losses(head, directions, self.mesh)
+        total, losses = sampled_losses(head, directions, self.mesh, self.dtype)
         rows = [_rows_last(each, weights[:, 0].shape) for each in losses]
         return total, jnp.stack(rows, axis=1)
 
@@ -158,10 +168,6 @@ def _rows_last(each: Array, shape: tuple[int, ...]) -> Array:
     return jnp.moveaxis(each.reshape(shape[-1], *shape[:-1]), 0, -1)
 
 
-def _cast(params: Params, dtype: Any) -> Params:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
 def loss(
     lm: LanguageModel, params: Params, carry: LstmState, batch: Any, keys: Array | None
 ) -> tuple[Array, tuple[dict[str, Array], LstmState]]:
@@ -173,9 +179,8 @@ def loss(
     and averaged over rows and directions: the scale on which the paper's learning
     rate and gradient norm are meant (bilm-tf multiplies its mean loss by the window).
     """
-    half = _cast(params, lm.dtype)
-    top, after = lm.outputs(half, carry, batch, keys)
-    total, each = lm.nll(half["head"], top, batch, train=True)
+    top, after = lm.outputs(params, carry, batch, keys)
+    total, each = lm.nll(params["head"], top, batch, train=True)
     weights = batch.weights.T[:, None]
     forward, backward = (each * weights).sum((0, 2)) / weights.sum()
     metrics = {
@@ -266,9 +271,8 @@ def evaluation_step(
     lm: LanguageModel, params: Params, carry: LstmState, batch: Any
 ) -> tuple[Array, LstmState]:
     """Weighted sums of -log p, [forward, backward], and the new carry."""
-    half = _cast(params, lm.dtype)
-    top, carry = lm.outputs(half, carry, batch, None)
-    _, each = lm.nll(half["head"], top, batch, train=False)
+    top, carry = lm.outputs(params, carry, batch, None)
+    _, each = lm.nll(params["head"], top, batch, train=False)
     return (each * batch.weights.T[:, None]).sum((0, 2)), carry
 
 

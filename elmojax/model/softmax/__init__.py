@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from elmojax.errors import InputError
+from elmojax.model.precision import Dtype
 from elmojax.model.softmax import reference
 from elmojax.model.softmax.parameters import Softmax as Softmax
 from elmojax.model.softmax.parameters import check_cutoffs as check_cutoffs
@@ -46,6 +47,7 @@ def log_prob(
     *,
     form: Form = Form.BLOCKS,
     mesh: Mesh | None = None,
+    dtype: Dtype = None,
 ) -> PerPosition:
     """Log-probability of each target, [positions]; differentiable.
 
@@ -55,34 +57,45 @@ def log_prob(
         inside a compiled program gives NaN.
       mesh: with axes `data`, which positions are split over, and `model`, which the
         words of clusters are split over; None = one device.
+      dtype: of matrix products; None = that of the weights. Sums, results and
+        gradients are float32, or as what they belong to.
     """
     params, hidden, targets = checked(params, hidden, targets)
     if form is Form.REFERENCE:
-        return reference.log_prob(params, hidden, targets)
-    return _log_prob(mesh, params, hidden, targets)
+        return reference.log_prob(params, hidden, targets, dtype)
+    return _log_prob((mesh, dtype), params, hidden, targets)
+
+
+Static = tuple[Mesh | None, Dtype]
+"""Mesh and dtype: what does not change while a program runs."""
+
+
+def _run(static: Static, *arguments: Any, gradient: bool) -> Any:
+    mesh, dtype = static
+    return sharded_loss_and_gradients(mesh, *arguments, gradient=gradient, dtype=dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_prob(
-    mesh: Mesh | None, params: Params, hidden: Array, targets: Array
+    static: Static, params: Params, hidden: Array, targets: Array
 ) -> PerPosition:
     ones = jnp.ones(hidden.shape[0], jnp.float32)
-    run = partial(sharded_loss_and_gradients, mesh, gradient=False)
+    run = partial(_run, static, gradient=False)
     return -run(params, hidden, targets, ones)[1]
 
 
 def _log_prob_forward(
-    mesh: Mesh | None, params: Params, hidden: Array, targets: Array
+    static: Static, params: Params, hidden: Array, targets: Array
 ) -> tuple[Array, Any]:
-    return _log_prob(mesh, params, hidden, targets), (params, hidden, targets)
+    return _log_prob(static, params, hidden, targets), (params, hidden, targets)
 
 
 def _log_prob_backward(
-    mesh: Mesh | None, saved: Any, cotangent: Array
+    static: Static, saved: Any, cotangent: Array
 ) -> tuple[Params, Array, None]:
     params, hidden, targets = saved
-    *_, d_params, d_hidden = sharded_loss_and_gradients(
-        mesh, params, hidden, targets, -cotangent, gradient=True
+    *_, d_params, d_hidden = _run(
+        static, params, hidden, targets, -cotangent, gradient=True
     )
     return *gradients_as(params, hidden, d_params, d_hidden), None
 
@@ -98,6 +111,7 @@ def negative_log_likelihood(
     *,
     form: Form = Form.BLOCKS,
     mesh: Mesh | None = None,
+    dtype: Dtype = None,
 ) -> tuple[Array, PerPosition]:
     """Sum of -weight * log p(target), and -log p of each position.
 
@@ -109,32 +123,32 @@ def negative_log_likelihood(
     params, hidden, targets = checked(params, hidden, targets)
     weights = jnp.asarray(weights, jnp.float32)
     if form is Form.REFERENCE:
-        each = -reference.log_prob(params, hidden, targets)
-        total = jnp.vdot(each, weights)
+        each = -reference.log_prob(params, hidden, targets, dtype)
+        total = (each * weights).sum()
     else:
-        total, each = _nll(mesh, params, hidden, targets, weights)
+        total, each = _nll((mesh, dtype), params, hidden, targets, weights)
     return total, lax.stop_gradient(each)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _nll(
-    mesh: Mesh | None, params: Params, hidden: Array, targets: Array, weights: Array
+    static: Static, params: Params, hidden: Array, targets: Array, weights: Array
 ) -> tuple[Array, Array]:
-    run = partial(sharded_loss_and_gradients, mesh, gradient=False)
+    run = partial(_run, static, gradient=False)
     return run(params, hidden, targets, weights)[:2]
 
 
 def _nll_forward(
-    mesh: Mesh | None, params: Params, hidden: Array, targets: Array, weights: Array
+    static: Static, params: Params, hidden: Array, targets: Array, weights: Array
 ) -> tuple[tuple[Array, Array], Any]:
-    total, each, d_params, d_hidden = sharded_loss_and_gradients(
-        mesh, params, hidden, targets, weights, gradient=True
+    total, each, d_params, d_hidden = _run(
+        static, params, hidden, targets, weights, gradient=True
     )
     return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
 
 
 def _nll_backward(
-    mesh: Mesh | None, saved: Any, cotangents: tuple[Array, Array]
+    static: Static, saved: Any, cotangents: tuple[Array, Array]
 ) -> tuple[Params, Array, None, Array]:
     d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
     return d_params, d_hidden, None, d_weights

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from elmojax.model.precision import contract
+from elmojax.model.precision import Dtype, contract
+from elmojax.model.softmax.parameters import rounded
 from elmojax.model.softmax.tiles import (
     Sums,
     Words,
@@ -80,6 +81,7 @@ def loss_and_gradients(
     *,
     gradient: bool,
     axes: Axes | None = None,
+    dtype: Dtype = None,
 ) -> tuple[Array, Params, Array]:
     """-log p of each target; gradients of their weighted sum by params and hidden.
 
@@ -87,11 +89,13 @@ def loss_and_gradients(
       params, hidden, targets, weights: this device's share, with `axes`; the words of
         kernel, bias and up_k split evenly and filled up, positions split evenly.
       edges: `edges_of` the whole parameters.
+      dtype: of matrix products; None = that of the weights.
 
     Returns:
       -log p [positions] (NaN where the target is no word), gradients as `params` and
       `hidden` are, float32; empty and zeros where none are asked for.
     """
+    params = rounded(params, dtype)
     valid = (targets >= 0) & (targets < edges[-1])
     targets = jnp.where(valid, targets, 0)
     weights = jnp.where(valid, weights, jnp.nan)

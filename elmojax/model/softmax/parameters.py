@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from elmojax.errors import InputError
+from elmojax.model.precision import Dtype
 from elmojax.shapes import Params, Positions, Targets
 
 
@@ -77,6 +78,14 @@ def edges_of(params: Params) -> tuple[int, ...]:
     for k in range(tails_of(params)):
         edges.append(edges[-1] + params[f"up_{k}"].shape[0])
     return tuple(edges)
+
+
+def rounded(params: Params, dtype: Dtype) -> Params:
+    """Parameters as products take them: matrices in `dtype` (None = as they are)."""
+    return {
+        name: leaf if name == "bias" else leaf.astype(dtype or leaf.dtype)
+        for name, leaf in params.items()
+    }
 
 
 def gradients_as(

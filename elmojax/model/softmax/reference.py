@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from elmojax.model.precision import contract
-from elmojax.model.softmax.parameters import edges_of, tails_of
+from elmojax.model.precision import Dtype, contract
+from elmojax.model.softmax.parameters import edges_of, rounded, tails_of
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
 
-def log_prob_all(params: Params, hidden: Positions) -> Array:
+def log_prob_all(params: Params, hidden: Positions, dtype: Dtype = None) -> Array:
     """Log-probability of every word, natural logarithm, float32.
 
     Takes hidden [positions, projection] and gives [positions, vocabulary]; memory is
-    positions x vocabulary.
+    positions x vocabulary. `dtype` is that of the products, None that of the weights.
     """
+    params = rounded(params, dtype)
     kernel = params["kernel"]
     logits = contract("pd,vd->pv", hidden, kernel, kernel.dtype)
     if "bias" in params:
@@ -32,9 +33,11 @@ def log_prob_all(params: Params, hidden: Positions) -> Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def log_prob(params: Params, hidden: Positions, targets: Targets) -> PerPosition:
+def log_prob(
+    params: Params, hidden: Positions, targets: Targets, dtype: Dtype = None
+) -> PerPosition:
     """Log-probability of each target, out of that of all words; NaN for no word."""
-    every = log_prob_all(params, hidden)
+    every = log_prob_all(params, hidden, dtype)
     valid = (targets >= 0) & (targets < every.shape[-1])
     at = jnp.where(valid, targets, 0)[:, None]
     # A factor, so that the gradient is NaN too.

@@ -21,8 +21,8 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from elmojax.model.precision import contract
-from elmojax.model.softmax.parameters import gradients_as, scaled
+from elmojax.model.precision import Dtype, contract
+from elmojax.model.softmax.parameters import gradients_as, rounded, scaled
 from elmojax.model.softmax.tiles import NEVER, TILE, filled
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
@@ -43,6 +43,7 @@ def sampled_loss(
     weights: PerPosition,
     candidates: Candidates,
     mesh: Mesh | None = None,
+    dtype: Dtype = None,
 ) -> tuple[Array, PerPosition]:
     """Sum of weight * sampled loss, and the loss of each position; differentiable.
 
@@ -51,11 +52,12 @@ def sampled_loss(
         that take part: targets and candidates.
       targets: int32 [positions], rows of `params`; NaN comes of one that is none.
       mesh: with axes `data` and `model`, which both split the positions.
+      dtype: of matrix products; None = that of the weights.
 
     The gradient flows through the sum, into params, hidden and weights.
     """
     total, (each,) = sampled_losses(
-        params, [(hidden, targets, weights, candidates)], mesh
+        params, [(hidden, targets, weights, candidates)], mesh, dtype
     )
     return total, each
 
@@ -65,28 +67,35 @@ Direction = tuple[Positions, Targets, PerPosition, Candidates]
 
 
 def sampled_losses(
-    params: Params, directions: Sequence[Direction], mesh: Mesh | None = None
+    params: Params,
+    directions: Sequence[Direction],
+    mesh: Mesh | None = None,
+    dtype: Dtype = None,
 ) -> tuple[Array, tuple[PerPosition, ...]]:
     """`sampled_loss` of several directions: their sum, and the losses of each.
 
     They share the rows of `params`, whose gradient devices add up once for all.
     """
-    total, each = _sampled(mesh, params, *zip(*directions, strict=True))
+    total, each = _sampled((mesh, dtype), params, *zip(*directions, strict=True))
     return total, lax.stop_gradient(each)
 
 
+Static = tuple[Mesh | None, Dtype]
+"""Mesh and dtype: what does not change while a program runs."""
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sampled(mesh: Mesh | None, *arguments: Any) -> tuple[Array, tuple[Array, ...]]:
-    return _everywhere(mesh, False, *arguments)[:2]
+def _sampled(static: Static, *arguments: Any) -> tuple[Array, tuple[Array, ...]]:
+    return _everywhere(static, False, *arguments)[:2]
 
 
-def _forward(mesh: Mesh | None, *arguments: Any) -> tuple[tuple[Array, Any], Any]:
+def _forward(static: Static, *arguments: Any) -> tuple[tuple[Array, Any], Any]:
     params, hidden, *_ = arguments
-    total, each, d_params, d_hidden = _everywhere(mesh, True, *arguments)
+    total, each, d_params, d_hidden = _everywhere(static, True, *arguments)
     return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
 
 
-def _backward(mesh: Mesh | None, saved: Any, cotangents: Any) -> tuple[Any, ...]:
+def _backward(static: Static, saved: Any, cotangents: Any) -> tuple[Any, ...]:
     d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
     return d_params, d_hidden, None, d_weights, None
 
@@ -95,7 +104,7 @@ _sampled.defvjp(_forward, _backward)
 
 
 def _everywhere(
-    mesh: Mesh | None,
+    static: Static,
     gradient: bool,
     params: Params,
     hidden: tuple[Array, ...],
@@ -104,14 +113,15 @@ def _everywhere(
     candidates: tuple[Candidates, ...],
 ) -> tuple[Array, tuple[Array, ...], Params, tuple[Array, ...]]:
     """All directions; on a mesh every device takes a share of their positions."""
+    mesh, dtype = static
     axes, rows = ("data", "model"), P(("data", "model"))
 
     def share(params: Params, *directions: Any) -> tuple[Any, ...]:
-        run = partial(_loss_and_gradients, gradient, params)
+        run = partial(_loss_and_gradients, gradient, rounded(params, dtype))
         parts = [run(*direction) for direction in zip(*directions, strict=True)]
         each, d_params, d_hidden = zip(*parts, strict=True)
         weighted = zip(each, directions[-1], strict=True)
-        total = sum(jnp.vdot(loss, weight) for loss, weight in weighted)
+        total = sum((loss * weight).sum() for loss, weight in weighted)
         sums = (total, jax.tree.map(lambda *d: sum(d), *d_params))
         total, d_params = sums if mesh is None else lax.psum(sums, axes)
         return total, each, d_params, d_hidden
@@ -174,7 +184,7 @@ def _loss_and_gradients(
             d_kernel.at[target].add(d_true[:, None] * rounded, mode="drop"),
             d_bias.at[target].add(d_true, mode="drop"),
             d_drawn + contract("ps,pd->sd", each, scaled, drawn.dtype),
-            d_drawn_bias + jnp.einsum("ps,p->s", each, scale),
+            d_drawn_bias + (each * scale[:, None]).sum(axis=0),
         ), (loss, d_x)
 
     arrays = (kernel, bias, drawn, candidates.rows)

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from elmojax.model.precision import Dtype
 from elmojax.model.softmax.blocks import Axes, loss_and_gradients
 from elmojax.model.softmax.parameters import edges_of
 from elmojax.model.softmax.tiles import filled
@@ -27,6 +28,7 @@ def sharded_loss_and_gradients(
     weights: Array,
     *,
     gradient: bool,
+    dtype: Dtype = None,
 ) -> tuple[Array, Array, Params, Array]:
     """Weighted sum, -log p of each target, gradients by params and by hidden.
 
@@ -34,10 +36,10 @@ def sharded_loss_and_gradients(
     `data` divides; the filling is taken off again. mesh None = on one device.
     """
     edges, positions = edges_of(params), hidden.shape[0]
-    run = partial(loss_and_gradients, edges=edges, gradient=gradient)
+    run = partial(loss_and_gradients, edges=edges, gradient=gradient, dtype=dtype)
     if mesh is None:
         each, d_params, d_hidden = run(params, hidden, targets, weights)
-        return jnp.vdot(each, weights), each, d_params, d_hidden
+        return (each * weights).sum(), each, d_params, d_hidden
     split, model = mesh.shape["data"], mesh.shape["model"]
     specs = {n: P() if n.startswith("down_") else P("model") for n in params}
     padded = {
@@ -48,7 +50,7 @@ def sharded_loss_and_gradients(
 
     def share(*arguments: Any) -> tuple[Array, Array, Params, Array]:
         each, d_params, d_hidden = run(*arguments, axes=AXES)
-        total = lax.psum(jnp.vdot(each, arguments[-1]), "data")
+        total = lax.psum((each * arguments[-1]).sum(), "data")
         return total, each, d_params, d_hidden
 
     outputs = jax.shard_map(

@@ -219,7 +219,7 @@ def _added(
     else:
         table = _add_at(table, contract("pv,pn->vn", each, scaled, dtype), start)
     if bias is not None:
-        bias = _add_at(bias, jnp.einsum("pv,p->v", each, scale), start)
+        bias = _add_at(bias, (each * scale[:, None]).sum(axis=0), start)
     return Sums(table, bias)
 
 
