@@ -356,36 +356,6 @@ def test_a_leap_of_the_loss_is_bad_where_asked_for(params, optimizer):
     assert moved and not np.any(states[1.5].params["head"]["kernel"] != worse["kernel"])
 
 
-def test_half_width_products_train_float32_parameters(params, optimizer):
-    step = jax.jit(partial(train_step, replace(LM, dtype=jnp.bfloat16), optimizer))
-    state, metrics = step(start(params, optimizer), BATCHES.batch(0))
-    floats = (state.params, state.optimizer, state.carry, metrics)
-    kinds = {leaf.dtype for leaf in jax.tree.leaves(floats)}
-    assert kinds <= {jnp.dtype("float32"), jnp.dtype("int32")}
-    assert float(metrics["loss"]) == pytest.approx(PINNED["loss"], rel=0.02)
-    assert float(metrics["loss"]) != pytest.approx(PINNED["loss"], rel=1e-6)
-    assert float(metrics["gradient_norm"]) == pytest.approx(
-        PINNED["gradient_norm"], rel=0.05
-    )
-
-
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("head", [LM.head, HeadConfig("sampled", samples=3)])
-def test_the_step_lowers_for_accelerators(optimizer, platform, head):
-    """From any machine: a step that only a CPU could compile would break unseen."""
-    lm = replace(LM, head=head, dtype=jnp.bfloat16, dropout=0.1)
-    samples = head.samples if head.kind == "sampled" else 0
-    words = Words(CORPUS, CORPUS.vocabulary, TINY)
-    batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples).batch(0)
-    state = jax.eval_shape(partial(init_state, lm, optimizer, ROWS, 0))
-    step = jax.jit(partial(train_step, lm, optimizer, guard=Guard(skip=1)))
-    program = jax.export.export(step, platforms=[platform])(state, batch)
-    assert program.platforms == (platform,)
-    out = jax.tree.unflatten(program.out_tree, program.out_avals)[0]
-    for got, wanted in zip(jax.tree.leaves(out), jax.tree.leaves(state), strict=True):
-        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
-
-
 def test_a_run_starts_from_its_seed(optimizer):
     create = jax.jit(partial(init_state, SMALL, optimizer, ROWS))
     one, same, other = create(0), create(0), create(1)

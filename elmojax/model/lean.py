@@ -93,7 +93,9 @@ def _backward(
         squashed = jnp.tanh(cell)
         d_total = d_hidden + d_outputs[t]
         if options.axis is not None:  # each device of the axis holds a share of it
-            d_total = lax.psum(d_total, options.axis)
+            # Without the barrier a TPU's compiler sums in bfloat16, as what follows
+            # rounds the sum.
+            d_total = lax.optimization_barrier(lax.psum(d_total, options.axis))
         free = jnp.abs(hidden) < options.projection_clip
         d_product = jnp.where(free, d_total, 0.0)
         d_m = contract("ndp,npb->ndb", projection, d_product, half)
