@@ -334,7 +334,9 @@ def test_a_run_without_a_checkpoint_begins_again_and_says_so(world, copied):
 def test_epochs_replace_the_steps_of_a_run(world, copied):
     corpus = json.loads((world.data / "corpus.json").read_text())
     steps = math.ceil(math.ceil(corpus["positions"] / 8) * 0.9 / 10)
-    assert answer("pretrain", "--workdir", copied, "--epochs", 0.9)["step"] == steps > 6
+    outcome = done("pretrain", "--workdir", copied, "--epochs", 0.9, "--json")
+    assert json.loads(outcome.out)["step"] == steps > 6
+    assert f"in 6 steps, as this run began, and not in the {steps}" in outcome.err
     says = "Give --steps or --epochs, not both"
     refused("pretrain", "--steps", 3, "--epochs=1", says=says)
 

@@ -287,6 +287,24 @@ def test_adamw_leaves_rows_that_no_batch_names_alone():
         np.testing.assert_array_equal(moved, named)
 
 
+def test_a_frozen_step_moves_the_rows_that_its_batch_names_and_nothing_else():
+    optimizer = make_optimizer(OptimizerConfig("adamw", 0.01), 100, freeze_steps=1)
+    state, batch = start(optimizer), text().batch(0)
+    step = jax.jit(partial(train_step, LM, optimizer, only="head"))
+    after, _ = step(state, batch)
+    named = np.isin(np.arange(LM.vocabulary), batch.negatives.words)
+    (before, now), moments = (
+        (tree.params["head"]["kernel"] for tree in (state, after)),
+        after.optimizer[1]["head"][0].mu["head"]["kernel"],
+    )
+    np.testing.assert_array_equal(np.any(np.asarray(before) != now, axis=-1), named)
+    np.testing.assert_array_equal(np.any(np.asarray(moments) != 0, axis=-1), named)
+    for tree in (state, after):
+        del tree.params["head"], tree.optimizer[1]["head"]
+    frozen = [(tree.params, tree.optimizer) for tree in (state, after)]
+    jax.tree.map(np.testing.assert_array_equal, *frozen)
+
+
 @pytest.mark.parametrize("mesh", [(4, 2)], ids=str)
 def test_sharded_training_equals_one_device(mesh):
     """The table lies in columns over `model`; rows are found on every device."""
