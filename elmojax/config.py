@@ -189,7 +189,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
     decay: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls to a tenth of the learning rate in --schedule-steps."""
+    """`cosine` falls to a tenth of the learning rate by the end of the schedule."""
     gradient_norm: float = 10.0
     """Global norm above which the gradient is scaled down."""
     initial_accumulator: float = 1.0
@@ -248,8 +248,8 @@ class TrainConfig:
     epochs: float = 1.0
     """Passes over the text."""
     schedule_steps: int | None = None
-    """Steps in which `--optimizer.decay cosine` falls; the rate stays at its end after
-    them. None = as this run began, and the steps of a fresh one."""
+    """Steps in which a cosine falls, and after which the rate stays; none = those that
+    the run began with, or all steps of a fresh one."""
     rows: int = 64
     """Global batch: continuous streams of text, each `window` positions a step."""
     window: int = 20
