@@ -189,7 +189,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps in which the learning rate rises from 0."""
     decay: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls to a tenth of the learning rate at the last step."""
+    """`cosine` falls to a tenth of the learning rate by the end of the schedule."""
     gradient_norm: float = 10.0
     """Global norm above which the gradient is scaled down."""
     initial_accumulator: float = 1.0
@@ -247,6 +247,9 @@ class TrainConfig:
     """Train this many steps in all (instead of epochs)."""
     epochs: float = 1.0
     """Passes over the text."""
+    schedule_steps: int | None = None
+    """Steps in which a cosine falls, and after which the rate stays; none = those that
+    the run began with, or all steps of a fresh one."""
     rows: int = 64
     """Global batch: continuous streams of text, each `window` positions a step."""
     window: int = 20
@@ -290,8 +293,9 @@ class TrainConfig:
         good = self.spike_guard == 0 or 1 < self.spike_guard < math.inf
         _require(good, self, "spike_guard", "0 (off), or above 1 and finite")
         _require(self.seed < 2**63, self, "seed", "below 2**63")
-        good = self.steps is None or self.steps > 0
-        _require(good, self, "steps", "above 0")
+        for name in ("steps", "schedule_steps"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, self, name, "above 0")
         _require(0 < self.epochs < math.inf, self, "epochs", "above 0 and finite")
         _require(0 <= self.dropout < 1, self, "dropout", "at least 0 and below 1")
         good = self.precision in ("auto", "float32", "bf16")

@@ -17,6 +17,7 @@ from elmojax.text.batches import (
     TrainingText,
     heldout_batches,
     join_rows,
+    shuffled,
     split_rows,
 )
 from elmojax.text.characters import encode_words
@@ -55,8 +56,8 @@ def streams(text: list[list[str]], rows: int, seed: int, epochs: int):
     """The stream of each row: its piece of the line of every epoch."""
     result: list[list[Position]] = [[] for _ in range(rows)]
     for epoch in range(epochs):
-        random = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-        order = random.permutation(len(text))
+        keys = np.random.Philox(key=[seed, epoch]).random_raw(len(text)).tolist()
+        order = sorted(range(len(text)), key=keys.__getitem__)
         line = [position for i in order for position in positions(text[i])]
         piece = -(-len(line) // rows)
         for row in range(rows):
@@ -157,6 +158,32 @@ def test_an_epoch_shows_every_position_once(text, shape):
             repeated = sum(words) - len(words) + ends - len(text)
             assert min(words) >= 1 and ends >= len(text)
             assert 0 <= repeated < rows
+
+
+def test_the_order_of_sentences_is_the_same_for_ever():
+    """Whatever NumPy and whatever machine: these numbers must never be edited."""
+    found = shuffled(1_000_000, np.random.Philox(key=[0, 0]))
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(found), np.arange(1_000_000))
+    first = [220276, 68642, 368138, 763740, 341423, 504822, 123078, 320744]
+    assert found[:8].tolist() == first
+    assert shuffled(1, np.random.Philox(key=[3, 1])).tolist() == [0]
+    corpus = corpus_of([[f"w{i:02}"] for i in range(30)])
+    text = TrainingText(corpus, words_of(corpus), 2, 10, seed=2**63 - 1)
+    assert text.batch(3).targets[0].tolist() == [
+        [19, 1, 20, 1, 21, 1, 3, 1, 25, 1],
+        [11, 1, 7, 1, 17, 1, 12, 1, 24, 1],
+    ]
+
+
+def test_a_shuffle_is_even():
+    """Each number comes to each place as often, within six standard deviations."""
+    bits, rounds, count = np.random.Philox(key=[7, 0]), 4000, 9
+    seen = np.zeros((count, count))
+    for _ in range(rounds):
+        seen[np.arange(count), shuffled(count, bits)] += 1
+    wanted, spread = rounds / count, (rounds / count * (1 - 1 / count)) ** 0.5
+    assert np.abs(seen - wanted).max() < 6 * spread
 
 
 def test_the_order_of_sentences_changes_with_seed_and_epoch():

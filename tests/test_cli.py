@@ -31,6 +31,7 @@ from elmojax.cli import COMMANDS
 from elmojax.embedding.embedder import Embedder
 from elmojax.initialization import with_word_vectors
 from elmojax.loading import open_model
+from elmojax.text.batches import ORDER
 from elmojax.training.checkpoint import (
     Checkpoints,
     load_language_model,
@@ -333,9 +334,95 @@ def test_a_run_without_a_checkpoint_begins_again_and_says_so(world, copied):
 def test_epochs_replace_the_steps_of_a_run(world, copied):
     corpus = json.loads((world.data / "corpus.json").read_text())
     steps = math.ceil(math.ceil(corpus["positions"] / 8) * 0.9 / 10)
-    assert answer("pretrain", "--workdir", copied, "--epochs", 0.9)["step"] == steps > 6
+    outcome = done("pretrain", "--workdir", copied, "--epochs", 0.9, "--json")
+    assert json.loads(outcome.out)["step"] == steps > 6
+    assert f"in 6 steps, as this run began, and not in the {steps}" in outcome.err
     says = "Give --steps or --epochs, not both"
     refused("pretrain", "--steps", 3, "--epochs=1", says=says)
+
+
+WORDS = ["--encoder", "words", *LSTM, *SMALL]
+"""A model that is quickly compiled."""
+
+
+def edit_record(run: Path, **changes: Any) -> None:
+    """Changes of config.json; None takes a field out, as in records before it."""
+    path = run / "config.json"
+    record = json.loads(path.read_text())
+    for name, value in changes.items():
+        owner = record["train"] if name in record["train"] else record
+        owner[name] = value
+        if value is None:
+            del owner[name]
+    path.write_text(json.dumps(record))
+
+
+def rates(run: Path) -> list[float]:
+    lines = read_metrics(run / "metrics.jsonl")
+    return [line["learning_rate"] for line in lines if "learning_rate" in line]
+
+
+def test_a_schedule_belongs_to_its_run(world, tmp_path):
+    """Half a cosine in two steps, then its end; in eight steps where that is asked."""
+    peak, end = 0.01, 0.001
+    shape = ("--optimizer.warmup-steps", 0, "--optimizer.learning-rate", peak)
+    command = ["pretrain", "--data", world.data, "--workdir", tmp_path, *shape, *WORDS]
+    assert "learning rate" not in done(*command, "--steps", 2).err
+    assert read_record(tmp_path).train.schedule_steps == 2
+    edit_record(tmp_path, schedule_steps=None)  # as records were
+    said = done(*command, "--steps", 3).err
+    assert "falls in 2 steps, as this run began, and not in the 3" in said
+    assert "it is 0.001 in step 3. With --schedule-steps 3 it would go on at" in said
+    said = done(*command, "--steps", 5, "--schedule-steps", 8).err
+    assert "falls in 8 steps from here on, and no longer in 2" in said
+    assert said.count("learning rate") == 1 and "where it was to be 0.001" in said
+    assert read_record(tmp_path).train.schedule_steps == 8
+    assert "falls in 8 steps, as" in done(*command, "--steps", 6).err
+    falls = [(1 + math.cos(math.pi * n / 8)) / 2 for n in (3, 4, 5)]
+    wanted = [peak, (peak + end) / 2, end, *(end + (peak - end) * f for f in falls)]
+    assert rates(tmp_path) == pytest.approx(wanted)
+    constant = ("--optimizer.decay", "constant", "--schedule-steps", 8)
+    says = "--schedule-steps ... leave one of them out"
+    refused(*command[:3], *WORDS, *constant, "--workdir", tmp_path / "new", says=says)
+
+
+def test_a_record_says_what_decides_the_bits(world, copied):
+    record = read_record(copied)
+    assert (record.jax, record.numpy, record.order) == (
+        jax.__version__,
+        np.__version__,
+        ORDER,
+    )
+    assert record.jax_threefry_partitionable is jax.threefry_partitionable.value
+    with jax.threefry_partitionable(False):
+        says = "jax_threefry_partitionable ... set JAX_THREEFRY_PARTITIONABLE=1"
+        refused("pretrain", "--workdir", copied, "--steps", 7, says=says)
+    edit_record(copied, jax="0.9.9", order=None, jax_threefry_partitionable=None)
+    said = done("pretrain", "--workdir", copied, "--steps", 7).err
+    assert f"started with jax 0.9.9 and goes on with jax {jax.__version__}" in said
+    assert "shuffled sentences in another way" in said
+    assert losses(copied)[-1][0] == 7
+
+
+def test_a_run_that_goes_on_as_it_began_says_nothing_else(world, copied):
+    shutil.rmtree(copied / "checkpoints" / "6")
+    said = done("pretrain", "--workdir", copied).err
+    for words in ("was started with", "in another way", "learning rate"):
+        assert words not in said
+
+
+def test_frozen_steps_leave_the_bits_of_all_but_the_softmax(world, tmp_path):
+    """Interrupted while they are frozen; the third step moves all."""
+    command = ["pretrain", "--data", world.data, "--workdir", tmp_path, *WORDS]
+    command += ["--freeze-steps", 2, "--optimizer.warmup-steps", 0]
+    done(*command, "--steps", 1)
+    done(*command, "--steps", 3, "--checkpoint-every", 1)
+    one, two, three = (load_language_model(tmp_path, n)[2] for n in (1, 2, 3))
+    for before, after, frozen in ((one, two, True), (two, three, False)):
+        same = jax.tree.map(np.array_equal, before, after)
+        assert not any(jax.tree.leaves(same["head"]))
+        for part in ("encoder", "lstm"):
+            assert jax.tree.all(same[part]) == frozen
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

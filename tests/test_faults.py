@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import LSTM, SMALL
 from faults import (
+    REPOSITORY,
     Difference,
     Harness,
     compare_arrays,
@@ -27,6 +32,8 @@ from elmojax.config import TrainConfig
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.record import RunRecord, create_run, read_record
 from elmojax.training.start import start
+
+CHECK = REPOSITORY / "experiments" / "check_determinism.py"
 
 # --- what the harness would see ------------------------------------------------------
 
@@ -192,6 +199,31 @@ def test_a_run_that_is_not_the_same_is_seen(harness, copied, says):
 
 
 # --- moments that chance seldom finds ------------------------------------------------
+
+
+def test_the_check_of_determinism_sees_a_bit():
+    difference = runpy.run_path(str(CHECK))["difference"]
+    one = {"step": np.int32(3), "kernel": np.zeros(4, np.float32)}
+    assert difference(one, one) == ""
+    assert (
+        difference(one, {**one, "kernel": -one["kernel"]}) == "1 differ, kernel first"
+    )
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_the_same_bits_each_time():
+    """What somebody with another device types, on this one."""
+    flags = [*LSTM, *SMALL, "--encoder", "words", "--steps", "6"]
+    command = [sys.executable, str(CHECK), *flags]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    device, *lines = checked.stdout.splitlines()
+    assert f"jax {jax.__version__}" in device
+    assert [line.partition(":")[0] for line in lines] == [
+        "trained twice",
+        "interrupted",
+    ]
+    assert all("all have the same bits" in line for line in lines)
 
 
 def test_a_kill_after_the_last_save_leaves_no_old_checkpoint(harness, copied):

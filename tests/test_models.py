@@ -151,17 +151,6 @@ def test_training_goes_on_from_another_models_weights(folder, run, tmp_path, cap
     assert fresh[-1] < scratch[-1]
 
 
-@pytest.mark.slow
-def test_frozen_steps_move_the_softmax_alone(folder, run):
-    flags = ["--rows", 8, "--init-from", run[0], "--freeze-steps", 5, "--steps"]
-    frozen, _ = pretrain(folder, "frozen", *flags, 3)
-    before, after = open_model(run[0]), open_model(frozen)
-    assert leaves_equal(before.params, after.params)
-    assert not leaves_equal(before.head, after.head)
-    pretrain(folder, "frozen", "--steps", 7)
-    assert not leaves_equal(before.params, open_model(frozen).params)
-
-
 def test_a_model_goes_by_many_names(fixtures, tmp_path):
     """Files under their published names, by address, and checkpoints of bilm-tf."""
     source = fixtures / "allennlp"

@@ -16,7 +16,7 @@ from elmojax.errors import InputError
 from elmojax.model.softmax import sampled
 from elmojax.model.softmax.sampled import Candidates, sampled_loss
 from elmojax.text.batches import TrainingText
-from elmojax.text.negatives import log_expected, log_uniform, negatives
+from elmojax.text.negatives import _exp, log_expected, log_uniform, negatives
 from elmojax.text.tables import Words
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, place, shardings
@@ -36,12 +36,16 @@ def generator(step=0):
     return np.random.default_rng(step)
 
 
+def bits(seed=0):
+    return np.random.Philox(key=[seed, 0])
+
+
 def test_candidates_are_distinct_and_follow_zipf():
     """How often each word is drawn is what `log_expected` says, on average."""
     rounds, found, expected = 3000, np.zeros(VOCABULARY), np.zeros(VOCABULARY)
-    random = generator()
+    stream = bits()
     for _ in range(rounds):
-        words, draws = log_uniform(random, VOCABULARY, SAMPLES)
+        words, draws = log_uniform(stream, VOCABULARY, SAMPLES)
         assert len(set(words)) == SAMPLES <= draws
         assert words.min() >= 0 and words.max() < VOCABULARY
         found[words] += 1
@@ -80,7 +84,26 @@ def test_negatives_name_every_row_once():
 
 def test_too_many_samples_are_refused():
     with pytest.raises(InputError, match=r"draws 60 words .* 60; lower"):
-        log_uniform(generator(), VOCABULARY, VOCABULARY)
+        log_uniform(bits(), VOCABULARY, VOCABULARY)
+
+
+def test_negatives_are_the_same_for_ever():
+    """Whatever NumPy and whatever machine: these numbers must never be edited."""
+    words, draws = log_uniform(bits(5), 793_471, 8192)
+    assert words[:6].tolist() == [21317, 3045, 15, 411, 28, 9940]
+    assert (draws, words.max(), words.sum()) == (16196, 793066, 906227585)
+    targets = np.zeros((2, 1, 1), np.int64)
+    found = negatives(targets, 30_000, 20, seed=2**63 - 1, step=3)
+    assert found.words[found.drawn[:, :5]].tolist() == [
+        [21834, 2, 38, 10176, 785],
+        [457, 590, 60, 17585, 199],
+    ]
+
+
+def test_words_are_drawn_by_the_exponential_of_numpy():
+    """Its own e ** x is good to the last digits, where it decides which word it is."""
+    x = np.linspace(0, np.log(793_472), 4001)
+    np.testing.assert_allclose(_exp(x), np.exp(x), rtol=1e-14)
 
 
 ROWS, DIM, POSITIONS = 30, 16, 37
@@ -262,6 +285,24 @@ def test_adamw_leaves_rows_that_no_batch_names_alone():
     ):
         moved = np.any(np.asarray(before["kernel"]) != now["kernel"], axis=-1)
         np.testing.assert_array_equal(moved, named)
+
+
+def test_a_frozen_step_moves_the_rows_that_its_batch_names_and_nothing_else():
+    optimizer = make_optimizer(OptimizerConfig("adamw", 0.01), 100, freeze_steps=1)
+    state, batch = start(optimizer), text().batch(0)
+    step = jax.jit(partial(train_step, LM, optimizer, only="head"))
+    after, _ = step(state, batch)
+    named = np.isin(np.arange(LM.vocabulary), batch.negatives.words)
+    (before, now), moments = (
+        (tree.params["head"]["kernel"] for tree in (state, after)),
+        after.optimizer[1]["head"][0].mu["head"]["kernel"],
+    )
+    np.testing.assert_array_equal(np.any(np.asarray(before) != now, axis=-1), named)
+    np.testing.assert_array_equal(np.any(np.asarray(moments) != 0, axis=-1), named)
+    for tree in (state, after):
+        del tree.params["head"], tree.optimizer[1]["head"]
+    frozen = [(tree.params, tree.optimizer) for tree in (state, after)]
+    jax.tree.map(np.testing.assert_array_equal, *frozen)
 
 
 @pytest.mark.parametrize("mesh", [(4, 2)], ids=str)

@@ -213,12 +213,14 @@ def test_evaluation_does_not_depend_on_the_mesh(monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "adamw", "adafactor"])
 @pytest.mark.parametrize("encoder", ["characters", "words"])
-def test_the_table_knows_every_array(optimizer, encoder):
+@pytest.mark.parametrize("freeze_steps", [0, 1])
+def test_the_table_knows_every_array(optimizer, encoder, freeze_steps):
     """Moments of a parameter lie as it does, but for Adafactor's, which are small."""
     lm = LM
     if encoder == "words":
         lm = replace(LM, config=replace(CONFIG, encoder=WordTableConfig(30, 5)))
-    rule = make_optimizer(OptimizerConfig(optimizer, weight_decay=0.01), 10)
+    recipe = OptimizerConfig(optimizer, weight_decay=0.01)
+    rule = make_optimizer(recipe, 10, freeze_steps)
     shapes = jax.eval_shape(partial(init_state, lm, rule, ROWS, 0))
     places = shardings(mesh_of(4, 2), shapes)
     specs = {

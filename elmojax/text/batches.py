@@ -22,6 +22,8 @@ from elmojax.text.tables import Sizes, Words, own_sizes
 
 BEGIN, END = 0, 1
 """Types (and vocabulary ids) of `<S>` and `</S>`."""
+ORDER = 1
+"""Version of the order of sentences and of the negatives, in config.json of a run."""
 
 
 class Batch(NamedTuple):
@@ -158,8 +160,23 @@ class TrainingText:
 
     def _shuffle(self, epoch: int) -> _Order:
         bits = np.random.Philox(key=[self.seed, epoch])
-        sentences = len(self.corpus.offsets) - 1
-        return _order(self.corpus, np.random.Generator(bits).permutation(sentences))
+        return _order(self.corpus, shuffled(len(self.corpus.offsets) - 1, bits))
+
+
+def shuffled(count: int, bits: np.random.Philox) -> np.ndarray:
+    """int64 [count]: the numbers below `count` in the order of random keys.
+
+    The same with every NumPy, which promises the bits of its generators for ever, but
+    not the permutations that it makes of them. Each key ends with its number: no two
+    are the same, and any way to sort gives one order, in the memory of the keys.
+    """
+    keys, low = bits.random_raw(count), np.uint64(count.bit_length())
+    keys >>= low
+    keys <<= low
+    keys |= np.arange(count, dtype=np.uint64)
+    keys.sort()
+    keys &= (np.uint64(1) << low) - np.uint64(1)
+    return keys.view(np.int64)
 
 
 def steps_of(positions: int, rows: int, window: int, epochs: float) -> int:

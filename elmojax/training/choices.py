@@ -6,13 +6,16 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
 from elmojax.errors import InputError
+from elmojax.text.batches import ORDER, steps_of
 from elmojax.text.prepared import Corpus
 from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.optim import make_schedule
 from elmojax.training.record import RunRecord, fingerprint
 
 FIXED = (
@@ -36,6 +39,9 @@ def complete(
     vocabulary = corpus.vocabulary
     counts = corpus.target_counts(vocabulary)
     train = completed(config, counts, before)
+    if before is not None and train.schedule_steps is None:
+        train = replace(train, schedule_steps=scheduled(before.train, corpus))
+    train = replace(train, schedule_steps=scheduled(train, corpus))
     if train.head.kind != "full" and not config.allow_unsorted_vocabulary:
         vocabulary.check_sorted(counts)
     return RunRecord(
@@ -44,7 +50,23 @@ def complete(
         vocabulary=len(vocabulary),
         words=fingerprint(vocabulary),
         elmojax=version,
+        jax=jax.__version__,
+        numpy=np.__version__,
+        order=ORDER,
+        jax_threefry_partitionable=bool(jax.threefry_partitionable.value),
     )
+
+
+def scheduled(config: TrainConfig, corpus: Corpus) -> int | None:
+    """The steps in which the learning rate falls; None where it does not.
+
+    Records of earlier versions do not name them: it was the length of the run.
+    """
+    if config.optimizer.decay == "constant" or config.schedule_steps is not None:
+        return config.schedule_steps
+    positions = len(corpus.words) + len(corpus.offsets) - 1
+    epochs = steps_of(positions, config.rows, config.window, config.epochs)
+    return config.steps or epochs
 
 
 def completed(
@@ -96,6 +118,11 @@ def check_use(config: TrainConfig, data: int, heldout: Corpus | None) -> None:
         raise InputError(
             "--patience counts evaluations; give --evaluate-every N, and --heldout."
         )
+    if config.schedule_steps and config.optimizer.decay == "constant":
+        raise InputError(
+            "--schedule-steps is how long the learning rate falls, and with "
+            "--optimizer.decay constant it does not; leave one of them out."
+        )
 
 
 def check_rows(config: TrainConfig, data: int) -> None:
@@ -125,6 +152,61 @@ def check_same(before: RunRecord, record: RunRecord) -> None:
                 f"{run} was started with {what} = {old}, and now it is {new}; leave "
                 "it out to go on, or give another --workdir for a new run."
             )
+    was, now = before.jax_threefry_partitionable, record.jax_threefry_partitionable
+    if was is not None and was != now:
+        raise InputError(
+            f"{run} was started with JAX's switch jax_threefry_partitionable = {was}, "
+            f"and now it is {now}, which draws other random numbers; set "
+            f"JAX_THREEFRY_PARTITIONABLE={int(was)} in the environment to go on, or "
+            "give another --workdir for a new run."
+        )
+
+
+def schedule_news(train: TrainConfig, was: int | None, step: int, steps: int) -> str:
+    """A sentence on the learning rate of a run that goes on, where one is due.
+
+    Args:
+      was: steps in which it fell until now.
+      step: the last one done.
+      steps: length of the run.
+    """
+    now, next_one = train.schedule_steps, f"step {step + 1}"
+    if was is None or now is None or was == now == steps:
+        return ""
+
+    def rate(steps: int) -> str:
+        return f"{float(make_schedule(train.optimizer, steps)(step)):.3g}"
+
+    if was != now:
+        return (
+            f"The learning rate falls in {now} steps from here on, and no longer in "
+            f"{was}: it is {rate(now)} in {next_one}, where it was to be {rate(was)}."
+        )
+    return (
+        f"The learning rate falls in {now} steps, as this run began, and not in the "
+        f"{steps} that it now has: it is {rate(now)} in {next_one}. With "
+        f"--schedule-steps {steps} it would go on at {rate(steps)}."
+    )
+
+
+def changes(before: RunRecord, record: RunRecord) -> list[str]:
+    """What is not as a run began, and yet does not keep it from going on."""
+    run, found = record.train.workdir, []
+    names = ("elmojax", "jax", "numpy")
+    versions = [(n, getattr(before, n), getattr(record, n)) for n in names]
+    others = [(n, old, new) for n, old, new in versions if old and new and old != new]
+    if others:
+        old, new = (", ".join(f"{n[0]} {n[i]}" for n in others) for i in (1, 2))
+        found.append(
+            f"{run} was started with {old} and goes on with {new}: its last digits are "
+            "not those of a run with one version."
+        )
+    if before.order != record.order:
+        found.append(
+            f"{run} was started by an elmojax that shuffled sentences in another way; "
+            "it goes on in the order of this one, and every later epoch is whole."
+        )
+    return found
 
 
 def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:

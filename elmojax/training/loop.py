@@ -16,7 +16,6 @@ from elmojax.training.damage import SaveFailed
 from elmojax.training.guard import Guard, all_finite
 from elmojax.training.memory import StepMemory
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
-from elmojax.training.optim import make_schedule
 from elmojax.training.prefetch import TableShapes, prefetched
 from elmojax.training.processes import is_first, joined, together
 from elmojax.training.room import room_for
@@ -132,11 +131,14 @@ class _Loop:
         self.early = False
         config = self.config
         self._late: tuple[int, dict[str, Any]] | None = None
-        self._rate = make_schedule(config.optimizer, run.steps)
         self._clock = Clock(config.rows * config.window)
         self._shapes, self._memory = TableShapes(), StepMemory()
         guard = Guard(config.skip_nonfinite, config.spike_guard)
-        self._train_step = compile_train_step(run.lm, run.optimizer, run.state, guard)
+        parts = (run.lm, run.optimizer, run.state, guard)
+        self._train_step = compile_train_step(*parts)
+        self._frozen_step: Any = None
+        if self.step < config.freeze_steps:
+            self._frozen_step = compile_train_step(*parts, "head")
 
     def train(self) -> None:
         run, config = self.run, self.config
@@ -196,11 +198,14 @@ class _Loop:
             self.before = self._evaluate()
         for batch, asked in prefetched(run, self.step, self.stop):
             self.stop.hear(asked)
+            if self.step == self.config.freeze_steps and self._frozen_step:
+                self._shapes, self._frozen_step = TableShapes(), None
             new = self._shapes.is_new(batch)
             if new and (news := self._shapes.news(batch, self.step + 1)):
                 self._note(news)
             with self._memory.of_step(self.state, compiles=new):
-                self.state, metrics = self._train_step(self.state, batch)
+                step = self._frozen_step or self._train_step
+                self.state, metrics = step(self.state, batch)
             self._read_late()
             self.step += 1
             self._late = (self.step, metrics | self._shapes.numbers(batch))
@@ -258,7 +263,7 @@ class _Loop:
         if skipped:
             numbers["skipped"] = skipped
         numbers |= {
-            "learning_rate": float(self._rate(step - 1)),
+            "learning_rate": float(self.run.rate(step - 1)),
             "epoch": self.run.text.epoch(step),
             "tokens": step * self._clock.tokens_per_step,
             "tokens_per_second": self._clock.rate(),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from elmojax.config import OptimizerConfig
+from elmojax.shapes import Params
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -32,34 +32,53 @@ def make_optimizer(
     """Clipping by global norm, then the rule.
 
     Args:
-      steps: length of the run.
-      freeze_steps: steps in which only the head moves; the moments of the rest are
-        gathered meanwhile.
+      steps: in which the learning rate falls.
+      freeze_steps: steps in which only the head moves, above 0: it and the rest have
+        states of their own, and the rest has its first update after these steps.
     """
     rate = make_schedule(config, steps)
-    if config.name == "adagrad":
-        rule = optax.adagrad(rate, config.initial_accumulator)
-    elif config.name == "adamw":
-        rule = optax.adamw(
-            rate, b2=0.99, weight_decay=config.weight_decay, mask=_matrices
-        )
-    else:
-        rule = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
-    parts = [optax.clip_by_global_norm(config.gradient_norm), rule]
+    rule = _rule(config, rate)
     if freeze_steps:
-        thaw = optax.scale_by_schedule(
-            lambda step: (step >= freeze_steps).astype(jnp.float32)
-        )
-        parts.append(optax.masked(thaw, _body))
-    return optax.chain(*parts)
+        late = _rule(config, lambda count: rate(count + freeze_steps))
+        rule = _apart(rule, late)
+    return optax.chain(optax.clip_by_global_norm(config.gradient_norm), rule)
 
 
-def _body(params: Any) -> Any:
-    """All but the head."""
-    return {
-        part: jax.tree.map(lambda _: part != "head", tree)  # noqa: B023
-        for part, tree in params.items()
-    }
+def _rule(
+    config: OptimizerConfig, rate: optax.Schedule
+) -> optax.GradientTransformation:
+    if config.name == "adagrad":
+        return optax.adagrad(rate, config.initial_accumulator)
+    if config.name == "adamw":
+        decay = config.weight_decay
+        return optax.adamw(rate, b2=0.99, weight_decay=decay, mask=_matrices)
+    return optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
+
+
+def _apart(
+    head: optax.GradientTransformation, rest: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """A rule for the head and one for the rest, whose state waits for its gradients."""
+    rules = {"head": head, "rest": rest}
+
+    def part(tree: Params, which: str) -> Params:
+        return {k: v for k, v in tree.items() if (k == "head") == (which == "head")}
+
+    def init(params: Params) -> dict[str, Any]:
+        return {which: rule.init(part(params, which)) for which, rule in rules.items()}
+
+    def update(
+        gradient: Params, state: dict[str, Any], params: Params
+    ) -> tuple[Params, dict[str, Any]]:
+        updates: Params = {}
+        after = dict(state)
+        for which, rule in rules.items():
+            if own := part(gradient, which):
+                new, after[which] = rule.update(own, state[which], part(params, which))
+                updates |= new
+        return updates, after
+
+    return optax.GradientTransformation(init, update)
 
 
 def _matrices(params: Any) -> Any:

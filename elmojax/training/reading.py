@@ -200,8 +200,8 @@ def expected_distinct(shares: np.ndarray, positions: float) -> float:
 def _expected_taken(reading: Reading, config: TrainConfig, positions: int) -> int:
     """Rows of the table of words that a step of so many positions takes."""
     size, samples = reading.vocabulary, config.head.samples
-    random = np.random.default_rng(config.seed)
-    drawn = [log_uniform(random, size, samples)[0] for _ in range(2)]
+    bits = np.random.Philox(config.seed)
+    drawn = [log_uniform(bits, size, samples)[0] for _ in range(2)]
     shares = np.asarray(reading.counts, np.float64) / reading.counts.sum()
     shares[np.unique(np.concatenate(drawn))] = 0
     others = expected_distinct(shares, positions)

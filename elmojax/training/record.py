@@ -32,6 +32,12 @@ class RunRecord:
     format: int = FORMAT
     elmojax: str = ""
     """Version that started the run."""
+    jax: str = ""
+    numpy: str = ""
+    order: int = 0
+    """Version of the order of sentences, `batches.ORDER`; 0 in records before it."""
+    jax_threefry_partitionable: bool | None = None
+    """JAX's switch of that name, which decides what a key draws; None = not known."""
 
 
 def read_record(run: Path) -> RunRecord:
@@ -110,14 +116,30 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> N
             left.unlink()
         if vocabulary is not None:
             vocabulary.write(run / "vocabulary.txt")
-        partial = run / ".config.json.partial"
-        partial.write_text(to_json(record), encoding="utf-8")
-        os.replace(partial, run / "config.json")
+        _write(run, record)
     except OSError as error:
-        raise InputError(
-            f"The run directory {run} cannot be written: {error.strerror or error}. "
-            "Choose another --workdir."
-        ) from error
+        raise _unwritable(run, error) from error
+
+
+def replace_record(run: Path, record: RunRecord) -> None:
+    """Another config.json for a run that is there."""
+    try:
+        _write(run, record)
+    except OSError as error:
+        raise _unwritable(run, error) from error
+
+
+def _write(run: Path, record: RunRecord) -> None:
+    partial = run / ".config.json.partial"
+    partial.write_text(to_json(record), encoding="utf-8")
+    os.replace(partial, run / "config.json")
+
+
+def _unwritable(run: Path, error: OSError) -> InputError:
+    return InputError(
+        f"The run directory {run} cannot be written: {error.strerror or error}. "
+        "Choose another --workdir."
+    )
 
 
 def language_model(record: RunRecord, **options: Any) -> LanguageModel:

@@ -10,7 +10,7 @@ writes, and the others wait until they find what it wrote.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,19 @@ from elmojax.text.prepared import Corpus
 from elmojax.text.sample import sample_corpora
 from elmojax.training import record as records
 from elmojax.training.checkpoint import Checkpoints
-from elmojax.training.choices import check_same, check_use, complete, product_dtype
+from elmojax.training.choices import (
+    changes,
+    check_same,
+    check_use,
+    complete,
+    product_dtype,
+    schedule_news,
+    scheduled,
+)
 from elmojax.training.damage import DamagedCheckpoint
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
-from elmojax.training.optim import make_optimizer
+from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.processes import in_turn, is_first, joined, wait_for_all
 from elmojax.training.reading import training_text
 from elmojax.training.record import RunRecord
@@ -57,13 +65,15 @@ class Run:
     optimizer: optax.GradientTransformation
     steps: int
     """Length of the whole run."""
+    rate: optax.Schedule
+    """Learning rate by the number of steps done."""
     state: TrainState
     step: int
     """Steps already done: 0 in a fresh run."""
     checkpoints: Checkpoints
     evaluator: Evaluator | None
     notes: tuple[str, ...]
-    """What was found damaged, in sentences for people."""
+    """What was found damaged or is not as it was, in sentences for people."""
     lock: RunLock | None
     """Held by the first process."""
 
@@ -95,7 +105,8 @@ def start(
     lm = records.language_model(record, dropout=config.dropout, dtype=dtype, mesh=mesh)
     text = training_text(config, corpus, mesh.shape["data"], local_shards(mesh))
     steps = config.steps or text.steps(config.epochs)
-    optimizer = make_optimizer(config.optimizer, steps, config.freeze_steps)
+    horizon = config.schedule_steps or steps
+    optimizer = make_optimizer(config.optimizer, horizon, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
     places = shardings(mesh, shapes := jax.eval_shape(create))
     patience = LOCK_PATIENCE if joined() else 0
@@ -110,6 +121,8 @@ def start(
                 if initialize is not None:
                     params = _initialized(initialize, state.params, places.params)
                     state = state.replace(params=params)
+        if before is not None and step < steps:
+            notes = (*notes, *_going_on(before, record, corpus, step, steps))
     except BaseException:
         if lock is not None:
             lock.release()
@@ -120,6 +133,7 @@ def start(
         text,
         optimizer,
         steps,
+        make_schedule(config.optimizer, horizon),
         state,
         step,
         checkpoints,
@@ -127,6 +141,21 @@ def start(
         notes,
         lock,
     )
+
+
+def _going_on(
+    before: RunRecord, record: RunRecord, corpus: Corpus, step: int, steps: int
+) -> list[str]:
+    """What to say of a run that goes on otherwise than it began.
+
+    Another schedule of the learning rate is now the run's own.
+    """
+    was, now = scheduled(before.train, corpus), record.train.schedule_steps
+    if was != now and is_first():
+        train = replace(before.train, schedule_steps=now)
+        records.replace_record(record.train.workdir, replace(before, train=train))
+    news = schedule_news(record.train, was, step, steps)
+    return [*filter(None, [news]), *(changes(before, record) if step else ())]
 
 
 def _create(config: TrainConfig, record: RunRecord, corpus: Corpus) -> None:

@@ -29,6 +29,8 @@ from elmojax.training import sparse
 from elmojax.training.guard import Guard, Watch, judge, unless
 
 OFF = Guard()
+RANDOM = "threefry2x32"
+"""JAX's generator of random numbers, whatever `jax_default_prng_impl` says."""
 
 
 @flax.struct.dataclass
@@ -197,18 +199,27 @@ def train_step(
     state: TrainState,
     batch: Any,
     guard: Guard = OFF,
+    only: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update: gradient of `loss`, clipping, optimiser; the carry moves on.
 
-    A batch in pieces gives the same update as the whole one, in less memory.
+    A batch in pieces gives the same update as the whole one, in less memory. With
+    `only` one part of the parameters is trained (`head`), and the others are left out
+    of the backward pass, of the norm and of the optimiser.
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    learned = before = (state.params, state.optimizer)
+    key = jax.random.wrap_key_data(state.key, impl=RANDOM)
+    key = jax.random.fold_in(key, state.step)
+    parts = state.params.items()
+    params = {name: part for name, part in parts if only in (None, name)}
+    frozen = {name: part for name, part in parts if name not in params}
+    learned = before = (params, state.optimizer)
     named = None
     if batch.negatives is not None:
         named = batch.negatives.words.reshape(-1, batch.negatives.words.shape[-1])[0]
         learned = sparse.take(before, named)
-    gradient, metrics, carry = _gradient(lm, learned[0], state.carry, batch, key)
+    gradient, metrics, carry = _gradient(
+        lm, learned[0], frozen, state.carry, batch, key
+    )
     updates, moments = optimizer.update(gradient, learned[1], learned[0])
     after = (cast(Params, optax.apply_updates(learned[0], updates)), moments)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
@@ -219,16 +230,26 @@ def train_step(
         after = sparse.put(before, named, after)
     metrics |= {"bad": bad.astype(jnp.int32), "skipped": watch.skipped}
     params, moments = after
+    params = {**frozen, **params}
     new = TrainState(params, moments, carry, state.key, state.step + 1, watch)
     return new, metrics
 
 
 def _gradient(
-    lm: LanguageModel, params: Params, carry: LstmState, batch: Any, key: Array
+    lm: LanguageModel,
+    params: Params,
+    frozen: Params,
+    carry: LstmState,
+    batch: Any,
+    key: Array,
 ) -> tuple[Params, dict[str, Array], LstmState]:
     """Gradient of `loss`, metrics, new carry; of pieces one after the other."""
     keys = row_keys(key, jnp.arange(carry.cell.shape[2]))
-    one_piece = jax.value_and_grad(partial(loss, lm), has_aux=True)
+
+    def whole(params: Params, *rest: Any) -> Any:
+        return loss(lm, {**frozen, **params}, *rest)
+
+    one_piece = jax.value_and_grad(whole, has_aux=True)
     if batch.weights.ndim == 2:
         (_, (metrics, carry)), gradient = one_piece(params, carry, batch, keys)
         return gradient, metrics, carry
@@ -254,6 +275,7 @@ def compile_train_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     guard: Guard = OFF,
+    only: str | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """`train_step` as one program, which takes over the memory of its old state.
 
@@ -263,7 +285,7 @@ def compile_train_step(
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
-    step = partial(train_step, lm, optimizer, guard=guard)
+    step = partial(train_step, lm, optimizer, guard=guard, only=only)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
 
 
@@ -280,7 +302,8 @@ def init_state(
     lm: LanguageModel, optimizer: optax.GradientTransformation, rows: int, seed: int
 ) -> TrainState:
     """The state before the first step; a pure function, to be jitted with shardings."""
-    start, run = jax.random.split(jax.random.key(seed))
+    words = jnp.asarray([seed >> 32, seed % 2**32], jnp.uint32)
+    start, run = jax.random.split(jax.random.wrap_key_data(words, impl=RANDOM))
     params = lm.init(start)
     carry = LstmState.zeros(lm.config.lstm, rows)
     key = jax.random.key_data(run)
