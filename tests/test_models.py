@@ -162,9 +162,9 @@ def test_frozen_steps_move_the_softmax_alone(folder, run):
     assert not leaves_equal(before.params, open_model(frozen).params)
 
 
-def test_a_model_goes_by_many_names(fixtures, tmp_path):
+def test_a_model_goes_by_many_names(goldens, tmp_path):
     """Files under their published names, by address, and checkpoints of bilm-tf."""
-    source = fixtures / "allennlp"
+    source = goldens / "allennlp"
     files = source / "options.json", source / "lm_weights.hdf5"
     params = elmojax.load_hdf5(*files)
     named = tmp_path / "named"
@@ -180,10 +180,10 @@ def test_a_model_goes_by_many_names(fixtures, tmp_path):
     assert open_model(checkpoint).head is not None
 
 
-def test_a_model_comes_from_an_address(fixtures, tmp_path, monkeypatch):
+def test_a_model_comes_from_an_address(goldens, tmp_path, monkeypatch):
     """A server on this machine stands for one with published files."""
     monkeypatch.setenv("ELMOJAX_CACHE", str(tmp_path / "cache"))
-    source = fixtures / "allennlp"
+    source = goldens / "allennlp"
     site = tmp_path / "site"
     site.mkdir()
     shutil.copy(source / "options.json", site / "options.json")
