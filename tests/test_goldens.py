@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
@@ -140,3 +141,21 @@ def test_the_mix_of_allennlp(goldens, allennlp):
     mask = data["ln0_keep0_mask"][..., None]
     close(vectors[0, :batch, :time], np.where(mask, data["ln0_keep0"], 0))
     close(vectors[1, :batch, :time], np.where(mask, data["default_two"][0], 0))
+
+
+def test_a_padded_batch_of_the_embedder(goldens, allennlp, single):
+    """`batch_to_embeddings` of their `ElmoEmbedder`, an empty sentence among them."""
+    text = (goldens / "allennlp" / "golden_sentences.json").read_text("utf-8")
+    sentences = json.loads(text)["sentences"][:40]
+    vectors, mask = elmojax.Embedder(allennlp).batch_to_embeddings([[], *sentences])
+    assert vectors.shape == (41, 3, max(map(len, sentences)), 32)
+    np.testing.assert_array_equal(mask.sum(axis=1), [0, *map(len, sentences)])
+    assert mask.dtype == bool and not vectors[0].any()
+    for row, present, wanted in zip(vectors[1:], mask[1:], single, strict=False):
+        close(row[:, present], wanted)
+        assert not row[:, ~present].any()
+    top = elmojax.Embedder(allennlp, layers="top", dtype="bfloat16")
+    vectors, mask = top.batch_to_embeddings(sentences[:2])
+    assert (vectors.shape, vectors.dtype.name) == ((2, 11, 32), "bfloat16")
+    vectors, mask = top.batch_to_embeddings([])
+    assert (vectors.shape, mask.shape) == ((0, 0, 32), (0, 0))
