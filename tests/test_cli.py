@@ -41,6 +41,7 @@ from elmojax.training.checkpoint import (
 from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
 from elmojax.training.record import checkpoint_steps, read_record
+from elmojax.training.start import start
 
 
 class World(NamedTuple):
@@ -86,6 +87,13 @@ def world(tmp_path_factory, sample_lines) -> World:
 def copied(world, tmp_path) -> Path:
     """The run of the world, to be damaged."""
     return shutil.copytree(world.run, tmp_path / "run")
+
+
+def asked(*arguments: object) -> elmojax.TrainConfig:
+    """What `elmojax pretrain` makes of its flags."""
+    argv = [str(argument) for argument in arguments]
+    default = defaults(PretrainArguments, argv)
+    return train_config(parse(PretrainArguments, "pretrain", argv, default=default))
 
 
 # --- the whole chain -----------------------------------------------------------------
@@ -134,8 +142,9 @@ def test_prepare_shows_cutoffs_where_ranks_mean_something(tmp_path):
     shown = done("prepare", "--text", text, "--out", tmp_path / "data").out
     assert " ".join(map(str, ranks)) in shown
     workdir = tmp_path / "run"
-    run_one = ("--data", tmp_path / "data", "--workdir", workdir, "--steps", 1)
-    done("pretrain", *run_one, *CHARACTERS, *SMALL, "--model.lstm.dim", 8)
+    where = ("--data", tmp_path / "data", "--workdir", workdir)
+    started = start(asked(*where, *CHARACTERS, *SMALL, "--model.lstm.dim", 8), "test")
+    started.lock.release()
     assert read_record(workdir).train.head.cutoffs == tuple(ranks)
     other = tmp_path / "other"
     other.write_text("w9 w8 w8\n" * 3)
@@ -854,9 +863,7 @@ def test_overview_names_every_command():
 
 def test_flags_may_be_written_with_underscores(world, tmp_path):
     flags = [flag.replace("-", "_").replace("__", "--") for flag in TINY]
-    argv = ["--data", str(world.data), "--checkpoint_every", "0", "--steps=1", *flags]
-    default = defaults(PretrainArguments, argv)
-    train = train_config(parse(PretrainArguments, "pretrain", argv, default=default))
+    train = asked("--data", world.data, "--checkpoint_every", 0, "--steps=1", *flags)
     assert train.model == read_record(world.run).train.model
     assert (train.checkpoint_every, train.steps) == (0, 1)
 
