@@ -130,13 +130,9 @@ def compile_once(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def fixtures() -> Path:
-    """The folder of what other programs computed; without it, the test is skipped."""
-    default = REPOSITORY.parent / "shared" / "fixtures"
-    folder = Path(os.environ.get("ELMOJAX_FIXTURES", default))
-    if not folder.is_dir():
-        pytest.skip("no fixtures; ELMOJAX_FIXTURES names their folder")
-    return folder
+def goldens() -> Path:
+    """The folder of what other programs computed; its README says which."""
+    return REPOSITORY / "tests" / "goldens"
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,9 @@ def test_collectives_are_read_from_a_compiled_program(benchmark):
     }
 
 
-@pytest.mark.parametrize("kind", ["full", "adaptive", "sampled"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("full", marks=pytest.mark.slow), "adaptive", "sampled"]
+)
 def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
     """Once each; of a sampled softmax's table, the rows of the step."""
     config = ElmoConfig(WordTableConfig(30, 6), LstmConfig(8, 6, 1))
@@ -110,16 +112,12 @@ def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
     assert gradients <= reduced <= gradients + 64  # and a few sums
 
 
-@pytest.mark.parametrize("variant", ["unstacked", "reference"])
-def test_variants_of_the_ablation_compute_the_same(benchmark, variant):
+def test_the_unstacked_lstm_of_the_ablation_computes_the_same(benchmark):
     ablation = benchmark("ablation")
     head = HeadConfig("adaptive", (6, 15), 2.0)
     lm = LanguageModel(TINY, len(CORPUS.vocabulary), head)
     plain = {field.name: getattr(lm, field.name) for field in fields(lm)}
-    if variant == "unstacked":
-        other = ablation.Unstacked(**plain)
-    else:
-        other = LanguageModel(**{**plain, "backend": ablation.Backend.REFERENCE})
+    other = ablation.Unstacked(**plain)
     params = drawn(jax.eval_shape(lm.init, jax.random.key(0)))
     words = Words(CORPUS, CORPUS.vocabulary, TINY)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(1)

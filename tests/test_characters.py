@@ -17,8 +17,8 @@ from elmojax.text.characters import batch_to_ids, count_truncated, encode_words
 
 
 @pytest.fixture(scope="module")
-def golden(fixtures: Path) -> dict[str, Any]:
-    path = fixtures / "allennlp" / "golden_sentences.json"
+def golden(goldens: Path) -> dict[str, Any]:
+    path = goldens / "allennlp" / "golden_sentences.json"
     return json.loads(path.read_text("utf-8"))
 
 
@@ -33,21 +33,21 @@ def decode(row: np.ndarray) -> str:
     return marks[inner] if inner in marks else bytes(inner).decode("utf-8")
 
 
-def test_every_sentence_has_the_ids_of_allennlp(fixtures, golden):
-    expected = np.load(fixtures / "allennlp" / "golden_single.npz")
+def test_every_sentence_has_the_ids_of_allennlp(goldens, golden):
+    expected = np.load(goldens / "allennlp" / "golden_single.npz")
     for i, sentence in enumerate(golden["sentences"]):
         np.testing.assert_array_equal(batch_to_ids([sentence])[0], expected[f"ids{i}"])
 
 
-def test_a_padded_batch_has_the_ids_of_allennlp(fixtures, golden):
-    expected = np.load(fixtures / "allennlp" / "golden_batch_ids.npz")["ids"]
+def test_a_padded_batch_has_the_ids_of_allennlp(goldens, golden):
+    expected = np.load(goldens / "allennlp" / "golden_batch_ids.npz")["ids"]
     ids = batch_to_ids(golden["sentences"])
     assert ids.dtype == np.int32
     np.testing.assert_array_equal(ids, expected)
 
 
-def test_sentence_marks_in_batches_have_the_ids_of_bilm_tf(fixtures, golden):
-    expected = np.load(fixtures / "bilm-tf" / "all_layers_stateful.npz")
+def test_sentence_marks_in_batches_have_the_ids_of_bilm_tf(goldens, golden):
+    expected = np.load(goldens / "bilm-tf" / "all_layers_stateful.npz")
     for i, members in enumerate(golden["stateful"]):
         sentences = [golden["sentences"][j] for j in members]
         marked = [["<S>", *sentence, "</S>"] for sentence in sentences]

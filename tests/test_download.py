@@ -602,10 +602,10 @@ def test_missing_extra_is_named(
 
 
 @pytest.fixture
-def model(server: Server, fixtures: Path) -> Server:
+def model(server: Server, goldens: Path) -> Server:
     """A small model under the names that published ones have."""
-    options = (fixtures / "allennlp" / "options.json").read_bytes()
-    weights = (fixtures / "allennlp" / "lm_weights.hdf5").read_bytes()
+    options = (goldens / "allennlp" / "options.json").read_bytes()
+    weights = (goldens / "allennlp" / "lm_weights.hdf5").read_bytes()
     server.files = {
         "/plain/options.json": options,
         "/plain/weights.hdf5": weights,

@@ -15,6 +15,8 @@ from elmojax.cli import main
 from elmojax.embedding.files import Job, embed_files
 from elmojax.embedding.outputs import parquet
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ENDINGS = ("vectors.hdf5", "vectors", "vectors.parquet")
 
 

@@ -1,7 +1,11 @@
 """The streaming embedder: the vectors of `encode`, whatever goes together with what."""
 
+import gzip
+import io
+import json
 import random
 from itertools import islice
+from pathlib import Path
 
 import h5py
 import jax
@@ -20,6 +24,8 @@ from elmojax.embedding.plan import make_plan, possible_rows, room, shapes, windo
 
 WORDS = ["the", "bank", "of", "é", "中文", "", "x" * 30, "river", "<S>", "a b", "\x00"]
 ROUNDING = 2e-6
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +67,11 @@ def assert_same(got, wanted, atol=ROUNDING):
 @settings(max_examples=12)
 @given(
     sentences=st.lists(st.lists(st.sampled_from(WORDS), max_size=30), max_size=25),
-    batch_tokens=st.sampled_from([1, 7, 40, 300, 5000]),
-    chunk=st.sampled_from([8, 16]),
+    batch_tokens=st.sampled_from([1, 40, 5000]),
     seed=st.integers(0, 99),
 )
 def test_neither_order_nor_batch_nor_chunk_changes_a_vector(
-    sentences, batch_tokens, chunk, seed
+    sentences, batch_tokens, seed
 ):
     params = tiny_params()
     params = params.replace(
@@ -75,7 +80,7 @@ def test_neither_order_nor_batch_nor_chunk_changes_a_vector(
     order = list(range(len(sentences)))
     random.Random(seed).shuffle(order)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "CHUNK", chunk)
+        patch.setattr(documents, "CHUNK", 8)
         embedder = Embedder(params, batch_tokens=batch_tokens)
         got = embedder.embed_batch([sentences[i] for i in order])
     assert_same(got, of_encode(params, [sentences[i] for i in order]))
@@ -141,7 +146,7 @@ def test_words_are_encoded_once(params, monkeypatch):
 # --- long documents ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [16, 62, 63, 64, 65, 400])
+@pytest.mark.parametrize("words", [16, 63, 64, 400])
 def test_a_document_in_chunks_is_the_document_at_once(params, words, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK", 32)
     draw = random.Random(words)
@@ -261,29 +266,139 @@ def test_input_is_read_no_further_than_two_batches_ahead(params):
 # --- AllenNLP's names ----------------------------------------------------------------
 
 
-def test_a_file_as_the_elmo_embedder_of_allennlp_writes_it(params, tmp_path):
-    sentences = [["The", "bank"], [], ["Hi"]]
+@pytest.fixture(scope="module")
+def allennlp(goldens):
+    """AllenNLP's own model, lines of text, and what it computed for each alone."""
+    folder = goldens / "allennlp"
+    params = elmojax.load_hdf5(folder / "options.json", folder / "lm_weights.hdf5")
+    sentences = json.loads((folder / "golden_sentences.json").read_text())["sentences"]
+    data = np.load(folder / "golden_single.npz")
+    kept = [
+        (words, data[f"s{i}"][:, 1:-1])
+        for i, words in enumerate(sentences)
+        if len(words) < 30 and words != ["."]
+        if words == " ".join(words).encode(errors="replace").decode().split()
+    ]
+    assert len(kept) > 30
+    return Embedder(params), *zip(*kept, strict=True)
+
+
+def open_text(lines, **more):
+    return io.StringIO("".join(f"{line}\n" for line in lines), **more)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_a_batch_size_changes_no_vector(allennlp, batch_size):
+    embedder, sentences, wanted = allennlp
+    read = 0
+
+    def stream():
+        nonlocal read
+        for sentence in sentences:
+            read += 1
+            yield sentence
+
+    vectors = embedder.embed_sentences(stream(), batch_size)
+    assert_same([next(vectors)], wanted[:1])
+    assert read <= min(2 * batch_size + 1, len(sentences))
+    assert_same(vectors, wanted[1:])
+
+
+FORMATS = {
+    "all": lambda layers: layers,
+    "top": lambda layers: layers[-1],
+    "average": lambda layers: np.average(layers, axis=0),
+}
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("forget_sentences",), ("use_sentence_keys",)], ids=str
+)
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_file_as_allennlp_writes_it(allennlp, tmp_path, output_format, flags):
+    """Names, shapes, types and numbers of every data set, and no other; the embedder's
+    own layers do not matter."""
+    embedder, sentences, wanted = allennlp
+    embedder = Embedder(embedder.params, layers="top", dtype="float16")
+    lines = ["  ".join(words) for words in sentences]
+    out, file = tmp_path / "no ending", open_text(["read before", *lines])
+    file.readline()
+    embedder.embed_file(file, str(out), output_format, 64, **dict.fromkeys(flags, True))
+    assert not file.closed
+    names = lines if "use_sentence_keys" in flags else list(map(str, range(len(lines))))
+    with h5py.File(out) as made:
+        data_sets = []
+        made.visititems(
+            lambda _, item: data_sets.append(isinstance(item, h5py.Dataset))
+        )
+        assert sum(data_sets) == len(names) + (not flags)
+        for name, layers in zip(names, wanted, strict=True):
+            theirs = FORMATS[output_format](layers)
+            assert (made[name].shape, made[name].dtype) == (theirs.shape, "float32")
+            np.testing.assert_allclose(made[name], theirs, atol=ROUNDING)
+        if not flags:
+            assert made["sentence_to_index"].shape == (1,)
+            index = json.loads(made["sentence_to_index"].asstr()[0])
+            assert index == dict(zip(lines, names, strict=True))
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_where_a_text_may_come_from(params, tmp_path):
+    lines = ["The bank", "", " Hi  there\t", "The bank"]
     path = tmp_path / "text.txt"
-    path.write_text("\n".join(map(" ".join, sentences)) + "\n")
-    embedder, wanted = Embedder(params), of_encode(params, sentences)
-    formats = {
-        "all": lambda v: v,
-        "top": lambda v: v[-1],
-        "average": lambda v: v.mean(0),
-    }
-    for name, change in formats.items():
-        out = tmp_path / f"{name}.hdf5"
-        with open(path) as file:
-            embedder.embed_file(file, out, name)
-        with h5py.File(out) as file:
-            assert_same([file[key][:] for key in "012"], list(map(change, wanted)))
-            assert file["0"].attrs["sentence"] == "The bank"
-    with pytest.raises(InputError, match="is there already"):
-        embedder.embed_file(path, out)
-    for arguments, says in (((path, "x.txt"), "hdf5"), ((path, out, "sum"), "'sum'")):
-        with pytest.raises(InputError, match=says):
+    path.write_text("\n".join(lines) + "\n")
+    with gzip.open(tmp_path / "text.gz", "wt") as packed:
+        packed.write(path.read_text())
+    wanted = of_encode(params, [line.split() for line in lines])
+    embedder = Embedder(params)
+    with open(path) as opened:
+        sources = (path, str(path), tmp_path / "text.gz", opened, open_text(lines))
+        for number, source in enumerate(sources):
+            out = tmp_path / f"{number}.hdf5"
+            embedder.embed_file(source, out)
+            with h5py.File(out) as file:
+                assert_same([file[key][:] for key in "0123"], wanted)
+                index = json.loads(file["sentence_to_index"].asstr()[0])
+            assert index == {"The bank": "3", "": "1", "Hi  there": "2"}
+
+
+def test_files_that_cannot_be(params, tmp_path):
+    embedder, there = Embedder(params), tmp_path / "there.hdf5"
+    embedder.embed_file(open_text(["a b"]), there)
+    before, text, binary = there.read_bytes(), open_text(["a"]), tmp_path / "binary"
+    binary.write_bytes(b"caf\xe9\n")
+    closed = open_text(["a"])
+    closed.close()
+    new = tmp_path / "new.hdf5"
+    for arguments, says in (
+        ((text, there), "there already"),
+        ((text, tmp_path), "there already"),
+        ((text, tmp_path / "none" / "x.hdf5"), "cannot be written"),
+        ((text, new, "sum"), "output_format is 'sum'"),
+        ((text, new, "all", 0), "batch_size is 0"),
+        ((text, new, "all", "64"), "batch_size is '64'"),
+        ((closed, new), "cannot be read"),
+        ((None, new), "cannot be read"),
+        ((io.BytesIO(b"a b"), new), "text mode"),
+        ((binary, new), "not UTF-8"),
+        ((open(binary, encoding="utf-8"), new), "cannot be read"),
+        ((tmp_path / "none.txt", new), "none.txt"),
+        ((open_text(["a", "a"]), new, "all", None, False, True), "line 0 again"),
+        ((open_text(["a", ""]), new, "all", None, False, True), "Line 1"),
+        ((open_text(["a/b", "a"]), new, "all", None, False, True), "Line 1"),
+        ((open_text(["."]), new, "all", None, False, True), "Line 0"),
+        ((open_text(["\0"]), new, "all", None, False, True), "a NUL character"),
+        ((open_text(["\ud800"]), new, "all", None, False, True), "half a character"),
+    ):
+        text.seek(0)
+        with pytest.raises(InputError, match=says) as refused:
             embedder.embed_file(*arguments)
-    assert_same([embedder.embed_sentence(sentences[0])], wanted[:1])
+        assert "\n" not in str(refused.value)
+        if not isinstance(arguments[0], (str, Path, type(None))):
+            arguments[0].close() if arguments[0] is not text else None
+    assert {*tmp_path.iterdir()} == {there, binary} and there.read_bytes() == before
+    embedder.embed_file(open_text(["c"]), there, overwrite=True)
+    assert there.read_bytes() != before
 
 
 # --- errors --------------------------------------------------------------------------
@@ -303,7 +418,11 @@ def test_wrong_requests_say_what_is_right(params):
     for sentence, message in (
         ("The bank", "Sentence 1 is the string 'The bank'; give a list of words"),
         (["The", 3], "Sentence 1 has 3, which is no word"),
+        (None, "Sentence 1 is None; give a list of words"),
     ):
         with pytest.raises(InputError, match=message):
             Embedder(params).embed_batch([["fine"], sentence])
+    for sentences in ("The bank", None, 7):
+        with pytest.raises(InputError, match="give a list of lists of words"):
+            Embedder(params).embed_batch(sentences)
     assert Embedder(params).embed_batch([]) == []

@@ -56,74 +56,35 @@ def same(got, wanted):
 
 
 @pytest.fixture(scope="module", params=["bilm-tf", "allennlp"])
-def published_model(request, fixtures):
-    """Folder, parameters, and the sentences whose vectors it holds."""
-    folder = fixtures / request.param
-    name = "sentences.json"
-    if request.param == "bilm-tf":
-        name = "lm_embeddings_sentences.json"
-    lists = json.loads((folder / name).read_text(encoding="utf-8"))
-    sentences = [[line.split() for line in lines] for lines in lists]
-    return folder, load(folder, "lm_weights.hdf5"), sentences
+def published_model(request, goldens):
+    """Folder and parameters."""
+    folder = goldens / request.param
+    return folder, load(folder, "lm_weights.hdf5")
 
 
 @pytest.mark.parametrize("through", ["characters", "words"])
-def test_the_embeddings_of_bilm_tf(published_model, through):
-    """Three streams of ten sentences, their state carried; files of top layers."""
-    folder, params, sentences = published_model
-    index = None
+def test_the_embeddings_of_bilm_tf(goldens, through):
+    """Ten sentences, their state carried; a file of top layers."""
+    folder, index = goldens / "allennlp", None
+    params = load(folder, "lm_weights.hdf5")
+    file = folder / "lm_embeddings_0.hdf5"
+    lines = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    text = [line.split() for line in lines]
     if through == "words":
-        sentences = sentences[:1]
-        index = WordIndex(tuple({word for s in sentences[0] for word in s}))
+        index = WordIndex(tuple({word for sentence in text for word in sentence}))
         params = cache_words(params, index)
-    for number, text in enumerate(sentences):
-        file = folder / f"lm_embeddings_{number}.hdf5"
-        (top,) = compare_embeddings(params, text, file, vocabulary=index)
-        assert top.layer == 2
-        assert 0 < top.largest <= BOUND
+    (top,) = compare_embeddings(params, text, file, vocabulary=index)
+    assert top.layer == 2
+    assert 0 < top.largest <= BOUND
     # Without the state of the sentences before they are other vectors.
     (top,) = compare_embeddings(params, text, file, carry=False, vocabulary=index)
     assert top.largest > 0.01
     assert top.sentence > 0
 
 
-@pytest.mark.parametrize(
-    ("model", "file"),
-    [("bilm-tf", "all_layers_stateful.npz"), ("allennlp", "golden_stateful.npz")],
-)
-def test_all_layers_with_carried_state(fixtures, model, file):
-    """Nine batches of changing size; what a row was left with, it goes on from."""
-    params = load(fixtures / model, "lm_weights.hdf5")
-    data, encode, rows = np.load(fixtures / model / file), jax.jit(elmojax.encode), 7
-    state = LstmState.zeros(params.config.lstm, rows)
-    for number in range(9):
-        ids = data[f"b{number}_ids"]
-        if model == "bilm-tf":  # theirs have the sentence marks
-            ids = ids[:, 1:-1] * data[f"b{number}_mask"][..., None]
-            wanted = data[f"b{number}"]
-        else:
-            wanted = data[f"b{number}"].swapaxes(0, 1)[:, :, 1:-1]
-        batch, time = ids.shape[:2]
-        padded = np.zeros((rows, 120, 50), np.int32)
-        padded[:batch, :time] = ids
-        layers, mask, after = encode(params, padded, state)
-        here = (np.arange(rows) < batch)[None, None, :, None]
-        state = jax.tree.map(lambda a, b, h=here: jnp.where(h, a, b), after, state)
-        real = np.asarray(mask)[:batch, None, :time, None]
-        difference = np.where(real, layers[:batch, :, :time] - wanted, 0)
-        assert np.abs(difference).max() <= BOUND
-        if model == "allennlp":
-            for name, leaf in (("h", state.hidden), ("c", state.cell)):
-                seen = len(data[f"b{number}_{name}"][0])
-                ours = np.concatenate([leaf[:, 0, :seen], leaf[:, 1, :seen]], axis=-1)
-                np.testing.assert_allclose(
-                    ours, data[f"b{number}_{name}"], atol=BOUND, rtol=0
-                )
-
-
 def test_published_files_there_and_back(published_model, tmp_path):
     """Every array of theirs is in our file, the same bit by bit."""
-    folder, params, _ = published_model
+    folder, params = published_model
     save_hdf5(params, tmp_path)
     theirs = json.loads((folder / "options.json").read_text())
     assert json.loads((tmp_path / "options.json").read_text()) == theirs

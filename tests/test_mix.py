@@ -11,8 +11,8 @@ from elmojax import ScalarMix, mix_penalty, mix_weights
 
 
 @pytest.fixture(scope="module")
-def golden(fixtures):
-    data = np.load(fixtures / "allennlp" / "golden_scalarmix.npz")
+def golden(goldens):
+    data = np.load(goldens / "allennlp" / "golden_scalarmix.npz")
     return {name: data[name] for name in data.files}
 
 

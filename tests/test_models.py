@@ -151,9 +151,9 @@ def test_training_goes_on_from_another_models_weights(folder, run, tmp_path, cap
     assert fresh[-1] < scratch[-1]
 
 
-def test_a_model_goes_by_many_names(fixtures, tmp_path):
+def test_a_model_goes_by_many_names(goldens, tmp_path):
     """Files under their published names, by address, and checkpoints of bilm-tf."""
-    source = fixtures / "allennlp"
+    source = goldens / "allennlp"
     files = source / "options.json", source / "lm_weights.hdf5"
     params = elmojax.load_hdf5(*files)
     named = tmp_path / "named"
@@ -169,10 +169,10 @@ def test_a_model_goes_by_many_names(fixtures, tmp_path):
     assert open_model(checkpoint).head is not None
 
 
-def test_a_model_comes_from_an_address(fixtures, tmp_path, monkeypatch):
+def test_a_model_comes_from_an_address(goldens, tmp_path, monkeypatch):
     """A server on this machine stands for one with published files."""
     monkeypatch.setenv("ELMOJAX_CACHE", str(tmp_path / "cache"))
-    source = fixtures / "allennlp"
+    source = goldens / "allennlp"
     site = tmp_path / "site"
     site.mkdir()
     shutil.copy(source / "options.json", site / "options.json")

@@ -362,7 +362,11 @@ def test_goes_on_where_it_stopped(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["pooled.hdf5", "all.hdf5", "gzip.hdf5", "all", "all.parquet"]
+    "name",
+    [
+        pytest.param("pooled.hdf5", marks=pytest.mark.slow),
+        *("all.hdf5", "gzip.hdf5", "all", "all.parquet"),
+    ],
 )
 def test_killed_at_every_step(tmp_path, name):
     """A process of its own: it forks, and every child kills itself one step later."""

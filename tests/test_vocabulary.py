@@ -62,10 +62,10 @@ def test_ids_are_places_and_2_stands_for_every_other_word():
     assert len(vocabulary) == 5
 
 
-def test_a_word_list_without_the_special_words_is_no_vocabulary(fixtures):
+def test_a_word_list_without_the_special_words_is_no_vocabulary(goldens):
     # The one of bilm-tf's tests: embeddings need no order, a softmax does.
     with pytest.raises(InputError, match="not Bournemouth, concept, care"):
-        Vocabulary.read(fixtures / "bilm-tf" / "vocab_test.txt")
+        Vocabulary.read(goldens / "bilm-tf" / "vocab_test.txt")
 
 
 def test_odd_but_sound_files_are_read(tmp_path):

@@ -97,34 +97,31 @@ class Embedder:
         Raises:
           InputError: for what is not a list of words, or another `skip`.
         """
-        if on_device:
-            yield from self._dispatch(sentences, skip)
-            return
-        late = None
-        for now in self._dispatch(sentences, skip):
-            if late is not None:
-                yield _fetched(late)
-            late = now
-        if late is not None:
-            yield _fetched(late)
+        blocks = self._dispatch(sentences, skip)
+        yield from blocks if on_device else _fetched(blocks)
 
     def embed_sentences(
-        self, sentences: Iterable[Sequence[str]]
+        self, sentences: Iterable[Sequence[str]], batch_size: int | None = None
     ) -> Iterator[np.ndarray]:
         """Vectors of each sentence, in the order of the sentences.
 
         Stands in for AllenNLP's `ElmoEmbedder.embed_sentences`; it reads sentences
         ahead, up to two batches.
 
+        Args:
+          sentences: any number of them, each a list of words.
+          batch_size: most sentences of a batch; None = as many as `batch_tokens` hold,
+            which is faster. The vectors are the same.
+
         Yields:
           [layers + 1, words, vector], or [words, vector] for layers "top" and "mix";
           no words for a sentence without any.
 
         Raises:
-          InputError: for what is not a list of words.
+          InputError: for what is not a list of words, or a `batch_size` below 1.
         """
         parts: list[np.ndarray] = []
-        for block in self.blocks(sentences):
+        for block in _fetched(self._dispatch(sentences, 0, batch_size)):
             end, last = 0, len(block.sizes) - 1
             for number, size in enumerate(block.sizes):
                 parts.append(block.vectors[end : end + size])
@@ -138,6 +135,9 @@ class Embedder:
         """One sentence: [layers + 1, words, vector], or [words, vector].
 
         Stands in for AllenNLP's `ElmoEmbedder.embed_sentence`.
+
+        Raises:
+          InputError: for what is not a list of words.
         """
         return next(self.embed_sentences([sentence]))
 
@@ -145,27 +145,75 @@ class Embedder:
         """Vectors of each sentence of a list, as `embed_sentences` yields them.
 
         Stands in for AllenNLP's `ElmoEmbedder.embed_batch`.
+
+        Raises:
+          InputError: for what is not a list of lists of words.
         """
         return list(self.embed_sentences(batch))
+
+    def batch_to_embeddings(
+        self, batch: Sequence[Sequence[str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of a list of sentences in one array, 0 past their ends.
+
+        Stands in for AllenNLP's `ElmoEmbedder.batch_to_embeddings`, with arrays of
+        NumPy for tensors.
+
+        Returns:
+          Vectors [batch, layers + 1, time, vector], or [batch, time, vector] for
+          layers "top" and "mix", and the mask [batch, time] of words, bool. `time` is
+          the number of words of the longest sentence.
+
+        Raises:
+          InputError: for what is not a list of lists of words.
+        """
+        each = self.embed_batch(batch)
+        words = [vectors.shape[-2] for vectors in each]
+        mask = np.arange(max(words, default=0)) < np.array(words, np.int64)[:, None]
+        lstm = self.params.config.lstm
+        layers = (lstm.layers + 1,) if self._selection.layers == "all" else ()
+        shape = (len(each), *layers, mask.shape[1], 2 * lstm.projection)
+        padded = np.zeros(shape, self._selection.dtype)
+        for row, vectors in zip(padded, each, strict=True):
+            row[..., : vectors.shape[-2], :] = vectors
+        return padded, mask
 
     def embed_file(
         self,
         input_file: str | os.PathLike[str] | IO[str],
         output_file_path: str | os.PathLike[str],
         output_format: Literal["all", "top", "average"] = "all",
+        batch_size: int | None = None,
+        forget_sentences: bool = False,
+        use_sentence_keys: bool = False,
+        *,
         overwrite: bool = False,
     ) -> None:
-        """Every line of a text file to HDF5, one data set a line, key = line number.
+        """Every line of a text to HDF5, one data set a line, key = line number from 0.
 
-        Stands in for AllenNLP's `ElmoEmbedder.embed_file`, without its data set
-        `sentence_to_index`: data sets have their text as attribute "sentence", blank
-        lines have no words, and a file that is there already stays. The format is this
-        call's, whatever `layers` the embedder has. See `elmojax embed` for more.
+        Stands in for AllenNLP's `ElmoEmbedder.embed_file` and writes the same file,
+        float32, whatever `layers` and `dtype` the embedder has. A line without words
+        has no vectors; a file that is there already stays. Lines are kept in memory,
+        and an interruption loses what was done: see `elmojax embed` for large texts.
+
+        Args:
+          input_file: an open text, which is read from where it stands and stays open;
+            or the path of a text in UTF-8, also .gz, .xz or .bz2.
+          output_file_path: where to write; any name.
+          output_format: "all" layers [layers + 1, words, vector], "top" or "average"
+            [words, vector].
+          batch_size: as for `embed_sentences`.
+          forget_sentences: leave out the data set `sentence_to_index`, a JSON object
+            from the text of each line to its key.
+          use_sentence_keys: the text of a line is its key; `sentence_to_index` is left
+            out.
+          overwrite: replace a file that is there.
 
         Raises:
-          InputError: if the text cannot be read or the file cannot be written.
+          InputError: if the text cannot be read or the file cannot be written; with
+            `use_sentence_keys` for lines that are empty or equal.
         """
-        from elmojax.embedding.files import Job, embed_files
+        from elmojax.embedding.outputs.allennlp import read_sentences, write_sentences
 
         count = self.params.config.lstm.layers + 1
         formats: dict[str, tuple[Select, tuple[float, ...] | None]]
@@ -175,27 +223,34 @@ class Embedder:
             raise InputError(
                 f"output_format is {output_format!r}; it must be all, top or average."
             )
-        job = Job(
+        layers, gammas = formats[output_format]
+        embedder = Embedder(
             self.params,
             self._vocabulary,
             self.batch_tokens,
-            *formats[output_format],
-            self._selection.dtype,
+            layers=layers,
+            gammas=gammas,
         )
-        if not isinstance(input_file, (str, os.PathLike)):
-            input_file = input_file.name
-        path = Path(input_file)
-        out = Path(output_file_path)
-        if out.suffix.lower() not in (".hdf5", ".h5"):
-            raise InputError(f"{out} must end in .hdf5 or .h5.")
-        embed_files(job, [path], out, overwrite=overwrite)
+        sentences = read_sentences(input_file)
+        words = (sentence.split() for sentence in sentences)
+        write_sentences(
+            Path(output_file_path),
+            sentences,
+            embedder.embed_sentences(words, batch_size),
+            forget=forget_sentences,
+            as_keys=use_sentence_keys,
+            overwrite=overwrite,
+        )
 
     def _dispatch(
-        self, sentences: Iterable[Sequence[str]], skip: int
+        self,
+        sentences: Iterable[Sequence[str]],
+        skip: int,
+        batch_size: int | None = None,
     ) -> Iterator[Block]:
         """Starts batch after batch on the device."""
         done = 0
-        for batch in self._batches(sentences):
+        for batch in self._batches(sentences, batch_size):
             done += len(batch)
             words = list(chain.from_iterable(batch))
             if len(words) + len(batch) > self._full and len(batch) == 1:
@@ -228,14 +283,24 @@ class Embedder:
             if count:
                 yield Block((count,), vectors, left > 0)
 
-    def _batches(self, sentences: Iterable[Sequence[str]]) -> Iterator[list[list[str]]]:
+    def _batches(
+        self, sentences: Iterable[Sequence[str]], batch_size: int | None
+    ) -> Iterator[list[list[str]]]:
         """Successive sentences that fill a batch, or one that is longer."""
+        if not (batch_size is None or (isinstance(batch_size, int) and batch_size > 0)):
+            raise InputError(
+                f"batch_size is {batch_size!r}; it must be an integer above 0."
+            )
+        if isinstance(sentences, (str, bytes)) or not isinstance(sentences, Iterable):
+            raise InputError(
+                f"The sentences are {sentences!r:.60}; give a list of lists of words."
+            )
         batch: list[list[str]] = []
         steps = 0
         for number, sentence in enumerate(sentences):
             checked = _checked(sentence, number)
             steps += len(checked) + 1
-            if batch and steps > self._full:
+            if len(batch) == batch_size or (batch and steps > self._full):
                 yield batch
                 batch, steps = [], len(checked) + 1
             batch.append(checked)
@@ -243,10 +308,14 @@ class Embedder:
             yield batch
 
 
-def _fetched(block: Block) -> Block:
-    """The block on the host; waits for the device."""
-    vectors = np.asarray(block.vectors)[: sum(block.sizes)]
-    return block._replace(vectors=vectors)
+def _fetched(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Each block on the host, once the device has been given the next."""
+    late: list[Block] = []
+    for block in chain(blocks, [None]):
+        for done in late:
+            vectors = np.asarray(done.vectors)[: sum(done.sizes)]
+            yield done._replace(vectors=vectors)
+        late = [] if block is None else [block]
 
 
 def _layers_first(parts: list[np.ndarray]) -> np.ndarray:
@@ -258,9 +327,10 @@ def _layers_first(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _checked(sentence: Sequence[str], number: int) -> list[str]:
-    if isinstance(sentence, (str, bytes)):
+    if isinstance(sentence, (str, bytes)) or not isinstance(sentence, Iterable):
+        kind = "the string " if isinstance(sentence, str) else ""
         raise InputError(
-            f"Sentence {number} is the string {sentence[:40]!r}; give a list of words."
+            f"Sentence {number} is {kind}{sentence!r:.42}; give a list of words."
         )
     words = list(sentence)
     for word in words:
