@@ -226,9 +226,10 @@ class Checkpoints:
                 tree = {key: tree[key] for key in only}
             leaves = _read(path / name, _flat(tree))
             if sums is not None:  # earlier versions wrote none
+                saved = sums.get(name, np.zeros(0))
                 rows = [names.index(leaf) for leaf in sorted(leaves)]
-                whole = np.shape(sums.get(name)) == (len(names), 2)
-                if not whole or not np.array_equal(digests(leaves), sums[name][rows]):
+                whole = saved.shape == (len(names), 2)
+                if not whole or not np.array_equal(digests(leaves), saved[rows]):
                     what = f"the numbers of its part {name!r} are not those"
                     raise DamagedCheckpoint(path, f"{what} that were saved")
             structure = jax.tree.structure(tree)
