@@ -256,33 +256,40 @@ def _stored(path: Path, part: str) -> dict[str, Any]:
         raise damaged_or_busy(path, error) from error
 
 
-def _read(part: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-    """Some arrays of a part, in the order in which they are named."""
+def _read(part: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Some arrays of a part, in the order in which they are named.
 
-    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-        if leaf.sharding is None:
-            return ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
+    One after the other: of several that fail together, Orbax leaves reads behind that
+    print tracebacks of their own.
+    """
+    handler, found = ocp.PyTreeCheckpointHandler(), {}
+    for name, leaf in wanted.items():
+        how = ocp.RestoreArgs(restore_type=np.ndarray)
+        if leaf.sharding is not None:
+            how = ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
+        one = {name: leaf}, {name: how}
+        asked = ocp.args.PyTreeRestore(*one, partial_restore=True)
+        try:
+            found[name] = _uncommitted(handler.restore(part, args=asked)[name])
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise damaged_or_busy(part.parent, error) from error
+    return found
 
-    asked = ocp.args.PyTreeRestore(
-        wanted, jax.tree.map(how, wanted), partial_restore=True
-    )
-    try:
-        found = ocp.PyTreeCheckpointHandler().restore(part, args=asked)
-        return {name: jax.device_put(found[name]) for name in wanted}
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        raise damaged_or_busy(part.parent, error) from error
+
+def _uncommitted(array: Any) -> jax.Array:
+    """An array of JAX as it is; one of NumPy where the user wants arrays to begin."""
+    return array if isinstance(array, jax.Array) else jax.device_put(array)
 
 
 def _read_sums(path: Path) -> dict[str, np.ndarray] | None:
     """The digests of the parts of a checkpoint, if it has them."""
     if not (path / SUMS).is_dir():
         return None
-    try:
-        found = ocp.PyTreeCheckpointHandler().restore(path / SUMS)
-        return {name: np.asarray(sums) for name, sums in found.items()}
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        raise damaged_or_busy(path, error) from error
+    wanted = {
+        name: jax.ShapeDtypeStruct(*shape)
+        for name, shape in _stored(path, SUMS).items()
+    }
+    return {name: np.asarray(sums) for name, sums in _read(path / SUMS, wanted).items()}
 
 
 def _compare(path: Path, part: str, wanted: dict[str, Any]) -> list[str]:
