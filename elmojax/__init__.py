@@ -11,7 +11,7 @@ from elmojax.embedding.pooling import pool
 from elmojax.embedding.warm import warm
 from elmojax.embedding.words import WordIndex, cache_words, word_ids
 from elmojax.errors import InputError
-from elmojax.model.bilm import ElmoParams, init
+from elmojax.model.bilm import ElmoParams, from_tree, init
 from elmojax.model.lstm import LstmState
 from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
 from elmojax.text.characters import batch_to_ids
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from elmojax.formats.hdf5 import load_hdf5, save_hdf5
     from elmojax.loading import load, score
     from elmojax.training.checkpoint import restore
+    from elmojax.training.record import model_config
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "cache_words",
     "embed",
     "encode",
+    "from_tree",
     "hub_default",
     "hub_tokens",
     "init",
@@ -45,6 +47,7 @@ __all__ = [
     "load_hdf5",
     "mix_penalty",
     "mix_weights",
+    "model_config",
     "pool",
     "read_vectors",
     "restore",
@@ -57,6 +60,7 @@ __all__ = [
 _LAZY = {
     "load": "elmojax.loading",
     "load_hdf5": "elmojax.formats.hdf5",
+    "model_config": "elmojax.training.record",
     "read_vectors": "elmojax.embedding.outputs",
     "restore": "elmojax.training.checkpoint",
     "save_hdf5": "elmojax.formats.hdf5",

@@ -18,7 +18,7 @@ from elmojax.formats.addresses import fetch_model, is_url
 from elmojax.formats.tables import load_head
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
-from elmojax.model.bilm import ElmoParams, from_tree
+from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.storage import install, new_directory
@@ -38,7 +38,7 @@ class Model(NamedTuple):
     vocabulary: Vocabulary | None
     """Of its softmax, or of the word ids that it reads."""
     head: Params | None
-    """Parameters of its softmax."""
+    """Parameters of its softmax; None without one, or where it was not read."""
     shape: HeadConfig
     """Of its softmax."""
 
@@ -68,7 +68,13 @@ class Model(NamedTuple):
         return Scorer(*self.language_model(), self.params.initial_state)
 
 
-def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
+def open_model(
+    model: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    head: bool = True,
+    sharding: Placement = None,
+) -> Model:
     """Everything that a model's files hold.
 
     Args:
@@ -76,6 +82,8 @@ def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
         weights.hdf5; a TensorFlow checkpoint of bilm-tf; or the address of a published
         model (see `fetch_model`).
       step: which checkpoint of a run; None = the newest.
+      head: whether to read the softmax.
+      sharding: where the arrays of the biLM go; see `restore`.
 
     Raises:
       InputError: if there is no such model, or it cannot be read.
@@ -86,19 +94,20 @@ def open_model(model: str | os.PathLike[str], step: int | None = None) -> Model:
         if step is not None and (files or is_checkpoint):
             raise InputError(f"{path} is no run directory; leave --step out.")
         if files:
-            return _from_hdf5(path, *files)
+            return _from_hdf5(path, *files, head, sharding)
         if is_checkpoint:
-            params, head = load_tf_checkpoint(path)
-            return Model(str(model), params, _words(path), head, FULL)
+            params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
+            return Model(str(model), params, _words(path), softmax, FULL)
     if not path.exists():
         raise InputError(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
             "pretrain`, or a directory with options.json and weights.hdf5."
         )
-    record, vocabulary, tree = load_language_model(path, step)
+    record, vocabulary, tree = load_language_model(
+        path, step, head=head, sharding=sharding
+    )
     params = from_tree(record.train.model, tree)
-    head = tree.get("head")
-    return Model(str(path), params, vocabulary, head, record.train.head)
+    return Model(str(path), params, vocabulary, tree.get("head"), record.train.head)
 
 
 FULL = HeadConfig("full")
@@ -122,17 +131,19 @@ def is_tf_checkpoint(path: Path) -> bool:
     return (path / "checkpoint").is_file() or index.is_file()
 
 
-def _from_hdf5(path: Path, options: Path, weights: Path) -> Model:
-    params = hdf5.load_hdf5(options, weights)
-    if not (path / hdf5.SOFTMAX).exists():
+def _from_hdf5(
+    path: Path, options: Path, weights: Path, head: bool, sharding: Placement
+) -> Model:
+    params = hdf5.load_hdf5(options, weights, sharding=sharding)
+    if not head or not (path / hdf5.SOFTMAX).exists():
         return Model(str(path), params, _words(path), None, FULL)
-    head = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
-    shape, cutoffs = FULL, edges_of(head)[:-1]
+    softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
+    shape, cutoffs = FULL, edges_of(softmax)[:-1]
     if cutoffs:
-        dim, narrow = head["down_0"].shape
+        dim, narrow = softmax["down_0"].shape
         shape = HeadConfig("adaptive", cutoffs, dim / narrow)
-    shape = replace(shape, bias="bias" in head)
-    return Model(str(path), params, _words(path), head, shape)
+    shape = replace(shape, bias="bias" in softmax)
+    return Model(str(path), params, _words(path), softmax, shape)
 
 
 def _words(path: Path) -> Vocabulary | None:
@@ -140,18 +151,21 @@ def _words(path: Path) -> Vocabulary | None:
     return Vocabulary.read(file) if file.exists() else None
 
 
-def load(model: str | os.PathLike[str]) -> ElmoParams:
+def load(model: str | os.PathLike[str], *, sharding: Placement = None) -> ElmoParams:
     """`ElmoParams` of a model, ready for `embed`.
 
     Args:
       model: a run directory of `elmojax pretrain` (its newest checkpoint), a directory
         with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, or the
         address of a published model (see `fetch_model`).
+      sharding: where the arrays go: one `jax.sharding.Sharding`, or a pytree of them,
+        as for `restore`; None = uncommitted.
 
     Raises:
-      InputError: if there is no such model, or it cannot be read.
+      InputError: if there is no such model, it cannot be read, or `sharding` does not
+        fit.
     """
-    return open_model(model).params
+    return open_model(model, head=False, sharding=sharding).params
 
 
 def score(

@@ -386,7 +386,7 @@ def test_a_save_that_fails_is_said_and_the_run_goes_on(
         done_so_far = self._saving
         if done_so_far == 8 and not calls:
             calls.append(8)
-            self._orbax.wait()
+            self._orbax.wait_until_finished()
             raise self._failed(OSError(28, "No space left on device"))
         return real(self, wait)
 
@@ -465,9 +465,9 @@ def test_saves_that_fail_leave_nothing_behind(tmp_path, monkeypatch):
         (checkpoints.directory / "2.orbax-checkpoint-tmp").mkdir()
         raise ValueError("RESOURCE_EXHAUSTED: Failed writing: no space")
 
-    real = checkpoints._orbax.wait
+    real = checkpoints._orbax.wait_until_finished
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._orbax, "wait", wait)
+        patch.setattr(checkpoints._orbax, "wait_until_finished", wait)
         with pytest.raises(SaveFailed, match=r"step 2 .* that of step 1 is"):
             checkpoints.settle()
     assert not list(checkpoints.directory.glob("*tmp*"))

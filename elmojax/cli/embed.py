@@ -128,7 +128,7 @@ def embed(argv: list[str]) -> None:
     from elmojax.loading import open_model
 
     started = time.perf_counter()
-    model = open_model(asked.model, asked.step)
+    model = open_model(asked.model, asked.step, head=False)
     job = Job(
         model.params,
         model.vocabulary,

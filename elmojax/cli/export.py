@@ -31,7 +31,7 @@ def export(argv: list[str]) -> None:
 
     asked = parse(ExportArguments, "export", argv)
     check_out(asked.out, asked.overwrite)
-    model = open_model(asked.model, asked.step)
+    model = open_model(asked.model, asked.step, head=False)
     record = write_export(
         model.params,
         asked.out,

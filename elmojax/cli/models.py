@@ -75,7 +75,7 @@ def verify(argv: list[str]) -> None:
         for array in arrays
     ]
     if asked.against is not None and asked.text is not None and not bad:
-        model = open_model(asked.model)
+        model = open_model(asked.model, head=False)
 
         def sentences() -> Iterator[list[str]]:
             for _, words in read_lines(asked.text, asked.errors):

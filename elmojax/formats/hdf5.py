@@ -27,7 +27,7 @@ from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.formats.options import config_of, options_of, read_options
 from elmojax.formats.published import Entry, Shape, check_shapes, layout
-from elmojax.model.bilm import ElmoParams, init_tree
+from elmojax.model.bilm import ElmoParams, Placement, placements, tree_shapes
 from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
@@ -42,7 +42,9 @@ HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}
 # --- reading -------------------------------------------------------------------------
 
 
-def load_hdf5(options_file: PathLike, weights_file: PathLike) -> ElmoParams:
+def load_hdf5(
+    options_file: PathLike, weights_file: PathLike, *, sharding: Placement = None
+) -> ElmoParams:
     """A biLM in the files of AllenNLP and bilm-tf.
 
     All their shapes: any filters and number of layers, with and without highways, skip
@@ -52,6 +54,7 @@ def load_hdf5(options_file: PathLike, weights_file: PathLike) -> ElmoParams:
     Args:
       options_file: options.json.
       weights_file: weights.hdf5.
+      sharding: where the arrays go, as for `restore`; None = uncommitted.
 
     Returns:
       ElmoParams with float32 leaves and, unless `save_hdf5` wrote one, a zero initial
@@ -60,7 +63,7 @@ def load_hdf5(options_file: PathLike, weights_file: PathLike) -> ElmoParams:
     Raises:
       InputError: if a file is missing, is not what it should be or is damaged, a key
         or data set is missing or has another shape, or a number is not finite; the
-        message names the file and the key.
+        message names the file and the key. Or if `sharding` does not fit.
     """
     options = read_options(Path(options_file))
     with open_hdf5(Path(weights_file)) as file:
@@ -68,6 +71,7 @@ def load_hdf5(options_file: PathLike, weights_file: PathLike) -> ElmoParams:
         config = config_of(options, found)
         entries = layout(config, found)
         check_shapes(entries, found, weights_file, options_file)
+        places = placements(config, sharding)
         arrays = _allocate(config)
         for entry in entries:
             if entry.leaf is not None:
@@ -76,13 +80,13 @@ def load_hdf5(options_file: PathLike, weights_file: PathLike) -> ElmoParams:
                 if entry.direction is not None:
                     target = target[entry.direction]
                 read_array(file, entry.name, target.reshape(entry.shape), weights_file)
-    tree = {part: to_jax(leaves) for part, leaves in arrays.items()}
+    tree = {part: to_jax(leaves, places.get(part)) for part, leaves in arrays.items()}
     return ElmoParams(tree["encoder"], tree["lstm"], LstmState(**tree["state"]), config)
 
 
 def _allocate(config: ElmoConfig) -> dict[str, dict[str, np.ndarray]]:
     """Arrays to read into; a projection that no file holds is the identity."""
-    shapes = jax.eval_shape(lambda: init_tree(config, jax.random.key(0)))
+    shapes = dict(tree_shapes(config))
     shapes["state"] = vars(LstmState.zeros(config.lstm))
     arrays = {
         part: {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
@@ -94,9 +98,12 @@ def _allocate(config: ElmoConfig) -> dict[str, dict[str, np.ndarray]]:
     return arrays
 
 
-def to_jax(leaves: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def to_jax(
+    leaves: dict[str, np.ndarray], places: dict[str, Any] | None = None
+) -> dict[str, jax.Array]:
     """Leaf by leaf, so that both copies are never there as a whole."""
-    return {name: jnp.asarray(leaves.pop(name)) for name in list(leaves)}
+    places = places or {}
+    return {n: jax.device_put(leaves.pop(n), places.get(n)) for n in list(leaves)}
 
 
 @contextlib.contextmanager

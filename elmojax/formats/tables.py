@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from elmojax.config import CharCnnConfig
@@ -96,7 +96,7 @@ def load_token_embeddings(
         what = f"a vocabulary of {len(listed)} words and a projection of {projection}"
         check_shapes(entries, shapes_of(file), embedding_file, what)
         read_array(file, "embedding", table, embedding_file)
-    return with_table(params, word_index(listed), jnp.asarray(table))
+    return with_table(params, word_index(listed), jax.device_put(table))
 
 
 def save_token_embeddings(

@@ -19,16 +19,23 @@ from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from elmojax.config import ElmoConfig
 from elmojax.errors import InputError
+from elmojax.formats.hdf5 import to_jax
 from elmojax.formats.options import Options, config_of, read_options
 from elmojax.formats.published import Shape, layout
 from elmojax.formats.tf_bundle import Bundle, checkpoint_prefix
-from elmojax.model.bilm import ElmoParams, from_tree, init_tree
+from elmojax.model.bilm import (
+    ElmoParams,
+    Placement,
+    from_tree,
+    placements,
+    tree_shapes,
+)
+from elmojax.shapes import Params
 
 SCOPE = "lm/"
 CELL_NAMES = (
@@ -73,7 +80,11 @@ def read_tf_checkpoint(
 
 
 def load_tf_checkpoint(
-    path: str | os.PathLike[str], options_file: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    options_file: str | os.PathLike[str] | None = None,
+    *,
+    head: bool = True,
+    sharding: Placement = None,
 ) -> tuple[ElmoParams, dict[str, Array] | None]:
     """The model of a checkpoint that bilm-tf trained, and its softmax.
 
@@ -81,12 +92,15 @@ def load_tf_checkpoint(
       path: as for `read_tf_checkpoint`.
       options_file: options.json of the training run; by default the one beside the
         checkpoint.
+      head: whether to read the softmax.
+      sharding: where the arrays of the biLM go, as for `restore`; None = uncommitted.
 
     Returns:
       ElmoParams (float32, initial state zero), and the full softmax of `model.softmax`,
       {"kernel": [vocabulary, projection], "bias": [vocabulary]}, its words numbered as
-      in the vocabulary file of the run; None where the checkpoint holds none. What the
-      optimizer keeps is left out. An LSTM without projection gets the identity.
+      in the vocabulary file of the run; None where the checkpoint holds none, or
+      without `head`. What the optimizer keeps is left out. An LSTM without projection
+      gets the identity.
 
     Raises:
       InputError: as `read_tf_checkpoint`; for options that are missing, no JSON or not
@@ -98,12 +112,14 @@ def load_tf_checkpoint(
     options = _training_options(file)
     bundle = Bundle(prefix)
     weights = _weights(bundle.variables.keys())
+    if not head:
+        weights = {name for name in weights if not name.startswith(f"{SCOPE}softmax/")}
     variables = Variables(bundle.read(lambda name: name in weights), prefix, file)
     config = config_of(options, variables.shapes)
-    tree = _tree(config, variables)
-    head = _head(options, variables, config.lstm.projection, tree["encoder"])
+    tree = _tree(config, variables, placements(config, sharding))
+    softmax = _head(options, variables, config.lstm.projection, tree["encoder"])
     variables.check_all_taken()
-    return from_tree(config, tree), head
+    return from_tree(config, tree), softmax
 
 
 def _training_options(file: Path) -> Options:
@@ -187,9 +203,11 @@ def _tensorflow_name(name: str) -> str:
     return SCOPE + name
 
 
-def _tree(config: ElmoConfig, variables: Variables) -> dict[str, dict[str, Array]]:
+def _tree(
+    config: ElmoConfig, variables: Variables, places: Params
+) -> dict[str, dict[str, Array]]:
     """Encoder and LSTM, float32."""
-    shapes = jax.eval_shape(lambda: init_tree(config, jax.random.key(0)))
+    shapes = tree_shapes(config)
     tree = {
         part: {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
         for part, leaves in shapes.items()
@@ -205,11 +223,7 @@ def _tree(config: ElmoConfig, variables: Variables) -> dict[str, dict[str, Array
             if entry.direction is not None:
                 target = target[entry.direction]
             target[...] = array.reshape(target.shape)
-    # Leaf by leaf, so that both copies are never there as a whole.
-    return {
-        part: {name: jnp.asarray(leaves.pop(name)) for name in list(leaves)}
-        for part, leaves in tree.items()
-    }
+    return {part: to_jax(leaves, places[part]) for part, leaves in tree.items()}
 
 
 def _head(
@@ -229,5 +243,5 @@ def _head(
     else:
         # A copy: an array must not change with the file.
         found = variables.take(SOFTMAX["kernel"], (words, width))
-        kernel = jnp.array(found, jnp.float32)
-    return {"kernel": kernel, "bias": jnp.array(bias, jnp.float32)}
+        kernel = jax.device_put(np.array(found, np.float32))
+    return {"kernel": kernel, "bias": jax.device_put(np.array(bias, np.float32))}

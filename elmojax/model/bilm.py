@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from functools import cache
+from typing import Any, TypeAlias, cast
 
 import flax.linen as nn
 import flax.struct
@@ -12,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.errors import InputError
 from elmojax.model.cell import Backend
 from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.model.lstm import BiLstm, LstmState, SentenceStarts
@@ -127,10 +129,73 @@ def init_tree(config: ElmoConfig, key: Array) -> Params:
     return BiLM(config).init(key, words, state)["params"]
 
 
+@cache
+def tree_shapes(config: ElmoConfig) -> Params:
+    """What `init_tree` makes, as `jax.ShapeDtypeStruct`."""
+    shapes = jax.eval_shape(lambda: init_tree(config, jax.random.key(0)))
+    # An explicit mesh of the moment is no part of a shape.
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes
+    )
+
+
 def from_tree(config: ElmoConfig, tree: Params) -> ElmoParams:
-    """`ElmoParams` of a parameter tree (which may hold more, such as a head)."""
+    """`ElmoParams` of a tree of parameters, for example as Orbax gives them.
+
+    Args:
+      config: of the model that they belong to.
+      tree: `{"encoder": {"embedding": ...}, "lstm": {...}}`, or the same with flat
+        names, `{"encoder.embedding": ...}`. It may hold more, such as a softmax.
+
+    Raises:
+      InputError: if an array is missing, or has another shape than `config` says.
+    """
+    parts: Params = {}
+    for part, wanted in tree_shapes(config).items():
+        nested = tree.get(part, {})
+        parts[part] = {}
+        for name, shape in wanted.items():
+            found = nested.get(name, tree.get(f"{part}.{name}"))
+            if found is None or tuple(found.shape) != shape.shape:
+                what = "is missing" if found is None else f"has shape {found.shape}"
+                raise InputError(
+                    f"{part}.{name} {what}, and the configuration calls for "
+                    f"{shape.shape}; give arrays and configuration of one model."
+                )
+            parts[part][name] = found
     zeros = LstmState.zeros(config.lstm)
-    return ElmoParams(tree["encoder"], tree["lstm"], zeros, config)
+    return ElmoParams(parts["encoder"], parts["lstm"], zeros, config)
+
+
+Placement: TypeAlias = Any
+"""One `jax.sharding.Sharding` for all arrays, a pytree of them like ElmoParams or a
+prefix of it, or None = uncommitted."""
+
+
+def placements(config: ElmoConfig, sharding: Placement) -> Params:
+    """What `jax.device_put` takes for each array of `ElmoParams.tree`.
+
+    Raises:
+      InputError: if `sharding` has other arrays than the model, or does not divide
+        one of them.
+    """
+    shapes = tree_shapes(config)
+
+    def checked(leaf: Any, place: Any) -> Any:
+        if place is not None:
+            place.shard_shape(leaf.shape)
+        return place
+
+    try:
+        full = from_tree(config, shapes)
+        full = jax.tree.broadcast(sharding, full, is_leaf=lambda place: place is None)
+        return jax.tree.map(checked, shapes, full.tree)
+    except (ValueError, AttributeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"sharding does not fit the arrays of the model ({why}); give one "
+            "jax.sharding.Sharding, or a tree of them like the ElmoParams."
+        ) from error
 
 
 def init(config: ElmoConfig, key: Array) -> ElmoParams:

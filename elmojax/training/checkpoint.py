@@ -5,7 +5,8 @@
     metrics.jsonl    one line of numbers a logged step
     checkpoints/N/   state after step N: `params`, and `training` for going on
 
-It is all that `evaluate`, `embed` and `restore` need. Only this module knows Orbax.
+It is all that `evaluate`, `embed` and `restore` need. Only this module knows Orbax;
+it saves as `CheckpointManager` does, so that Orbax's plainest calls read a checkpoint.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint import v1 as ocp
+import orbax.checkpoint as ocp
 
 from elmojax.errors import InputError
-from elmojax.model.bilm import ElmoParams, from_tree
+from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.training import perplexities
@@ -47,6 +48,8 @@ GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
 SUMS = "sums"
 """Part of a checkpoint that holds the digests of its other parts."""
+BODY = ("encoder", "lstm")
+"""The parameters without the softmax."""
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -63,12 +66,11 @@ class Checkpoints:
         self._saving: int | None = None
         self._unfinished: set[int] = set()
         there = checkpoint_steps(run)
-        perplexities.check(self.directory, there)
+        self._perplexities = perplexities.read(self.directory, there)
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean)
         try:
-            self._orbax = ocp.training.Checkpointer(
-                self.directory, cleanup_tmp_directories=clean
-            )
-            self.steps = [c.step for c in self._orbax.checkpoints]
+            self._orbax = ocp.CheckpointManager(self.directory, options=options)
+            self.steps = sorted(self._orbax.all_steps())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.directory} cannot be read ({' '.join(str(error).split())}); "
@@ -88,20 +90,18 @@ class Checkpoints:
     @property
     def best(self) -> tuple[float, int] | None:
         """The lowest held-out perplexity and the step of its checkpoint, if known."""
-        name = perplexities.NAME
-        scored = [
-            (c.metrics[name], c.step) for c in self._orbax.checkpoints if c.metrics
-        ]
+        known = self._perplexities.items()
+        scored = [(value, step) for step, value in known if step in self.steps]
         return min(scored, default=None)
 
     def scored(self, step: int) -> bool:
         """Whether a checkpoint was saved with its held-out perplexity."""
-        return any(c.step == step and c.metrics for c in self._orbax.checkpoints)
+        return step in self._perplexities
 
     def score(self, step: int, perplexity: float) -> None:
         """Adds the held-out perplexity to a checkpoint that has none."""
         perplexities.add(self.directory / str(step), perplexity)
-        self._orbax.reload()
+        self._perplexities[step] = perplexity
 
     def save(
         self, step: int, params: Any, training: Any, perplexity: float | None = None
@@ -120,12 +120,19 @@ class Checkpoints:
         if training is not None:
             parts["training"] = _flat(training)
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
-        metrics = None if perplexity is None else perplexities.stored(perplexity)
+        items: dict[str, Any] = {
+            name: ocp.args.StandardSave(leaves) for name, leaves in parts.items()
+        }
+        self._perplexities.pop(step, None)
+        if perplexity is not None:
+            metrics = perplexities.stored(perplexity)
+            items[perplexities.PLACE.parent.name] = ocp.args.JsonSave(metrics)
+            self._perplexities[step] = perplexity
         self._saving = step
         try:
-            self._orbax.save_checkpointables_async(
-                step, parts, metrics=metrics, force=True, overwrite=True
-            )
+            with contextlib.suppress(FileNotFoundError):
+                self._orbax.delete(step)
+            self._orbax.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
         self.steps = sorted({*self.steps, step})
@@ -141,7 +148,7 @@ class Checkpoints:
         if not wait and (joined() or self._orbax.is_saving_in_progress()):
             return  # several processes look together, when they must
         try:
-            self._orbax.wait()
+            self._orbax.wait_until_finished()
         except Exception as error:  # whatever the writer's thread came to
             raise self._failed(error) from error
         self._saving = None
@@ -171,6 +178,7 @@ class Checkpoints:
         step, self._saving = self._saving, None
         assert step is not None
         self.steps = [other for other in self.steps if other != step]
+        self._perplexities.pop(step, None)
         self._unfinished.add(step)
         self._clear_away()
         return SaveFailed(step, self.latest, error)
@@ -189,15 +197,21 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             time.sleep(0.1)
 
-    def load(self, step: int, **parts: Any) -> dict[str, Any]:
+    def load(
+        self, step: int, only: Iterable[str] | None = None, **parts: Any
+    ) -> dict[str, Any]:
         """Reads parts of a checkpoint into the shapes and shardings given.
 
+        An array with a sharding is read straight to where it lies. Without one it is
+        uncommitted: it goes where the arrays go that it is used with.
+
         Args:
+          only: read no more than what these keys of each part hold; None = all.
           parts: `params=` or `training=` with a tree of `jax.ShapeDtypeStruct`.
 
         Raises:
           InputError: if the checkpoint is not there, cannot be read, or holds other
-            arrays than asked for.
+            arrays than those given.
         """
         path = self.directory / str(step)
         if step not in self.steps:
@@ -205,33 +219,22 @@ class Checkpoints:
                 f"There is no checkpoint of step {step} in {self.directory}; it has "
                 f"{', '.join(map(str, self.steps)) or 'none'}."
             )
-        wanted = {name: _flat(tree) for name, tree in parts.items()}
-        try:
-            stored = self._orbax.checkpointables_metadata(step).metadata
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise damaged_or_busy(path, error) from error
-        for name, leaves in wanted.items():
-            if not stored.get(name):  # Orbax: None
-                raise DamagedCheckpoint(path, f"its part {name!r} is damaged or gone")
-            _compare(path, stored[name], leaves)
-        if has_sums := SUMS in stored:  # earlier versions wrote none
-            if not stored[SUMS]:
-                raise DamagedCheckpoint(path, f"its part {SUMS!r} is damaged")
-            wanted[SUMS] = _on_one_device(dict(stored[SUMS]))
-        try:
-            loaded = self._orbax.load_checkpointables(step, wanted)
-        except Exception as error:
-            raise damaged_or_busy(path, error) from error
-        for name in parts if has_sums else ():
-            if not np.array_equal(digests(loaded[name]), loaded[SUMS][name]):
-                what = f"the numbers of its part {name!r} are not those that were saved"
-                raise DamagedCheckpoint(path, what)
-        return {
-            name: jax.tree.unflatten(
-                jax.tree.structure(tree), [loaded[name][key] for key in _flat(tree)]
-            )
-            for name, tree in parts.items()
-        }
+        sums = _read_sums(path)
+        for name, tree in parts.items():
+            names = _compare(path, name, _flat(tree))
+            if only is not None:
+                tree = {key: tree[key] for key in only}
+            leaves = _read(path / name, _flat(tree))
+            if sums is not None:  # earlier versions wrote none
+                saved = sums.get(name, np.zeros(0))
+                rows = [names.index(leaf) for leaf in sorted(leaves)]
+                whole = saved.shape == (len(names), 2)
+                if not whole or not np.array_equal(digests(leaves), saved[rows]):
+                    what = f"the numbers of its part {name!r} are not those"
+                    raise DamagedCheckpoint(path, f"{what} that were saved")
+            structure = jax.tree.structure(tree)
+            parts[name] = jax.tree.unflatten(structure, leaves.values())
+        return parts
 
     def close(self) -> None:
         """Waits for what is being saved; raises `SaveFailed` as `settle` does."""
@@ -242,16 +245,59 @@ class Checkpoints:
         self._clear_away()
 
 
-def _on_one_device(tree: Any) -> Any:
-    """Shapes of a tree, to be read onto the first device of this process."""
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
-    )
+def _stored(path: Path, part: str) -> dict[str, Any]:
+    """Names of the arrays of a part, with their shapes and dtypes."""
+    if not (path / part).is_dir():
+        raise DamagedCheckpoint(path, f"its part {part!r} is gone")
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(path / part).tree
+        return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in tree.items()}
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        raise damaged_or_busy(path, error) from error
 
 
-def _compare(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Orbax casts dtypes silently and words shape errors for itself; we compare."""
+def _read(part: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Some arrays of a part, in the order in which they are named.
+
+    One after the other: of several that fail together, Orbax leaves reads behind that
+    print tracebacks of their own.
+    """
+    handler, found = ocp.PyTreeCheckpointHandler(), {}
+    for name, leaf in wanted.items():
+        how = ocp.RestoreArgs(restore_type=np.ndarray)
+        if leaf.sharding is not None:
+            how = ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
+        one = {name: leaf}, {name: how}
+        asked = ocp.args.PyTreeRestore(*one, partial_restore=True)
+        try:
+            found[name] = _uncommitted(handler.restore(part, args=asked)[name])
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise damaged_or_busy(part.parent, error) from error
+    return found
+
+
+def _uncommitted(array: Any) -> jax.Array:
+    """An array of JAX as it is; one of NumPy where the user wants arrays to begin."""
+    return array if isinstance(array, jax.Array) else jax.device_put(array)
+
+
+def _read_sums(path: Path) -> dict[str, np.ndarray] | None:
+    """The digests of the parts of a checkpoint, if it has them."""
+    if not (path / SUMS).is_dir():
+        return None
+    wanted = {
+        name: jax.ShapeDtypeStruct(*shape)
+        for name, shape in _stored(path, SUMS).items()
+    }
+    return {name: np.asarray(sums) for name, sums in _read(path / SUMS, wanted).items()}
+
+
+def _compare(path: Path, part: str, wanted: dict[str, Any]) -> list[str]:
+    """Orbax casts dtypes silently and words shape errors for itself; we compare.
+
+    Returns the names of all arrays of the part, in their order.
+    """
+    stored = _stored(path, part)
     missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
     if missing or extra:
         raise InputError(
@@ -259,33 +305,51 @@ def _compare(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None
             f"{sorted(missing)[:3]} and has {sorted(extra)[:3]} besides."
         )
     for name, leaf in wanted.items():
-        got = (tuple(stored[name].shape), np.dtype(stored[name].dtype))
-        if got != (tuple(leaf.shape), np.dtype(leaf.dtype)):
+        shape, dtype = stored[name][0], np.dtype(stored[name][1])
+        if (shape, dtype) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
             raise InputError(
                 f"The checkpoint {path} belongs to another configuration: {name} is "
-                f"{got[1]} {list(got[0])}, and {np.dtype(leaf.dtype)} "
+                f"{dtype} {list(shape)}, and {np.dtype(leaf.dtype)} "
                 f"{list(leaf.shape)} was expected."
             )
+    return sorted(stored)
 
 
 def load_language_model(
-    run: str | os.PathLike[str], step: int | None = None
+    run: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    head: bool = True,
+    sharding: Placement = None,
 ) -> tuple[RunRecord, Vocabulary | None, Params]:
-    """The record, vocabulary and parameter tree (with head) of a checkpoint.
+    """The record, vocabulary and parameter tree of a checkpoint.
 
-    The arrays lie on the first device, wherever they were trained.
+    Without `head` the softmax is not read. The arrays go to `sharding` (the softmax to
+    no place in particular), wherever they were trained; see `restore`.
     """
     run = Path(run)
     record = read_record(run)
     vocabulary = read_vocabulary(run, record)
+    places = placements(record.train.model, sharding)
     checkpoints = open_existing(run)
-    step = checkpoints.steps[-1] if step is None else step
-    lm = language_model(record)
-    shapes = _on_one_device(jax.eval_shape(lm.init, jax.random.key(0)))
     try:
-        return record, vocabulary, checkpoints.load(step, params=shapes)["params"]
+        step = checkpoints.steps[-1] if step is None else step
+        lm = language_model(record)
+        shapes = jax.eval_shape(lm.init, jax.random.key(0))
+        shapes = {part: _at(tree, places.get(part)) for part, tree in shapes.items()}
+        only = None if head else BODY
+        return record, vocabulary, checkpoints.load(step, only, params=shapes)["params"]
     finally:
         checkpoints.close()
+
+
+def _at(tree: Any, places: Any) -> Any:
+    """Shapes with where their arrays are to lie, None = uncommitted."""
+
+    def at(leaf: Any, place: Any = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(at, tree) if places is None else jax.tree.map(at, tree, places)
 
 
 def open_existing(run: Path) -> Checkpoints:
@@ -298,17 +362,26 @@ def open_existing(run: Path) -> Checkpoints:
 
 
 def restore(
-    run_directory: str | os.PathLike[str], step: int | None = None
+    run_directory: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    sharding: Placement = None,
 ) -> ElmoParams:
     """`ElmoParams` of a pretraining run, ready for `embed`.
 
     Args:
       run_directory: the --workdir of `elmojax pretrain`.
       step: which checkpoint; None = the newest.
+      sharding: where the arrays go, on any devices: one `jax.sharding.Sharding` for
+        all, or a pytree of them like the ElmoParams (or a prefix of it), as
+        `jax.device_put` takes it. Each device reads its share. None = uncommitted: on
+        the default device, until they are used with arrays on others or in a mesh.
 
     Raises:
-      InputError: if it is not a run directory, or the checkpoint is missing, damaged
-        or of another configuration.
+      InputError: if it is not a run directory, the checkpoint is missing, damaged or
+        of another configuration, or `sharding` does not fit.
     """
-    record, _, tree = load_language_model(run_directory, step)
+    record, _, tree = load_language_model(
+        run_directory, step, head=False, sharding=sharding
+    )
     return from_tree(record.train.model, tree)

@@ -9,6 +9,7 @@ processes: each device sums what it has.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,5 +50,13 @@ def _digests(arrays: list[Array]) -> Array:
 
 
 def digests(arrays: Mapping[str, Array]) -> np.ndarray:
-    """uint32 [arrays, 2], by the order of their names."""
-    return np.asarray(_digests([arrays[name] for name in sorted(arrays)]))
+    """uint32 [arrays, 2], by the order of their names; they may lie on any devices."""
+    groups: dict[Any, list[str]] = {}
+    for name in sorted(arrays):
+        place = getattr(arrays[name], "sharding", None)  # NumPy arrays have none
+        groups.setdefault(place and frozenset(place.device_set), []).append(name)
+    sums: dict[str, np.ndarray] = {}
+    for names in groups.values():
+        rows = np.asarray(_digests([arrays[name] for name in names]))
+        sums.update(zip(names, rows, strict=True))
+    return np.array([sums[name] for name in sorted(sums)], np.uint32).reshape(-1, 2)

@@ -20,12 +20,13 @@ def stored(perplexity: float) -> dict[str, float]:
     return {NAME: perplexity, "sum": zlib.crc32(struct.pack("<d", perplexity))}
 
 
-def check(directory: Path, steps: list[int]) -> None:
-    """Orbax reads the metrics of all checkpoints at once; it checks and names none.
+def read(directory: Path, steps: list[int]) -> dict[int, float]:
+    """The perplexities of the checkpoints that have one, by step.
 
     Raises:
       DamagedCheckpoint: for the first whose perplexity is not as it was saved.
     """
+    known = {}
     for step in steps:
         path = directory / str(step) / PLACE
         if not path.exists():
@@ -34,8 +35,10 @@ def check(directory: Path, steps: list[int]) -> None:
             found = json.loads(path.read_bytes())
             if found != stored(found[NAME]):
                 raise ValueError("its perplexity is not the one that was saved")
+            known[step] = found[NAME]
         except (ValueError, KeyError, TypeError, struct.error) as error:
             raise DamagedCheckpoint(directory / str(step), error) from error
+    return known
 
 
 def add(checkpoint: Path, perplexity: float) -> None:

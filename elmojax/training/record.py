@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elmojax.config import TrainConfig
+from elmojax.config import ElmoConfig, TrainConfig
 from elmojax.config_json import from_json, to_json
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import Vocabulary, write_words
@@ -59,6 +59,15 @@ def read_record(run: Path) -> RunRecord:
             f"{FORMAT}; use elmojax {record.elmojax}, which made it."
         )
     return record
+
+
+def model_config(run_directory: str | os.PathLike[str]) -> ElmoConfig:
+    """The configuration of the model that a run trains, from its config.json.
+
+    Raises:
+      InputError: if it is not a run directory, or its config.json cannot be read.
+    """
+    return read_record(Path(run_directory)).train.model
 
 
 def _read(path: Path) -> str:
