@@ -98,7 +98,9 @@ def contextualize(
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     first = params.initial_state
     before = (first if state is None else state).for_batch(batch, first)
-    before = jax.tree.map(partial(varying_as, inputs), before)
+    before = jax.tree.map(
+        lambda leaf: varying_as(inputs, leaf.astype(jnp.float32)), before
+    )
     outputs, after = bilm.contextualize(
         BiLM(params.config),
         params.tree,
