@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,10 +73,16 @@ def _encode(
         marked = _with_marks(params.config, tokens, mask.sum(axis=1) + 2)
         return contextualize(params, encode_words(params, marked), mask, state, marks)
 
-    rows = jax.typeof(tokens).sharding.spec[0]
-    other = state is not None and state.cell.shape[2] > len(tokens)
-    places = Encoded(P(rows), P(rows), P() if other else P(None, None, rows))
-    return automatic(run, places)(params, tokens, state)
+    split = jax.typeof(tokens).sharding.spec[0]
+    rows: Any = P(split)
+    carried: Any = P(None, None, split)
+    if (
+        state is not None
+        and state.cell.ndim == 4
+        and state.cell.shape[2] > tokens.shape[0]
+    ):
+        carried = P()  # of more rows, which need not be split evenly
+    return automatic(run, Encoded(rows, rows, carried))(params, tokens, state)
 
 
 def encode_words(params: ElmoParams, words: Tokens) -> Array:
@@ -104,10 +110,10 @@ def contextualize(
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     first = params.initial_state
+    if state is not None:  # float32 whatever the weights are
+        state = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state)
     before = (first if state is None else state).for_batch(batch, first)
-    before = jax.tree.map(
-        lambda leaf: varying_as(inputs, leaf.astype(jnp.float32)), before
-    )
+    before = jax.tree.map(partial(varying_as, inputs), before)
     outputs, after = bilm.contextualize(
         BiLM(params.config),
         params.tree,
@@ -225,16 +231,14 @@ def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
         return
     if np.any(ids[np.arange(len(ids)), lengths - 1] != end):
         return
-    mark = (
-        f"tokens[:, 1:, 1:2] == {SENTENCE_END + 1}"
-        if ids.ndim == 3
-        else f"tokens[:, 1:] == {end}"
-    )
+    where = f"tokens[:, 1:] == {end}"
+    if ids.ndim == 3:
+        where = f"tokens[:, 1:, 1:2] == {SENTENCE_END + 1}"
     raise InputError(
-        "Every sentence of tokens begins with <S> and ends with </S> (as from bilm-tf's "
-        "Batcher and TokenBatcher); embed and encode add these themselves. Make ids of "
-        "the words alone, or take the marks out: "
-        f"`np.where({mark}, 0, tokens[:, 1:])`."
+        "Every sentence of tokens begins with <S> and ends with </S> (as from the "
+        "Batcher of bilm-tf); embed and encode add these themselves. Make ids of the "
+        "words alone, or take the marks out: "
+        f"`np.where({where}, 0, tokens[:, 1:])`."
     )
 
 
@@ -254,6 +258,6 @@ def _with_marks(config: ElmoConfig, tokens: Array, lengths: Array) -> Array:
     first, last = time == 0, time == lengths[:, None] - 1
     if columns:
         first, last = first[..., None], last[..., None]
-    # Not `.at[:, 0].set(begin)`: XLA, as in jax 0.10, writes that to a wrong place where
+    # Not `.at[:, 0].set(begin)`: jax 0.10 on a CPU writes that to a wrong place where
     # the axis of time is split over devices.
     return jnp.where(last, end, jnp.where(first, begin, padded))

@@ -25,13 +25,13 @@ def varying_as(other: Array, leaf: Array) -> Array:
     return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
-def automatic(run: Callable[..., Result], places: Any = P()) -> Callable[..., Result]:
+def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., Result]:
     """`run`, which then takes arrays on mesh axes of any type; for inside of `jit`.
 
     On axes of type Explicit (those of `jax.make_mesh` unless told otherwise) JAX wants
     to know of each operation where its result lies. Inside of `run` these axes are
-    Auto, so that the compiler works that out, and the results lie at `places`, a
-    PartitionSpec or a tree of them. Elsewhere `run` is left as it is.
+    Auto, so that the compiler works that out, and the results lie at `places`, a tree
+    of `PartitionSpec`s (None = whole on every device). Elsewhere `run` stays as it is.
 
     Positional arguments are arrays or trees of them; others go by name.
     """
@@ -42,17 +42,17 @@ def automatic(run: Callable[..., Result], places: Any = P()) -> Callable[..., Re
         mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
         if mesh is None:
             return run(*arrays, **others)
-        there = jax.tree.map(functools.partial(NamedSharding, mesh), places)
-        axes, whole = mesh.explicit_axes, NamedSharding(mesh, P())
-        arrays = jax.tree.map(
-            lambda leaf: (
-                jax.sharding.reshard(leaf, whole)
-                if jax.typeof(leaf).sharding.mesh.empty
-                else leaf
-            ),
-            arrays,
-        )
+        whole = NamedSharding(mesh, P())
+
+        def placed(leaf: Any) -> Any:
+            nowhere = jax.typeof(leaf).sharding.mesh.empty
+            return jax.sharding.reshard(leaf, whole) if nowhere else leaf
+
+        there = whole
+        if places is not None:
+            there = jax.tree.map(functools.partial(NamedSharding, mesh), places)
+        axes = mesh.explicit_axes
         inside = jax.sharding.auto_axes(run, axes=axes, out_sharding=there)
-        return inside(*arrays, **others)
+        return inside(*jax.tree.map(placed, arrays), **others)
 
     return free

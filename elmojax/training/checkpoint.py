@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree
+from elmojax.model.casting import Precision, cast
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.training import perplexities
@@ -298,17 +299,21 @@ def open_existing(run: Path) -> Checkpoints:
 
 
 def restore(
-    run_directory: str | os.PathLike[str], step: int | None = None
+    run_directory: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    precision: Precision = "float32",
 ) -> ElmoParams:
     """`ElmoParams` of a pretraining run, ready for `embed`.
 
     Args:
       run_directory: the --workdir of `elmojax pretrain`.
       step: which checkpoint; None = the newest.
+      precision: of matrix products, "float32" or "bf16"; see `cast`.
 
     Raises:
       InputError: if it is not a run directory, or the checkpoint is missing, damaged
         or of another configuration.
     """
     record, _, tree = load_language_model(run_directory, step)
-    return from_tree(record.train.model, tree)
+    return cast(from_tree(record.train.model, tree), precision)
