@@ -2,8 +2,8 @@
 
 A difference from float32 shows that products are rounded, its size that sums are not: a
 factor in bfloat16 (8 significant bits) is off by at most 2^-8 of itself, in float16
-(11 bits) by 2^-11, and vectors, whose factors are rounded independently, by no more than
-a few of these.
+(11 bits) by 2^-11, and vectors, whose factors are rounded independently, by no more
+than a few of these.
 """
 
 from __future__ import annotations

@@ -42,8 +42,9 @@ def encode(
 
     Args:
       params: from `init`, `restore` or `load`.
-      tokens: int32 [batch, time, characters] as `batch_to_ids` makes them; padding is
-        0 and comes after the words. For a model with a word table, word ids
+      tokens: int32 [batch, time, characters] as `batch_to_ids(sentences,
+        params.config.encoder.max_characters)` makes them (50 unless told otherwise);
+        padding is 0 and comes after the words. For a model with a word table, word ids
         [batch, time], 0 = padding.
       state: LSTM state to start from, as an earlier call returned it; None =
         params.initial_state. A batch may have other sizes than the one before, as
@@ -54,7 +55,8 @@ def encode(
     Returns:
       Encoded. Layer 0 is the token layer twice, [x; x]; layer j is [forward_j;
       backward_j]. `<S>` and `</S>` are added inside and removed from the result.
-      Positions past a sentence's end are exactly zero.
+      Positions past a sentence's end are exactly zero. All of it is split over
+      devices as the sentences of `tokens` are.
 
     Raises:
       InputError: if `tokens` do not fit the model, or hold `<S>` and `</S>` already.
@@ -142,20 +144,22 @@ def embed(
 ) -> Mix:
     """ELMo_k = sum_j gammas_j * h_(k,j) + bias: one vector a word.
 
-    Pure: under `jax.jit`, `vmap`, `grad` (in params and in gammas), `jax.export` and
-    any sharding, with no globals. The same sentence gives the same vectors in any
-    batch, order and padding.
+    Pure: under `jax.jit`, `vmap`, `grad` (in params and in gammas), `jax.export`,
+    `shard_map` and any sharding on mesh axes of any type, with no globals. Forward mode
+    (`jvp`, `jacfwd`, `hessian`) works in gammas and bias, not in params, whose parts
+    have gradients of their own. The same sentence gives the same vectors in any batch,
+    order and padding.
 
     Args:
       params: from `init`, `restore` or `load`.
-      tokens: int32 [batch, time, characters] as `batch_to_ids` makes them.
+      tokens: as for `encode`: int32 [batch, time, characters] of `batch_to_ids`.
       gammas: [layers + 1], or [mixes, layers + 1] for several mixes at once. The
         paper's gamma * softmax(s) is `mix_weights(s, gamma)`.
       bias: added to every vector (a number, or one a mix).
 
     Returns:
-      [batch, time, 2 * projection], or [mixes, batch, time, 2 * projection]. Padding
-      positions hold `bias`.
+      [batch, time, 2 * projection], or [mixes, batch, time, 2 * projection], split
+      over devices as the sentences are. Padding positions hold `bias`.
 
     Raises:
       InputError: if `tokens` or `gammas` do not fit the model, or the sentences hold
