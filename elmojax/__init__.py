@@ -12,6 +12,7 @@ from elmojax.embedding.warm import warm
 from elmojax.embedding.words import WordIndex, cache_words, word_ids
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree, init
+from elmojax.model.casting import cast
 from elmojax.model.lstm import LstmState
 from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
 from elmojax.text.characters import batch_to_ids
@@ -37,6 +38,7 @@ __all__ = [
     "WordIndex",
     "batch_to_ids",
     "cache_words",
+    "cast",
     "embed",
     "encode",
     "from_tree",

@@ -19,6 +19,7 @@ from elmojax.formats.tables import load_head
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
+from elmojax.model.casting import DTYPES, Precision, cast
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.storage import install, new_directory
@@ -41,6 +42,13 @@ class Model(NamedTuple):
     """Parameters of its softmax; None without one, or where it was not read."""
     shape: HeadConfig
     """Of its softmax."""
+    precision: Precision = "float32"
+    """Of its matrix products."""
+
+    def cast(self, precision: Precision) -> Model:
+        """This model with other matrix products, those of the softmax too."""
+        params, head = cast((self.params, self.head), precision)
+        return self._replace(params=params, head=head, precision=precision)
 
     def language_model(self) -> tuple[LanguageModel, Params, Vocabulary]:
         """For evaluation: shapes, parameters with the head, and its words.
@@ -60,7 +68,8 @@ class Model(NamedTuple):
                 f"The vocabulary of {self.source} has {size} words and its softmax "
                 f"{words}; put the vocabulary.txt there that it was trained with."
             )
-        lm = LanguageModel(self.params.config, size, self.shape)
+        dtype = DTYPES[self.precision]
+        lm = LanguageModel(self.params.config, size, self.shape, dtype=dtype)
         return lm, {**self.params.tree, "head": self.head}, self.vocabulary
 
     def scorer(self) -> Scorer:
@@ -151,7 +160,12 @@ def _words(path: Path) -> Vocabulary | None:
     return Vocabulary.read(file) if file.exists() else None
 
 
-def load(model: str | os.PathLike[str], *, sharding: Placement = None) -> ElmoParams:
+def load(
+    model: str | os.PathLike[str],
+    *,
+    sharding: Placement = None,
+    precision: Precision = "float32",
+) -> ElmoParams:
     """`ElmoParams` of a model, ready for `embed`.
 
     Args:
@@ -160,16 +174,20 @@ def load(model: str | os.PathLike[str], *, sharding: Placement = None) -> ElmoPa
         address of a published model (see `fetch_model`).
       sharding: where the arrays go: one `jax.sharding.Sharding`, or a pytree of them,
         as for `restore`; None = uncommitted.
+      precision: of matrix products, "float32" or "bf16"; see `cast`.
 
     Raises:
       InputError: if there is no such model, it cannot be read, or `sharding` does not
         fit.
     """
-    return open_model(model, head=False, sharding=sharding).params
+    return open_model(model, head=False, sharding=sharding).cast(precision).params
 
 
 def score(
-    model: str | os.PathLike[str] | Model, sentences: Iterable[Sequence[str]]
+    model: str | os.PathLike[str] | Model,
+    sentences: Iterable[Sequence[str]],
+    *,
+    precision: Precision = "float32",
 ) -> list[Score]:
     """How probable a model finds each word of tokenised sentences, both ways.
 
@@ -180,6 +198,8 @@ def score(
     Args:
       model: as for `load`, with a softmax and its vocabulary.
       sentences: words of each; a sentence without words is just its end.
+      precision: of matrix products, "float32" or "bf16"; see `cast`. A `Model` that is
+        open keeps its own.
 
     Returns:
       One `Score` a sentence, in order: `words`, `forward` and `backward` (natural
@@ -189,7 +209,7 @@ def score(
     Raises:
       InputError: if there is no such model, it cannot be read or has no softmax.
     """
-    opened = model if isinstance(model, Model) else open_model(model)
+    opened = model if isinstance(model, Model) else open_model(model).cast(precision)
     return list(opened.scorer()(sentences))
 
 

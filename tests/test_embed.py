@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from toys import TINY, drawn, tiny_params
 
 import elmojax
-from elmojax import LstmState
+from elmojax import InputError, LstmState
 from elmojax.config import WordTableConfig
 from elmojax.embedding.functions import encode_words
 from elmojax.model import bilm
@@ -346,5 +346,64 @@ def test_wrong_shapes_are_named(params):
     refused(r"\(8, 8, 12\).*\[batch, time\]", table, tokens, GAMMAS)
     refused("float32.*int32", params, tokens.astype(np.float32), GAMMAS)
     refused("3 character columns", params, tokens[..., :3], GAMMAS)
+    wide = elmojax.batch_to_ids(SENTENCES)
+    refused(r"50 .* columns.*batch_to_ids\(sentences, 12\)", params, wide, GAMMAS)
+    with pytest.raises(InputError, match="50 character columns"):
+        embed(params, wide, GAMMAS)
+    with pytest.raises(InputError, match="50 character columns"):
+        elmojax.warm(params, wide)
+    narrow = elmojax.batch_to_ids([["a", "riverbank"]], 10)
+    refused("10 character columns, too few", params, narrow, GAMMAS)
     refused(r"\(2,\).*3 layers", params, tokens, GAMMAS[:2])
     refused(r"\(1, 1, 3\).*\[mixes, 3\]", params, tokens, GAMMAS[None, None])
+
+
+def batcher(sentences, columns=None):
+    """Ids as the `Batcher` of bilm-tf makes them, or its `TokenBatcher` (`<S>` = 0)."""
+    marked = [["<S>", *sentence, "</S>"] for sentence in sentences]
+    if columns:
+        return elmojax.batch_to_ids(marked, columns)
+    place = {word: n for n, word in enumerate(["<S>", "</S>", "a", "b", "c"], 1)}
+    ids = np.zeros((len(marked), max(map(len, marked))), np.int32)
+    for row, sentence in enumerate(marked):
+        ids[row, : len(sentence)] = [place[word] for word in sentence]
+    return ids
+
+
+MARKED = [["a", "b", "c"], ["b"], []]
+
+
+@pytest.mark.parametrize("asked", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("table", [False, True], ids=["characters", "words"])
+def test_ids_with_sentence_marks_are_refused(params, table, asked):
+    """The sentence says how to take them out, and that gives the right vectors."""
+    if table:
+        params = tiny_params(replace(TINY, encoder=WordTableConfig(5, WIDTH)))
+    tokens = asked(batcher(MARKED, None if table else COLUMNS))
+    more = [(0, 2), (0, 2)] + [(0, 0)] * (tokens.ndim - 2)
+    for given in (tokens, tokens[:2], np.pad(tokens, more)):
+        with pytest.raises(InputError, match=r"begins with <S>.*`np\.where") as refusal:
+            elmojax.encode(params, given)
+    with pytest.raises(InputError, match="begins with <S>"):
+        elmojax.encode(params, tokens, LstmState.zeros(TINY.lstm, 3), True)
+    with pytest.raises(InputError, match="begins with <S>"):
+        elmojax.warm(params, tokens)
+    remedy = str(refusal.value).split("`")[1]
+    cleared = eval(remedy, {"np": np, "tokens": tokens})
+    rows = np.array([[3, 4, 5], [4, 0, 0], [0, 0, 0]], np.int32)
+    plain = rows if table else ids_of(MARKED, 3)
+    np.testing.assert_array_equal(cleared[:, :3], plain)
+    assert not np.any(cleared[:, 3:])
+    elmojax.encode(params, cleared)
+
+
+def test_marks_that_are_words_are_let_through(params):
+    """A mark inside, at one end, or in one sentence of several is a word."""
+    for batch in (
+        [["a", "<S>", "</S>", "b"]],
+        [["<S>", "a"]],
+        [["<S>"]],
+        [["<S>", "a", "</S>"], ["b"]],
+        [[], []],
+    ):
+        elmojax.encode(params, ids_of(batch))

@@ -110,6 +110,9 @@ def test_another_request_does_not_go_on_with_it(params, text, tmp_path, name):
         embed_files(Job(params, batch_tokens=101), [text], out)
     with pytest.raises(InputError, match="another request"):
         embed_files(Job(tiny_params(seed=1), batch_tokens=100), [text], out)
+    half = elmojax.cast(params, "bf16")
+    with pytest.raises(InputError, match='precision "float32" there, "bf16" now'):
+        embed_files(Job(half, batch_tokens=100), [text], out)
     embed_files(Job(params, batch_tokens=101), [text], out, overwrite=True)
     assert out.exists() and not out.with_name(f"{name}.partial").exists()
 

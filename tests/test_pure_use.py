@@ -5,6 +5,8 @@ What one call must do by itself is in test_embed.py.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -233,6 +235,236 @@ def test_its_gradient_runs_in_shard_map(params, mesh):
         got = jax.jit(jax.grad(mapped, argument))(GAMMAS, params, tokens)
         wanted = jax.jit(jax.grad(loss, argument))(GAMMAS, params, tokens)
         jax.tree.map(CLOSE, got, wanted)
+
+
+SMALL = replace(
+    TINY,
+    encoder=replace(TINY.encoder, filters=((2, 4),), highway_layers=0),
+    lstm=replace(TINY.lstm, layers=1),
+)
+"""Quick to compile: every placement is a program of its own."""
+
+
+@pytest.fixture(scope="module")
+def small():
+    return tiny_params(SMALL)
+
+
+def _mesh(shape, kind=AxisType.Explicit):
+    devices = jax.devices()[: np.prod(shape)]
+    axes = ("data", "model")
+    return jax.make_mesh(shape, axes, axis_types=(kind, kind), devices=devices)
+
+
+@jax.jit
+@partial(jax.value_and_grad, has_aux=True)
+def _loss_and_slopes(learned, tokens):
+    vectors = elmojax.embed(learned[0], tokens, learned[1])
+    return (vectors**2).mean(), vectors
+
+
+@pytest.fixture(scope="module")
+def one_device(small):
+    (_, vectors), slopes = _loss_and_slopes((small, GAMMAS[:2]), ids_of())
+    return vectors, slopes
+
+
+@pytest.mark.parametrize(
+    ("size", "inside"),
+    [((1, 1), False), ((4, 1), False), ((4, 2), False), ((4, 2), True)],
+    ids=["1", "4", "4x2", "4x2-set_mesh"],
+)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_any_mesh(small, kind, size, inside, one_device):
+    """Eager, jitted, and its gradients, whatever the type of the axes."""
+    tokens, (wanted, slopes) = ids_of(), one_device
+    mesh = _mesh(size, kind)
+    with jax.set_mesh(mesh) if inside else nullcontext():
+        rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+        placed = jax.device_put((small, GAMMAS[:2]), whole)
+        tokens = jax.device_put(tokens, rows)
+        eager = elmojax.embed(placed[0], tokens, placed[1])
+        (_, jitted), got = _loss_and_slopes(placed, tokens)
+        for vectors in (eager, jitted):
+            assert vectors.sharding.is_equivalent_to(rows, 3), vectors.sharding
+            CLOSE(vectors, wanted)
+        jax.tree.map(CLOSE, got, slopes)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "spec",
+    [P(("data", "model")), P(), P(None, "model"), P("data", None, "model")],
+    ids=str,
+)
+def test_tokens_of_any_sharding(small, one_device, kind, spec):
+    """Split over two axes or none, along time or letters; parameters over `model`."""
+    mesh = _mesh((4, 2), kind)
+
+    def over_model(leaf):
+        even = leaf.shape[-1] % 2 == 0
+        spec = P(*[None] * (leaf.ndim - 1), "model") if even else P()
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    tokens = jax.device_put(ids_of(), NamedSharding(mesh, spec))
+    layers = encode(jax.tree.map(over_model, small), tokens).layers
+    mixed = np.einsum("l,blth->bth", GAMMAS[:2], layers)
+    np.testing.assert_allclose(mixed, one_device[0], atol=2e-6)
+    if kind is AxisType.Explicit:
+        lies = NamedSharding(mesh, P(spec[0] if spec else None))
+        assert layers.sharding.is_equivalent_to(lies, 4), layers.sharding
+
+
+def test_a_split_axis_of_time_shorter_than_its_marks(small):
+    """Two words over two devices: `<S>` once went to a wrong place there."""
+    tokens, mesh = ids_of()[4:6, :2], _mesh((4, 2), AxisType.Auto)
+    split = jax.device_put(tokens, NamedSharding(mesh, P(None, "model")))
+    CLOSE(encode(small, split).layers, encode(small, tokens).layers)
+
+
+def test_the_parts_of_a_task_on_explicit_axes(small):
+    """What comes after `encode`, and what is made of parameters that lie there."""
+    mesh = _mesh((4, 2))
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    tokens, held = ids_of(), jax.device_put(small, whole)
+    split = jax.device_put(tokens, rows)
+    one, many = encode(small, tokens), encode(held, split)
+    keys = {"dropout": jax.random.key(1)}
+    mix = ScalarMix(layer_norm=True, dropout=0.5)
+    weights = mix.init(jax.random.key(0), one.layers, one.mask)
+
+    @jax.jit
+    def task(layers, mask):
+        words = mix.apply(weights, layers, mask, False, rngs=keys)
+        return [elmojax.pool(words, mask, how) for how in ("mean", "max", "first-last")]
+
+    wanted = task(one.layers, one.mask)
+    with jax.set_mesh(mesh):
+        for got, like in zip(task(many.layers, many.mask), wanted, strict=True):
+            np.testing.assert_allclose(got, like, atol=1e-5)
+            assert got.sharding.is_equivalent_to(rows, 2)
+    # Rows beyond a smaller batch keep their state.
+    there = encode(held, jax.device_put(tokens[:4], rows), many.state)
+    jax.tree.map(CLOSE, there, encode(small, tokens[:4], one.state))
+    start, like = (elmojax.warm(p, t) for p, t in ((held, split), (small, tokens)))
+    jax.tree.map(CLOSE, start.initial_state, like.initial_state)
+
+
+def test_words_of_parameters_on_explicit_axes(small):
+    """Tables of words are made from parameters over `data`, or split over `model`."""
+    words, mesh = elmojax.WordIndex(("ab", "b")), _mesh((4, 2))
+    ids = np.array([[1, 2]] * 8, np.int32)
+    mixed = {"batch_tokens": 8, "layers": "mix", "gammas": GAMMAS[:2]}
+    plain = elmojax.Embedder(small, **mixed)
+    wanted = plain.embed_sentence(["ab", "b"])
+    for spec in (P(), P(None, "model")):
+        held = small.replace(
+            encoder=jax.tree.map(
+                lambda leaf, spec=spec: jax.device_put(
+                    leaf, NamedSharding(mesh, spec if leaf.ndim == 2 else P())
+                ),
+                small.encoder,
+            )
+        )
+        cached = elmojax.embed(elmojax.cache_words(held, words), ids, GAMMAS[:2])
+        np.testing.assert_allclose(cached[0], wanted, atol=1e-5)
+        there = elmojax.Embedder(held, **mixed)
+        np.testing.assert_allclose(there.embed_sentence(["ab", "b"]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [("data", "model"), ("data",)], ids=str)
+def test_shard_map_on_explicit_axes(small, one_device, names):
+    """Over all axes of the mesh by hand, or over one of them."""
+    mesh = _mesh((4, 2))
+    share = jax.shard_map(
+        elmojax.embed,
+        mesh=mesh,
+        in_specs=(P(), P("data"), P()),
+        out_specs=P("data"),
+        axis_names=set(names),
+    )
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    placed = jax.device_put((small, ids_of(), GAMMAS[:2]), (whole, rows, whole))
+    CLOSE(jax.jit(share)(*placed), one_device[0])
+
+
+def test_forward_mode(params):
+    """In gammas and bias, as the docstring of `embed` has it; not in params."""
+    tokens = ids_of()
+
+    def value(gammas, bias):
+        return (elmojax.embed(params, tokens, gammas, bias) ** 2).mean()
+
+    point = (GAMMAS, jnp.float32(0.5))
+    forward = jax.jit(jax.jacfwd(value, (0, 1)))(*point)
+    jax.tree.map(CLOSE, forward, jax.jit(jax.grad(value, (0, 1)))(*point))
+    layers = encode(params, tokens).layers
+    wanted = 2 * np.einsum("bjtv,bktv->jk", layers, layers) / layers[:, 0].size
+    hessian = jax.jit(jax.hessian(value))(*point)
+    np.testing.assert_allclose(hessian, wanted, rtol=1e-4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda p: elmojax.embed(p, tokens, GAMMAS), (params,), (params,))
+
+
+def test_the_initial_state_is_no_parameter(small):
+    """30 steps of AdamW, weight decay and all, move everything but it."""
+    start = jax.tree.map(lambda leaf: leaf + 0.3, small.initial_state)
+    warm = small.replace(initial_state=start)
+    assert len(jax.tree.leaves(warm)) == len(jax.tree.leaves(small.tree))
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    tokens = ids_of()
+
+    def loss(params):
+        return (elmojax.embed(params, tokens, GAMMAS[:2]) ** 2).mean()
+
+    @jax.jit
+    def step(params, moments):
+        updates, moments = optimizer.update(jax.grad(loss)(params), moments, params)
+        return optax.apply_updates(params, updates), moments
+
+    tuned, moments = warm, optimizer.init(warm)
+    for _ in range(30):
+        tuned, moments = step(tuned, moments)
+    assert step._cache_size() == 1
+    assert tuned.initial_state == warm.initial_state != small.initial_state
+    for after, before in zip(*map(jax.tree.leaves, (tuned, warm)), strict=True):
+        assert np.abs(after - before).max() > 1e-3
+
+
+def test_equal_initial_states_are_one_program(small):
+    """They are compared by content; read-only, so that the content stays."""
+    run = jax.jit(lambda params, tokens: elmojax.encode(params, tokens).mask)
+    start = jax.tree.map(lambda leaf: leaf + 0.3, small.initial_state)
+    hashes = set()
+    for copy in (np.copy, jnp.asarray, lambda leaf: leaf.astype(np.float64)):
+        held = small.replace(initial_state=jax.tree.map(copy, start))
+        run(held, ids_of())
+        for leaf in jax.tree.leaves(held.initial_state):
+            assert isinstance(leaf, np.ndarray) and not leaf.flags.writeable
+            assert leaf.dtype == np.float32
+        hashes.add(hash(held.initial_state))
+    assert run._cache_size() == len(hashes) == 1
+    run(small, ids_of())
+    assert run._cache_size() == 2
+    with pytest.raises(elmojax.InputError, match="no LstmState"):
+        small.replace(initial_state=None)
+
+
+def test_a_traced_initial_state_is_refused(small):
+    """To learn it, hand it over as `state=`: it has a gradient there."""
+    start = jax.tree.map(jnp.asarray, small.initial_state)
+
+    def replaced(state):
+        held = small.replace(initial_state=state)
+        return (elmojax.encode(held, ids_of()).layers ** 2).mean()
+
+    def given(state):
+        return (elmojax.encode(small, ids_of(), state=state).layers ** 2).mean()
+
+    with pytest.raises(elmojax.InputError, match="state="):
+        jax.grad(replaced)(start)
+    slopes = jax.jit(jax.grad(given))(start)
+    assert all(np.any(slope) for slope in jax.tree.leaves(slopes))
 
 
 def _collectives(program):

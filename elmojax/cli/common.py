@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -29,6 +29,13 @@ Files = Annotated[
 ]
 Step = Annotated[int | None, arg(help="Checkpoint to take; none = the newest.")]
 BadBytes = Annotated[Errors, arg(help="What to do with bytes that are not UTF-8.")]
+Precision = Annotated[
+    Literal["float32", "bf16"],
+    arg(
+        help="Of matrix products. bf16 rounds their factors to bfloat16: faster on "
+        "accelerators, vectors about 0.2 % away. Sums are float32 in both."
+    ),
+]
 Overwrite = Annotated[
     bool, tyro.conf.FlagCreatePairsOff, arg(help="Replace --out if it is there.")
 ]

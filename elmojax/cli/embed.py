@@ -15,6 +15,7 @@ from elmojax.cli.common import (
     Json,
     Model,
     Overwrite,
+    Precision,
     Step,
     arg,
     keep_compiled_programs,
@@ -82,6 +83,7 @@ class Arguments:
     text: Files = ()
     """One tokenised sentence a line; several files only with .parquet."""
     step: Step = None
+    precision: Precision = "float32"
     layers: Literal["all", "top", "mix"] = "all"
     """Which layers: all, the top one, or their sum weighted by the gammas."""
     gammas: Gammas = None
@@ -128,7 +130,7 @@ def embed(argv: list[str]) -> None:
     from elmojax.loading import open_model
 
     started = time.perf_counter()
-    model = open_model(asked.model, asked.step, head=False)
+    model = open_model(asked.model, asked.step, head=False).cast(asked.precision)
     job = Job(
         model.params,
         model.vocabulary,

@@ -13,6 +13,7 @@ from elmojax.cli.common import (
     Files,
     Json,
     Model,
+    Precision,
     Step,
     parse,
     print_json,
@@ -32,6 +33,7 @@ class EvaluateArguments:
     """Or text files: one tokenised sentence a line."""
     errors: BadBytes = "strict"
     step: Step = None
+    precision: Precision = "float32"
     json: Json = False
 
 
@@ -50,7 +52,7 @@ def evaluate(argv: list[str]) -> None:
             directory = Path(temporary) / "text"
             corpora.prepare(directory, patterns=files, errors=asked.errors)
         text = corpora.Corpus.open(directory)
-        model = open_model(asked.model, asked.step)
+        model = open_model(asked.model, asked.step).cast(asked.precision)
         lm, params, vocabulary = model.language_model()
         evaluator = Evaluator(lm, text, vocabulary)
         total = len(text.words) + len(text.offsets) - 1

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import elmojax
-from elmojax.cli.common import Json, Model, Overwrite, Step, parse, print_json
+from elmojax.cli.common import (
+    Json,
+    Model,
+    Overwrite,
+    Precision,
+    Step,
+    parse,
+    print_json,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class ExportArguments:
     out: Path
     """File to make."""
     step: Step = None
+    precision: Precision = "float32"
     overwrite: Overwrite = False
     json: Json = False
 
@@ -31,7 +40,7 @@ def export(argv: list[str]) -> None:
 
     asked = parse(ExportArguments, "export", argv)
     check_out(asked.out, asked.overwrite)
-    model = open_model(asked.model, asked.step, head=False)
+    model = open_model(asked.model, asked.step, head=False).cast(asked.precision)
     record = write_export(
         model.params,
         asked.out,

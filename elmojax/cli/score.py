@@ -15,6 +15,7 @@ from elmojax.cli.common import (
     Files,
     Json,
     Model,
+    Precision,
     Step,
     keep_compiled_programs,
     parse,
@@ -42,6 +43,7 @@ class ScoreArguments:
     """Text files: one tokenised sentence a line."""
     errors: BadBytes = "strict"
     step: Step = None
+    precision: Precision = "float32"
     json: Json = False
 
 
@@ -57,7 +59,7 @@ def score(argv: list[str]) -> None:
     # All of it is read before the first line is printed, so what fails prints none.
     texts = [read_text(path, asked.errors) for path in expand(files)]
     keep_compiled_programs()
-    scorer = open_model(asked.model, asked.step).scorer()
+    scorer = open_model(asked.model, asked.step).cast(asked.precision).scorer()
     words = int(sum(text.sizes.sum() for text in texts))
 
     def scores() -> Iterator[Score]:

@@ -21,6 +21,7 @@ from elmojax.embedding.table import WordTable
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.varying import automatic
 
 CHUNK = 512
 """Steps of one run."""
@@ -83,7 +84,7 @@ def document(
             _join(forward, after[number]),
             plan,
             selection.gammas,
-            selection.layers,
+            layers=selection.layers,
         )
         forward = jax.tree.map(lambda leaf: leaf[:, :1], state)
         yield chunk.count, finish(kept)
@@ -111,6 +112,7 @@ def _join(forward: LstmState, backward: LstmState) -> LstmState:
 
 
 @jax.jit
+@automatic
 def _backward(
     params: ElmoParams, table: Array, state: LstmState, plan: Plan
 ) -> LstmState:

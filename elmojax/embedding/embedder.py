@@ -19,6 +19,7 @@ from elmojax.embedding.table import WordTable
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
+from elmojax.model.casting import Precision, cast
 from elmojax.shapes import Numbers
 from elmojax.text.vocabulary import Vocabulary
 
@@ -46,6 +47,7 @@ class Embedder:
         layers: Select = "all",
         gammas: Numbers | None = None,
         dtype: Dtype = "float32",
+        precision: Precision | None = None,
     ) -> None:
         """
         Args:
@@ -56,6 +58,8 @@ class Embedder:
             `gammas`.
           gammas: [layers + 1], for layers "mix".
           dtype: of the vectors: "float32", "float16" or "bfloat16". Sums are float32.
+          precision: of matrix products, "float32" or "bf16" (see `cast`); None = that
+            of `params`.
 
         Raises:
           InputError: if these do not go together.
@@ -67,6 +71,7 @@ class Embedder:
                 "This model reads word ids, so its vocabulary is needed: give the run "
                 "directory it was trained in."
             )
+        params = params if precision is None else cast(params, precision)
         self.params, self.batch_tokens = params, batch_tokens
         self._full, self._vocabulary = full(batch_tokens), vocabulary
         self._selection = make_selection(params, layers, gammas, dtype)

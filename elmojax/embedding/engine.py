@@ -17,6 +17,7 @@ from elmojax.errors import InputError
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.varying import automatic
 from elmojax.shapes import Numbers
 
 Select = Literal["all", "top", "mix"]
@@ -62,7 +63,7 @@ def run_batch(
     for cut in windows(steps):
         part = Plan(*(array[cut] for array in plan))
         kept, state = run(
-            params, table, kept, state, part, selection.gammas, selection.layers
+            params, table, kept, state, part, selection.gammas, layers=selection.layers
         )
     return finish(kept)
 
@@ -79,6 +80,7 @@ def begin(
 
 
 @partial(jax.jit, static_argnames="layers", donate_argnames=("kept", "state"))
+@automatic
 def run(
     params: ElmoParams,
     table: Array,
@@ -86,6 +88,7 @@ def run(
     state: LstmState,
     plan: Plan,
     gammas: Array | None,
+    *,
     layers: Select,
 ) -> tuple[Array, LstmState]:
     """Some steps of all rows: their vectors go to their places in `kept`."""

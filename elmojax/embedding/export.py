@@ -34,10 +34,12 @@ import numpy as np
 from jax import Array
 
 from elmojax.config import CharCnnConfig
-from elmojax.embedding.functions import embed, encode
+from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
-from elmojax.model.bilm import ElmoParams
+from elmojax.model.bilm import ElmoParams, from_tree
+from elmojax.model.lstm import LstmState
+from elmojax.model.mix import mix_layers
 from elmojax.text.vocabulary import Vocabulary
 
 FORMAT = "elmojax export 1"
@@ -48,14 +50,14 @@ Weights: TypeAlias = dict[str, Any]
 
 
 def named_weights(params: ElmoParams) -> Weights:
-    """The leaves of `params` by name ("encoder/embedding"), in the order of names."""
-    return dict(sorted(zip(_names(params), jax.tree.leaves(params), strict=True)))
-
-
-def _names(params: ElmoParams) -> list[str]:
-    """In the order of the leaves."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    """The arrays of `params` by name ("encoder/embedding", "initial_state/cell"), in
+    the order of names."""
+    tree = {**params.tree, "initial_state": params.initial_state}
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return dict(sorted(named.items()))
 
 
 def weights_hash(weights: Weights) -> str:
@@ -88,16 +90,17 @@ def export_programs(params: ElmoParams) -> dict[str, bytes]:
     Raises:
       InputError: without the package flatbuffers, which JAX writes programs with.
     """
-    names, tree = _names(params), jax.tree.structure(params)
-
-    def rebuilt(weights: Weights) -> ElmoParams:
-        return jax.tree.unflatten(tree, [weights[name] for name in names])
 
     def run(weights: Weights, tokens: Array, gammas: Array, bias: Array) -> Array:
-        return embed(rebuilt(weights), tokens, gammas, bias)
+        return mix_layers(run_layers(weights, tokens), gammas, bias)
 
     def run_layers(weights: Weights, tokens: Array) -> Array:
-        return encode(rebuilt(weights), tokens).layers
+        parts: Weights = {"encoder": {}, "lstm": {}, "initial_state": {}}
+        for name, array in weights.items():
+            part, leaf = name.split("/")
+            parts[part][leaf] = array
+        state = LstmState(**parts["initial_state"])
+        return encode(from_tree(params.config, parts), tokens, state).layers
 
     sizes = (*jax.export.symbolic_shape("batch, time"), *_columns(params))
     tokens = jax.ShapeDtypeStruct(sizes, jnp.int32)

@@ -22,6 +22,7 @@ from elmojax.embedding.outputs import (
 from elmojax.embedding.pooling import Pooling
 from elmojax.embedding.words import WordIndex
 from elmojax.model.bilm import ElmoParams
+from elmojax.model.casting import precision_of
 from elmojax.text.files import Errors
 from elmojax.text.vocabulary import Vocabulary
 
@@ -60,6 +61,7 @@ class Job:
         axes = (lstm.layers + 1,) if self.layers == "all" else ()
         settings = {
             "model": self._model(),
+            "precision": precision_of(self.params),
             "layers": self.layers,
             "gammas": None if self.gammas is None else list(self.gammas),
             "batch_tokens": self.batch_tokens,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.errors import InputError
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
-from elmojax.model.varying import varying_as
+from elmojax.model.varying import automatic, varying_as
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
-
-BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, PADDING = 257, 258, 259, 260, 261
-"""Character ids of the published mapping, all + 1 because 0 means no token."""
+from elmojax.text.characters import PADDING, SENTENCE_END, sentence_mark_ids
 
 
 class Encoded(NamedTuple):
@@ -41,8 +42,9 @@ def encode(
 
     Args:
       params: from `init`, `restore` or `load`.
-      tokens: int32 [batch, time, characters] as `batch_to_ids` makes them; padding is
-        0 and comes after the words. For a model with a word table, word ids
+      tokens: int32 [batch, time, characters] as `batch_to_ids(sentences,
+        params.config.encoder.max_characters)` makes them (50 unless told otherwise);
+        padding is 0 and comes after the words. For a model with a word table, word ids
         [batch, time], 0 = padding.
       state: LSTM state to start from, as an earlier call returned it; None =
         params.initial_state. A batch may have other sizes than the one before, as
@@ -53,23 +55,36 @@ def encode(
     Returns:
       Encoded. Layer 0 is the token layer twice, [x; x]; layer j is [forward_j;
       backward_j]. `<S>` and `</S>` are added inside and removed from the result.
-      Positions past a sentence's end are exactly zero.
+      Positions past a sentence's end are exactly zero. All of it is split over
+      devices as the sentences of `tokens` are.
 
     Raises:
-      ValueError: if the shape of `tokens` does not fit the model.
+      InputError: if `tokens` do not fit the model, or hold `<S>` and `</S>` already.
     """
-    tokens = jnp.asarray(tokens)
-    _check(params.config, tokens)
-    return _encode(params, tokens, state, sentence_marks)
+    tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+    check_tokens(params.config, tokens)
+    return _encode(params, jnp.asarray(tokens), state, sentence_marks)
 
 
 @partial(jax.jit, static_argnums=3)
 def _encode(
     params: ElmoParams, tokens: Array, state: LstmState | None, marks: bool
 ) -> Encoded:
-    mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
-    marked = _with_marks(params.config, tokens, mask.sum(axis=1) + 2)
-    return contextualize(params, encode_words(params, marked), mask, state, marks)
+    def run(params: ElmoParams, tokens: Array, state: LstmState | None) -> Encoded:
+        mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
+        marked = _with_marks(params.config, tokens, mask.sum(axis=1) + 2)
+        return contextualize(params, encode_words(params, marked), mask, state, marks)
+
+    split = jax.typeof(tokens).sharding.spec[0]
+    rows: Any = P(split)
+    carried: Any = P(None, None, split)
+    if (
+        state is not None
+        and state.cell.ndim == 4
+        and state.cell.shape[2] > tokens.shape[0]
+    ):
+        carried = P()  # of more rows, which need not be split evenly
+    return automatic(run, Encoded(rows, rows, carried))(params, tokens, state)
 
 
 def encode_words(params: ElmoParams, words: Tokens) -> Array:
@@ -97,6 +112,8 @@ def contextualize(
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     first = params.initial_state
+    if state is not None:  # float32 whatever the weights are
+        state = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state)
     before = (first if state is None else state).for_batch(batch, first)
     before = jax.tree.map(partial(varying_as, inputs), before)
     outputs, after = bilm.contextualize(
@@ -127,68 +144,124 @@ def embed(
 ) -> Mix:
     """ELMo_k = sum_j gammas_j * h_(k,j) + bias: one vector a word.
 
-    Pure: under `jax.jit`, `vmap`, `grad` (in params and in gammas), `jax.export` and
-    any sharding, with no globals. The same sentence gives the same vectors in any
-    batch, order and padding.
+    Pure: under `jax.jit`, `vmap`, `grad` (in params and in gammas), `jax.export`,
+    `shard_map` and any sharding on mesh axes of any type, with no globals. Forward mode
+    (`jvp`, `jacfwd`, `hessian`) works in gammas and bias, not in params, whose parts
+    have gradients of their own. The same sentence gives the same vectors in any batch,
+    order and padding.
 
     Args:
       params: from `init`, `restore` or `load`.
-      tokens: int32 [batch, time, characters] as `batch_to_ids` makes them.
+      tokens: as for `encode`: int32 [batch, time, characters] of `batch_to_ids`.
       gammas: [layers + 1], or [mixes, layers + 1] for several mixes at once. The
         paper's gamma * softmax(s) is `mix_weights(s, gamma)`.
       bias: added to every vector (a number, or one a mix).
 
     Returns:
-      [batch, time, 2 * projection], or [mixes, batch, time, 2 * projection]. Padding
-      positions hold `bias`.
+      [batch, time, 2 * projection], or [mixes, batch, time, 2 * projection], split
+      over devices as the sentences are. Padding positions hold `bias`.
 
     Raises:
-      ValueError: if the shape of `tokens` or `gammas` does not fit the model.
+      InputError: if `tokens` or `gammas` do not fit the model, or the sentences hold
+        `<S>` and `</S>` already.
     """
     gammas = jnp.asarray(gammas, jnp.float32)
     wanted = params.config.lstm.layers + 1
     if gammas.ndim not in (1, 2) or gammas.shape[-1] != wanted:
-        raise ValueError(
+        raise InputError(
             f"gammas have shape {gammas.shape}; this model mixes {wanted} layers, so "
             f"give [{wanted}] or [mixes, {wanted}]."
         )
     return mix_layers(encode(params, tokens).layers, gammas, jnp.asarray(bias))
 
 
-def _check(config: ElmoConfig, tokens: Array) -> None:
-    characters = isinstance(config.encoder, CharCnnConfig)
-    wanted = "[batch, time, characters]" if characters else "[batch, time]"
-    if tokens.ndim != (3 if characters else 2):
-        raise ValueError(
+def check_tokens(config: ElmoConfig, tokens: Tokens) -> None:
+    """`InputError` if ids cannot be what the model reads.
+
+    Shapes are always checked; numbers where they are known, not while JAX traces them
+    and not where other processes hold some of them.
+    """
+    encoder = config.encoder
+    if not isinstance(encoder, CharCnnConfig):
+        _check_form(tokens, 2, "[batch, time]")
+    else:
+        _check_form(tokens, 3, "[batch, time, characters]")
+        columns, most = tokens.shape[-1], encoder.max_characters
+        widest = max(max(width for width, _ in encoder.filters), 4)
+        if columns < widest:
+            raise InputError(
+                f"tokens have {columns} character columns; the model needs at least "
+                f"{widest} (batch_to_ids(sentences, {most}) makes {most})."
+            )
+        if columns > most:
+            raise InputError(
+                f"tokens have {columns} character columns, and this model reads {most} "
+                f"of a word; make them with batch_to_ids(sentences, {most}), where "
+                f"{most} is params.config.encoder.max_characters."
+            )
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    if isinstance(tokens, jax.Array) and not tokens.is_fully_addressable:
+        return
+    ids = np.asarray(jax.device_get(tokens))
+    if isinstance(encoder, CharCnnConfig):
+        # Max-pooling sees windows of nothing but padding in the full width. In fewer
+        # columns a word has them too, or it would get other vectors.
+        if columns < most and not np.isin(ids[..., -widest:], (0, PADDING + 1)).all():
+            raise InputError(
+                f"tokens have {columns} character columns, too few for the longest of "
+                f"these words; this model reads {most}: make them with "
+                f"batch_to_ids(sentences, {most})."
+            )
+    _refuse_marks(config, ids)
+
+
+def _check_form(tokens: Tokens, axes: int, wanted: str) -> None:
+    if tokens.ndim != axes:
+        raise InputError(
             f"tokens have shape {tokens.shape}; this model takes ids {wanted}."
         )
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens are {tokens.dtype}; give int32 ids {wanted}.")
-    if not isinstance(config.encoder, CharCnnConfig):
+        raise InputError(f"tokens are {tokens.dtype}; give int32 ids {wanted}.")
+
+
+def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
+    """`InputError` where every sentence is already `<S> ... </S>`."""
+    begin, end = _mark_ids(config, ids.shape[2:])
+    real = (ids > 0).any(axis=-1) if ids.ndim == 3 else ids > 0
+    lengths = real.sum(axis=1)
+    ids, lengths = ids[lengths > 0], lengths[lengths > 0]
+    if not len(ids) or np.any(ids[:, 0] != begin):
         return
-    widest = max(max(width for width, _ in config.encoder.filters), 4)
-    if tokens.shape[-1] < widest:
-        raise ValueError(
-            f"tokens have {tokens.shape[-1]} character columns; the model needs at "
-            f"least {widest} (batch_to_ids makes {config.encoder.max_characters})."
-        )
+    if np.any(ids[np.arange(len(ids)), lengths - 1] != end):
+        return
+    where = f"tokens[:, 1:] == {end}"
+    if ids.ndim == 3:
+        where = f"tokens[:, 1:, 1:2] == {SENTENCE_END + 1}"
+    raise InputError(
+        "Every sentence of tokens begins with <S> and ends with </S> (as from the "
+        "Batcher of bilm-tf); embed and encode add these themselves. Make ids of the "
+        "words alone, or take the marks out: "
+        f"`np.where({where}, 0, tokens[:, 1:])`."
+    )
+
+
+def _mark_ids(config: ElmoConfig, columns: tuple[int, ...]) -> np.ndarray:
+    """Ids of `<S>` and `</S>`: [2, characters], or [2] for a model of word ids."""
+    if isinstance(config.encoder, CharCnnConfig):
+        return sentence_mark_ids(*columns)
+    return np.array([config.encoder.begin_row, config.encoder.end_row], np.int32) + 1
 
 
 def _with_marks(config: ElmoConfig, tokens: Array, lengths: Array) -> Array:
     """Tokens with `<S>` before and `</S>` after each sentence, two positions longer."""
-    pad = ((0, 0), (1, 1)) + ((0, 0),) * (tokens.ndim - 2)
-    padded = jnp.pad(tokens, pad)
+    columns = tokens.shape[2:]
+    padded = jnp.pad(tokens, ((0, 0), (1, 1), *((0, 0) for _ in columns)))
+    begin, end = jnp.asarray(_mark_ids(config, columns), tokens.dtype)[:, None, None]
     time = jnp.arange(padded.shape[1])[None]
-    ends = time == lengths[:, None] - 1
-    if isinstance(config.encoder, CharCnnConfig):
-        begin, end = (
-            jnp.full(tokens.shape[-1], PADDING, tokens.dtype)
-            .at[:3]
-            .set(jnp.array([BEGIN_WORD, mark, END_WORD], tokens.dtype))
-            for mark in (BEGIN_SENTENCE, END_SENTENCE)
-        )
-        begin, end, ends = begin[None], end[None, None], ends[..., None]
-    else:
-        rows = (config.encoder.begin_row, config.encoder.end_row)
-        begin, end = jnp.array(rows, tokens.dtype) + 1
-    return jnp.where(ends, end, padded.at[:, 0].set(begin))
+    first, last = time == 0, time == lengths[:, None] - 1
+    if columns:
+        first, last = first[..., None], last[..., None]
+    # Not `.at[:, 0].set(begin)`: jax 0.10 on a CPU writes that to a wrong place where
+    # the axis of time is split over devices.
+    return jnp.where(last, end, jnp.where(first, begin, padded))

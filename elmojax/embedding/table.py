@@ -15,6 +15,7 @@ from elmojax.config import CharCnnConfig, WordTableConfig
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
+from elmojax.model.varying import automatic
 from elmojax.text.characters import encode_words as character_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
@@ -123,6 +124,7 @@ def _short_columns(encoder: CharCnnConfig | WordTableConfig) -> int | None:
 
 
 @partial(jax.jit, donate_argnums=1)
+@automatic
 def _encode(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:
     if not isinstance(params.config.encoder, CharCnnConfig):
         ids = ids[:, 0]

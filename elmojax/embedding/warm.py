@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from elmojax.config import CharCnnConfig
-from elmojax.embedding.functions import encode
+from elmojax.embedding.functions import check_tokens, encode
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
+from elmojax.model.casting import cast
 from elmojax.model.lstm import LstmState
+from elmojax.model.varying import automatic
 from elmojax.shapes import Tokens
 
 
@@ -40,21 +42,24 @@ def warm(
       limit: readings after which to give up.
 
     Returns:
-      `params` with `initial_state` set; the same text gives the same state.
+      `params` with `initial_state` set; the same text gives the same state. It is read
+      in float32, whatever the precision of `params`.
 
     Raises:
-      InputError: if the state still changes by more than `tolerance` after `limit`
-        readings.
+      InputError: if `tokens` do not fit the model, or the state still changes by more
+        than `tolerance` after `limit` readings.
     """
     if tokens is None:
         encoder = params.config.encoder
         columns = encoder.max_characters if isinstance(encoder, CharCnnConfig) else None
         shape = (1, 1) if columns is None else (1, 1, columns)
         tokens = jnp.zeros(shape, jnp.int32)
-    read = jax.jit(_read)
+    check_tokens(params.config, tokens)
+    # Products in bfloat16 would leave the state moving by more than the tolerance.
+    exact, read = cast(params, "float32"), jax.jit(automatic(_read))
     state, change = LstmState.zeros(params.config.lstm, 1), float("inf")
     for _ in range(limit):
-        state, difference = read(params, jnp.asarray(tokens), state)
+        state, difference = read(exact, jnp.asarray(tokens), state)
         change = float(difference)
         if change <= tolerance:
             start = LstmState(state.cell[:, :, 0], state.hidden[:, :, 0])

@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
@@ -82,15 +83,30 @@ class BiLM(nn.Module):
 class ElmoParams:
     """Everything `embed` needs: the arrays of a biLM and its configuration.
 
-    One pytree: the leaves are arrays, the configuration is static. Replace parts with
+    One pytree: the leaves are the parameters, arrays that training may change; the
+    initial state and the configuration are static. Replace parts with
     `params.replace(...)`, map over leaves with `jax.tree.map`.
     """
 
     encoder: Params
     lstm: Params
-    initial_state: LstmState
-    """Where `encode` starts without a state; zeros unless set."""
+    initial_state: LstmState = flax.struct.field(pytree_node=False)
+    """Where `encode` starts without a state; zeros unless set. It is no parameter but
+    a constant, kept as float32 arrays of NumPy whatever it was given as: gradients,
+    optimizers, casts and checkpoints of the leaves leave it alone."""
     config: ElmoConfig = flax.struct.field(pytree_node=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.initial_state, LstmState):
+            raise InputError(f"initial_state is no LstmState: {self.initial_state!r}.")
+        try:
+            constant = self.initial_state.constant()
+        except jax.errors.TracerArrayConversionError as error:
+            raise InputError(
+                "The initial_state of ElmoParams is a constant, and this one is traced "
+                "(by jit, grad or vmap); give it to encode as `state=` instead."
+            ) from error
+        object.__setattr__(self, "initial_state", constant)
 
     @property
     def tree(self) -> Params:
@@ -163,7 +179,8 @@ def from_tree(config: ElmoConfig, tree: Params) -> ElmoParams:
                     f"{shape.shape}; give arrays and configuration of one model."
                 )
             parts[part][name] = found
-    zeros = LstmState.zeros(config.lstm)
+    shapes = jax.eval_shape(lambda: LstmState.zeros(config.lstm))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return ElmoParams(parts["encoder"], parts["lstm"], zeros, config)
 
 

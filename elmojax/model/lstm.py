@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -67,6 +68,33 @@ class LstmState:
         """The rows of both, one after the other."""
         join = partial(jnp.concatenate, axis=2)
         return jax.tree.map(lambda one, other: join([one, other]), self, further)
+
+    def constant(self) -> LstmState:
+        """The same numbers as read-only float32 arrays of NumPy, for the metadata of a
+        pytree; itself if they are that. `TypeError` if JAX traces them."""
+        both = (self.cell, self.hidden)
+        if all(isinstance(a, np.ndarray) and not a.flags.writeable for a in both):
+            if self.cell.dtype == self.hidden.dtype == np.float32:
+                return self
+        copies = [np.array(leaf, np.float32) for leaf in both]
+        for array in copies:
+            array.flags.writeable = False
+        return LstmState(*copies)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all numbers are the same, bit for bit."""
+        if not isinstance(other, LstmState):
+            return NotImplemented
+        return self is other or self._content() == other._content()
+
+    def __hash__(self) -> int:
+        if "_hash" not in self.__dict__:  # once: programs are looked up by it
+            object.__setattr__(self, "_hash", hash(self._content()))
+        return int(self.__dict__["_hash"])
+
+    def _content(self) -> tuple[Any, ...]:
+        arrays = (np.asarray(self.cell), np.asarray(self.hidden))
+        return tuple((a.shape, a.dtype.str, a.tobytes()) for a in arrays)
 
 
 class SentenceStarts(NamedTuple):

@@ -69,7 +69,9 @@ class ScalarMix(nn.Module):
                 raise ValueError("ScalarMix(layer_norm=True) needs the mask of words.")
             layers = normalize_layers(jnp.asarray(layers), jnp.asarray(mask))
         mixed = mix_layers(jnp.asarray(layers), mix_weights(s, gamma))
-        return nn.Dropout(self.dropout)(mixed, deterministic=deterministic)
+        # The mask apart: it may lie otherwise on a mesh than what is mixed.
+        kept = jnp.ones(mixed.shape, mixed.dtype)
+        return mixed * nn.Dropout(self.dropout)(kept, deterministic=deterministic)
 
 
 def normalize_layers(layers: Layers, mask: Mask) -> Layers:

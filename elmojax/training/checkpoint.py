@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
+from elmojax.model.casting import Precision, cast
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.training import perplexities
@@ -366,6 +367,7 @@ def restore(
     step: int | None = None,
     *,
     sharding: Placement = None,
+    precision: Precision = "float32",
 ) -> ElmoParams:
     """`ElmoParams` of a pretraining run, ready for `embed`.
 
@@ -376,6 +378,7 @@ def restore(
         all, or a pytree of them like the ElmoParams (or a prefix of it), as
         `jax.device_put` takes it. Each device reads its share. None = uncommitted: on
         the default device, until they are used with arrays on others or in a mesh.
+      precision: of matrix products, "float32" or "bf16"; see `cast`.
 
     Raises:
       InputError: if it is not a run directory, the checkpoint is missing, damaged or
@@ -384,4 +387,4 @@ def restore(
     record, _, tree = load_language_model(
         run_directory, step, head=False, sharding=sharding
     )
-    return from_tree(record.train.model, tree)
+    return cast(from_tree(record.train.model, tree), precision)
