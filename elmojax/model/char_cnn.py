@@ -41,7 +41,7 @@ class CharCnn(nn.Module):
     def __call__(self, ids: Array) -> Array:
         config = self.config
         shape = (config.characters, config.embedding_dim)
-        table = self.param("embedding", _uniform(1.0), shape)
+        table = self.param("embedding", _uniform(1.0), shape, jnp.float32)
         kernels, biases = zip(
             *map(self._filters, range(len(config.filters))), strict=True
         )
@@ -66,8 +66,10 @@ class CharCnn(nn.Module):
             if config.activation == "relu"
             else nn.initializers.normal((width * config.embedding_dim) ** -0.5),
             (width, config.embedding_dim, count),
+            jnp.float32,
         )
-        bias = self.param(f"convolution_{number}_bias", nn.initializers.zeros, (count,))
+        zeros, name = nn.initializers.zeros, f"convolution_{number}_bias"
+        bias = self.param(name, zeros, (count,), jnp.float32)
         return kernel, bias
 
     def _pooled(self) -> Callable[[Array, Kernels, Array], Array]:
@@ -93,8 +95,10 @@ class CharCnn(nn.Module):
 
     def _linear(self, name: str, x: Array, width: int, bias: float) -> Array:
         start = nn.initializers.normal(x.shape[-1] ** -0.5)
-        kernel = self.param(f"{name}_kernel", start, (x.shape[-1], width))
-        offset = self.param(f"{name}_bias", nn.initializers.constant(bias), (width,))
+        shape = (x.shape[-1], width)
+        kernel = self.param(f"{name}_kernel", start, shape, jnp.float32)
+        start = nn.initializers.constant(bias)
+        offset = self.param(f"{name}_bias", start, (width,), jnp.float32)
         product = contract("...i,io->...o", x, kernel, kernel.dtype)
         return _add_bias(product, offset)
 
@@ -114,13 +118,14 @@ class WordTable(nn.Module):
     def __call__(self, ids: Array) -> Array:
         size, dim = self.config.size, self.config.dim
         start = nn.initializers.normal(dim**-0.5)
-        table = self.param("embedding", start, (size, dim))
+        table = self.param("embedding", start, (size, dim), jnp.float32)
         rows = jnp.maximum(ids - 1, 0)
         x = table.at[rows].get(mode="fill", fill_value=jnp.nan)
         if dim == self.projection:
             return x.astype(jnp.float32)
         start = nn.initializers.normal(dim**-0.5)
-        kernel = self.param("projection_kernel", start, (dim, self.projection))
+        shape = (dim, self.projection)
+        kernel = self.param("projection_kernel", start, shape, jnp.float32)
         return contract("...i,io->...o", x, kernel, kernel.dtype)
 
 

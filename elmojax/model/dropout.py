@@ -24,7 +24,8 @@ def dropped(x: Array, rate: float, keys: Array, layer: int) -> Array:
 
     def draw(key: Array) -> Array:
         one_row = (*x.shape[:2], x.shape[3])
-        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, one_row)
+        kept = jnp.float32(1 - rate)  # else jax_enable_x64 draws other numbers
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), kept, one_row)
 
     kept = jax.vmap(draw, out_axes=2)(keys)
     return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))

@@ -131,14 +131,13 @@ class BiLstm(nn.Module):
             1.0, "fan_avg", "uniform", in_axis=-3, out_axis=(-2, -1), batch_axis=0
         )
         # Glorot over inputs and hidden state together, one matrix as in TensorFlow.
-        kernel = self.param(
-            f"kernel_{number}", start, (self.directions, width + out, 4, dim)
-        )
+        shape: tuple[int, ...] = (self.directions, width + out, 4, dim)
+        kernel = self.param(f"kernel_{number}", start, shape, jnp.float32)
         zeros, shape = nn.initializers.zeros, (self.directions, 4, dim)
-        bias = self.param(f"bias_{number}", zeros, shape)
+        bias = self.param(f"bias_{number}", zeros, shape, jnp.float32)
         start = nn.initializers.glorot_uniform(batch_axis=0)
         shape = (self.directions, dim, out)
-        projection = self.param(f"projection_{number}", start, shape)
+        projection = self.param(f"projection_{number}", start, shape, jnp.float32)
         weights = Weights(kernel, bias, projection)
         clips = (self.config.cell_clip, self.config.projection_clip)
         if self.mesh is None:

@@ -204,7 +204,9 @@ def train_step(
         named = batch.negatives.words.reshape(-1, batch.negatives.words.shape[-1])[0]
         learned = sparse.take(before, named)
     gradient, metrics, carry = _gradient(lm, learned[0], state.carry, batch, key)
-    updates, moments = optimizer.update(gradient, learned[1], learned[0])
+    # Optax has float ** int32: refused under strict promotion, float64 under x64.
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        updates, moments = optimizer.update(gradient, learned[1], learned[0])
     after = (cast(Params, optax.apply_updates(learned[0], updates)), moments)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
     loss, norm = metrics[lm.loss_name], metrics["gradient_norm"]

@@ -44,15 +44,16 @@ class Softmax(nn.Module):
         edges = (*self.cutoffs, self.vocabulary)
         entries = edges[0] + len(self.cutoffs)
         start = nn.initializers.normal(dim**-0.5)
-        params = {"kernel": self.param("kernel", start, (entries, dim))}
+        params = {"kernel": self.param("kernel", start, (entries, dim), jnp.float32)}
         if self.bias:
-            params["bias"] = self.param("bias", nn.initializers.zeros, (entries,))
+            zeros = nn.initializers.zeros
+            params["bias"] = self.param("bias", zeros, (entries,), jnp.float32)
         for k, (low, high) in enumerate(itertools.pairwise(edges)):
             narrow = max(1, int(dim // self.div_value ** (k + 1)))
             down, up = (dim, narrow), (high - low, narrow)
-            params[f"down_{k}"] = self.param(f"down_{k}", start, down)
+            params[f"down_{k}"] = self.param(f"down_{k}", start, down, jnp.float32)
             start_up = nn.initializers.normal(narrow**-0.5)
-            params[f"up_{k}"] = self.param(f"up_{k}", start_up, up)
+            params[f"up_{k}"] = self.param(f"up_{k}", start_up, up, jnp.float32)
         return params
 
 
