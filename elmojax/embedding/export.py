@@ -124,8 +124,13 @@ def _columns(params: ElmoParams) -> tuple[int, ...]:
 
 def _serialized(function: Callable[..., Array], *shapes: Any) -> bytes:
     # JAX notes which file and line an operation comes from. Without that, the program
-    # does not tell where this package is installed, and equal models give equal bytes.
-    with _config("jax_traceback_in_locations_limit", 0):
+    # does not tell where this package is installed, and equal models give equal bytes,
+    # whatever switches of JAX are on.
+    with (
+        _config("jax_traceback_in_locations_limit", 0),
+        jax.enable_x64(False),
+        jax.disable_jit(False),
+    ):
         program = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
         try:
             return bytes(program.serialize())

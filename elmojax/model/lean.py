@@ -113,7 +113,7 @@ def _backward(
         later = (array.astype(half) for array in (d_gates, d_product, o * squashed))
         return State(d_cell * f, d_hidden), (d_x, *later)
 
-    times = jnp.arange(len(inputs))
+    times = jnp.arange(len(inputs), dtype=jnp.int32)
     d_state, (d_x, d_gates, d_products, m) = lax.scan(
         step, State(*d_last), times, reverse=True
     )

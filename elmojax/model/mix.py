@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,9 +34,10 @@ def mix_layers(layers: Layers, gammas: Gammas, bias: ArrayLike = 0.0) -> Mix:
     # A plain sum of products: a matrix product would round on some accelerators, and
     # picking one layer with a one-hot gamma must give that layer exactly.
     if gammas.ndim == 2:
-        bias = jnp.broadcast_to(jnp.asarray(bias, jnp.float32), gammas.shape[:1])
+        bias = jnp.broadcast_to(jnp.asarray(bias), gammas.shape[:1])
         return jax.vmap(mix_layers, (None, 0, 0))(layers, gammas, bias)
-    return (gammas[None, :, None, None] * layers).sum(axis=-3) + bias
+    mixed = (gammas[None, :, None, None] * layers).sum(axis=-3)
+    return mixed + jnp.asarray(bias, mixed.dtype)
 
 
 class ScalarMix(nn.Module):
@@ -62,8 +65,9 @@ class ScalarMix(nn.Module):
         Raises:
           ValueError: if `layer_norm` is asked for without a mask.
         """
-        s = self.param("s", nn.initializers.zeros, (layers.shape[-3],))
-        gamma = self.param("gamma", nn.initializers.ones, ())
+        count, start = layers.shape[-3], nn.initializers
+        s = self.param("s", start.zeros, (count,), jnp.float32)
+        gamma = self.param("gamma", start.ones, (), jnp.float32)
         if self.layer_norm:
             if mask is None:
                 raise ValueError("ScalarMix(layer_norm=True) needs the mask of words.")
@@ -71,7 +75,8 @@ class ScalarMix(nn.Module):
         mixed = mix_layers(jnp.asarray(layers), mix_weights(s, gamma))
         # The mask apart: it may lie otherwise on a mesh than what is mixed.
         kept = jnp.ones(mixed.shape, mixed.dtype)
-        return mixed * nn.Dropout(self.dropout)(kept, deterministic=deterministic)
+        rate: Any = np.float32(self.dropout)  # as in `dropout.dropped`
+        return mixed * nn.Dropout(rate)(kept, deterministic=deterministic)
 
 
 def normalize_layers(layers: Layers, mask: Mask) -> Layers:
@@ -92,4 +97,5 @@ def mix_penalty(params: dict, weight: float) -> Array:
       params: the parameters of one ScalarMix, {"s": ..., "gamma": ...}.
       weight: the lambda of the paper; 0.001 hardly acts, 1 nearly averages.
     """
-    return weight * jnp.sum(params["s"] ** 2)
+    total = jnp.sum(params["s"] ** 2)
+    return jnp.asarray(weight, total.dtype) * total

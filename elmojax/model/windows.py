@@ -170,7 +170,7 @@ def _by_character(
     d_table, d_kernels = jnp.zeros(table.shape, jnp.float32), []
     for kernel, first, d_filters in _split(kernels, where, d_best):
         width, _, filters = kernel.shape
-        number = jnp.arange(filters)[None]
+        number = jnp.arange(filters, dtype=jnp.int32)[None]
         sums = []
         for k in range(width):
             met = jnp.take_along_axis(ids, first + k, axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from elmojax.config import OptimizerConfig
@@ -20,10 +21,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         if config.decay == "cosine"
         else optax.constant_schedule(peak)
     )
-    if not config.warmup_steps:
-        return after
-    rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([rise, after], [config.warmup_steps])
+    if config.warmup_steps:
+        rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
+        after = optax.join_schedules([rise, after], [config.warmup_steps])
+    # Of an integer, rates would be float64 under x64.
+    return lambda step: after(jnp.asarray(step, jnp.float32))
 
 
 def make_optimizer(

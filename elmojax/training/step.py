@@ -220,7 +220,9 @@ def train_step(
     gradient, metrics, carry = _gradient(
         lm, learned[0], frozen, state.carry, batch, key
     )
-    updates, moments = optimizer.update(gradient, learned[1], learned[0])
+    # Optax has float ** int32: refused under strict promotion, float64 under x64.
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        updates, moments = optimizer.update(gradient, learned[1], learned[0])
     after = (cast(Params, optax.apply_updates(learned[0], updates)), moments)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
     loss, norm = metrics[lm.loss_name], metrics["gradient_norm"]

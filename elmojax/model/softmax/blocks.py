@@ -146,7 +146,8 @@ def _run(
     def body(block: int, state: Any) -> Any:
         start, (each, d_hidden), sums, d_down = state
         rows = lax.dynamic_slice_in_dim(order, start, block)
-        rows = jnp.where(start + jnp.arange(block) < cluster.members, rows, positions)
+        number = start + jnp.arange(block, dtype=jnp.int32)
+        rows = jnp.where(number < cluster.members, rows, positions)
         x = hidden.at[rows].get(mode="fill", fill_value=0)
         target = cluster.targets.at[rows].get(mode="fill", fill_value=0)
         weight = weights.at[rows].get(mode="fill", fill_value=0)

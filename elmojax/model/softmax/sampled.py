@@ -194,7 +194,7 @@ def _loss_and_gradients(
     sums, (each, d_hidden) = lax.scan(body, sums, parts)
     each = each.reshape(-1)[:positions]
     if not gradient:
-        return each, {}, jnp.zeros((0, 0))
+        return each, {}, jnp.zeros((0, 0), jnp.float32)
     d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[:positions]
     d_kernel, d_bias, d_drawn, d_drawn_bias = sums
     d_params = {

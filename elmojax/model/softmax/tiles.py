@@ -57,7 +57,8 @@ class Words(NamedTuple):
             logits = logits + bias.astype(jnp.float32)[None]
         if self.axis is None:
             return logits
-        real = self.first + start + jnp.arange(count) < self.size
+        number = self.first + start + jnp.arange(count, dtype=jnp.int32)
+        real = number < self.size
         return jnp.where(real[None], logits, NEVER)
 
     def sum(self, array: Array) -> Array:
@@ -158,7 +159,8 @@ def whole_rows(
     if sums is None:
         return log_total, jnp.zeros_like(x, jnp.float32), None
     # p - 1 at the target is exact where p is near 1; two sums would not be.
-    each = each.at[jnp.arange(len(x)), at].add(-total, mode="drop")
+    row = jnp.arange(len(x), dtype=jnp.int32)
+    each = each.at[row, at].add(-total, mode="drop")
     scale = weights / total
     d_x = contract("pv,vn->pn", each, words.table, words.table.dtype)
     return log_total, d_x * scale[:, None], _added(words, sums, 0, each, x, scale)
@@ -176,7 +178,7 @@ def in_pieces(
         """Where piece k begins, and its logits; the last overlaps the one before."""
         start = jnp.minimum(k * count, here - count)
         logits = words.logits(x, start, count)
-        new = start + jnp.arange(count) >= k * count
+        new = start + jnp.arange(count, dtype=jnp.int32) >= k * count
         return start, jnp.where(new[None], logits, NEVER)
 
     def add(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -186,8 +188,9 @@ def in_pieces(
         each = jnp.exp(logits - higher[:, None]).sum(axis=-1)
         return higher, total * jnp.exp(most - higher) + each
 
-    begin = (jnp.full(x.shape[0], NEVER), jnp.zeros(x.shape[0], jnp.float32))
-    most, total = lax.fori_loop(0, pieces, add, begin)
+    begin = tuple(jnp.full(x.shape[0], n, jnp.float32) for n in (NEVER, 0.0))
+    first, end = jnp.int32(0), jnp.int32(pieces)  # else int64 under x64
+    most, total = lax.fori_loop(first, end, add, begin)
     highest = words.max(most)
     log_total = highest + jnp.log(words.sum(total * jnp.exp(most - highest)))
     d_x = jnp.zeros_like(x, jnp.float32)
@@ -200,12 +203,13 @@ def in_pieces(
         each = jnp.exp(logits - log_total[:, None])
         new = (at >= k * count) & (at < start + count)
         column = jnp.where(new, at - start, count)
-        each = each.at[jnp.arange(len(x)), column].add(-1.0, mode="drop")
+        row = jnp.arange(len(x), dtype=jnp.int32)
+        each = each.at[row, column].add(-1.0, mode="drop")
         rows = lax.dynamic_slice_in_dim(words.table, start, count)
         d_x = d_x + contract("pv,vn->pn", each, rows, rows.dtype)
         return d_x, _added(words, sums, start, each, x, weights)
 
-    d_x, sums = lax.fori_loop(0, pieces, gradient, (d_x, sums))
+    d_x, sums = lax.fori_loop(first, end, gradient, (d_x, sums))
     return log_total, d_x * weights[:, None], sums
 
 
