@@ -5,8 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 from elmojax.config import ElmoConfig, TrainConfig
 from elmojax.embedding.embedder import Embedder
-from elmojax.embedding.functions import Encoded, embed, encode
+from elmojax.embedding.functions import (
+    Encoded,
+    contextualize,
+    embed,
+    encode,
+    encode_words,
+)
 from elmojax.embedding.hub import hub_default, hub_tokens
+from elmojax.embedding.likelihood import (
+    LanguageModelParams,
+    SentenceLoss,
+    sentence_loss,
+    target_ids,
+)
 from elmojax.embedding.pooling import pool
 from elmojax.embedding.warm import warm
 from elmojax.embedding.words import WordIndex, cache_words, word_ids
@@ -20,7 +32,8 @@ from elmojax.text.characters import batch_to_ids
 if TYPE_CHECKING:
     from elmojax.embedding.outputs import read_vectors
     from elmojax.formats.hdf5 import load_hdf5, save_hdf5
-    from elmojax.loading import load, score
+    from elmojax.initialization import pretrain
+    from elmojax.loading import load, load_language_model, score
     from elmojax.training.checkpoint import restore
     from elmojax.training.record import model_config
 
@@ -32,29 +45,37 @@ __all__ = [
     "Embedder",
     "Encoded",
     "InputError",
+    "LanguageModelParams",
     "LstmState",
     "ScalarMix",
+    "SentenceLoss",
     "TrainConfig",
     "WordIndex",
     "batch_to_ids",
     "cache_words",
     "cast",
+    "contextualize",
     "embed",
     "encode",
+    "encode_words",
     "from_tree",
     "hub_default",
     "hub_tokens",
     "init",
     "load",
     "load_hdf5",
+    "load_language_model",
     "mix_penalty",
     "mix_weights",
     "model_config",
     "pool",
+    "pretrain",
     "read_vectors",
     "restore",
     "save_hdf5",
     "score",
+    "sentence_loss",
+    "target_ids",
     "warm",
     "word_ids",
 ]
@@ -62,7 +83,9 @@ __all__ = [
 _LAZY = {
     "load": "elmojax.loading",
     "load_hdf5": "elmojax.formats.hdf5",
+    "load_language_model": "elmojax.loading",
     "model_config": "elmojax.training.record",
+    "pretrain": "elmojax.initialization",
     "read_vectors": "elmojax.embedding.outputs",
     "restore": "elmojax.training.checkpoint",
     "save_hdf5": "elmojax.formats.hdf5",

@@ -1,9 +1,10 @@
-"""What a fresh run starts from: a Python file, another model, vectors of words."""
+"""`pretrain`, and what a fresh run starts from: a Python file, a model, vectors."""
 
 from __future__ import annotations
 
 import runpy
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,65 @@ from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params
 from elmojax.text.prepared import Corpus
+from elmojax.training import loop
+from elmojax.training.loop import Result
+from elmojax.training.metrics import Tracker
 from elmojax.training.processes import in_turn
+from elmojax.training.record import checkpoint_steps
+from elmojax.training.signals import Stop
 from elmojax.training.start import Initialize, open_corpora
+
+
+def pretrain(
+    config: TrainConfig,
+    trackers: Sequence[Tracker] = (),
+    *,
+    stop: Stop | None = None,
+    remark: Callable[[str], None] = lambda sentence: None,
+) -> Result:
+    """Pretrains a biLM, or goes on with the run in `config.workdir`.
+
+    What `elmojax pretrain` does: the run is resumable, ends with a checkpoint when it
+    is interrupted, and its directory is a model for `restore`, `load` and commands.
+
+    Args:
+      config: for example `TrainConfig.preset("mini")`; `dataclasses.replace` changes
+        its fields, which are the flags of the command.
+      trackers: are told of progress, besides metrics.jsonl; see `training.metrics`.
+      stop: hears signals before and after this call too.
+      remark: is told, in sentences, what a fresh run starts from.
+
+    Returns:
+      Result: `run` (the directory), `step`, held-out evaluations `before` and `after`,
+      the step of the `best` checkpoint, `signal` if one ended it, and so on.
+
+    Raises:
+      InputError: for what the caller can put right, a loss that is not finite among it.
+      TryAgain: where another process of the run was lost.
+    """
+    from elmojax import __version__
+
+    initialize = None
+    if not checkpoint_steps(config.workdir):
+        if (config.workdir / "config.json").exists():
+            remark(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
+        config, initialize = begun(config, remark)
+    return loop.pretrain(config, trackers, __version__, initialize, stop)
+
+
+def begun(
+    config: TrainConfig, remark: Callable[[str], None]
+) -> tuple[TrainConfig, Initialize | None]:
+    """A fresh run as its word vectors or the model it starts from make it."""
+    initialize = None
+    if config.word_vectors is not None:
+        config, initialize, found = with_word_vectors(config)
+        remark(f"{found:,} words of the vocabulary have a vector.")
+    if config.init_from is not None:
+        config, initialize, kept = with_model(config)
+        softmax = "with its softmax" if kept else "with a new softmax"
+        remark(f"The weights are those of {config.init_from}, {softmax}.")
+    return config, initialize
 
 
 def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from elmojax.config import HeadConfig, TrainConfig
+from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
 from elmojax.formats.addresses import fetch_model, is_url
@@ -24,7 +25,7 @@ from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.storage import install, new_directory
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.training.checkpoint import Checkpoints, load_language_model
+from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.record import RunRecord, create_run, fingerprint
 from elmojax.training.score import Score, Scorer
 from elmojax.training.sharding import path_name
@@ -112,9 +113,7 @@ def open_model(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
             "pretrain`, or a directory with options.json and weights.hdf5."
         )
-    record, vocabulary, tree = load_language_model(
-        path, step, head=head, sharding=sharding
-    )
+    record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
     params = from_tree(record.train.model, tree)
     return Model(str(path), params, vocabulary, tree.get("head"), record.train.head)
 
@@ -181,6 +180,27 @@ def load(
         fit.
     """
     return open_model(model, head=False, sharding=sharding).cast(precision).params
+
+
+def load_language_model(
+    model: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    precision: Precision = "float32",
+) -> tuple[LanguageModelParams, Vocabulary]:
+    """A biLM with its softmax for `sentence_loss`, and the vocabulary it predicts.
+
+    Args:
+      model: as for `load`, with a softmax and its vocabulary.
+      step: which checkpoint of a run; None = the newest.
+      precision: of matrix products, "float32" or "bf16"; see `cast`.
+
+    Raises:
+      InputError: if there is no such model, it cannot be read or has no softmax.
+    """
+    opened = open_model(model, step).cast(precision)
+    _, tree, vocabulary = opened.language_model()
+    return LanguageModelParams(opened.params, tree["head"]), vocabulary
 
 
 def score(

@@ -28,7 +28,7 @@ import numpy as np
 
 from elmojax.errors import InputError
 from elmojax.text.sample import sample_corpora
-from elmojax.training.checkpoint import load_language_model
+from elmojax.training.checkpoint import read_run
 from elmojax.training.record import read_record
 from elmojax.training.start import start
 
@@ -89,7 +89,7 @@ def sweep(
     """
     newest = max(int(p.name) for p in (run / "checkpoints").iterdir())
     whole = copy_of(run, folder / "whole")
-    right, params = state_of(whole), load_language_model(whole)[2]
+    right, params = state_of(whole), read_run(whole)[2]
     earlier = copy_of(run, folder / "earlier")
     shutil.rmtree(earlier / "checkpoints" / str(newest))
     before = state_of(earlier)
@@ -112,7 +112,7 @@ def sweep(
 
 def _read(run: Path, params: Any, place: str, what: str) -> str:
     try:
-        got = load_language_model(run)[2]
+        got = read_run(run)[2]
     except InputError as error:
         assert place in str(error), f"{what}: {error}"
         return "refused to who reads"

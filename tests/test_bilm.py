@@ -33,14 +33,13 @@ def deep():
 
 
 def test_forward_sees_no_future_and_backward_no_past(deep):
-    """Derivatives of every layer by the vector of every word and sentence mark.
+    """Derivatives of every layer by the vector of every word.
 
-    Position t of the result is position t + 1 of what goes in, `<S>` being position 0.
     Sentence 1 has two words less, which the backward direction must leap over.
     """
     lengths = np.array([TIME, TIME - 2])
     mask = jnp.asarray(np.arange(TIME)[None] < lengths[:, None])
-    words = drawn(jax.ShapeDtypeStruct((2, TIME + 2, WIDTH), jnp.float32), seed=5)
+    words = drawn(jax.ShapeDtypeStruct((2, TIME, WIDTH), jnp.float32), seed=5)
 
     @jax.jit
     @jax.jacrev
@@ -56,7 +55,7 @@ def test_forward_sees_no_future_and_backward_no_past(deep):
             forward, backward = np.split(sees[b, layer], 2, axis=1)
             for t in range(length):
                 f, g = forward[t, :, b], backward[t, :, b]  # [vector, s]
-                here, after = t + 1, length + 2
+                here, after = t, length
                 if layer == 0:
                     assert np.all(f.max(axis=0)[here] > 0)
                     assert not np.any(np.delete(f, here, axis=1))

@@ -37,7 +37,7 @@ from elmojax.loading import open_model
 from elmojax.text.batches import ORDER
 from elmojax.training.checkpoint import (
     Checkpoints,
-    load_language_model,
+    read_run,
 )
 from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
@@ -319,7 +319,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(world, copied):
     outcome = done("pretrain", "--workdir", copied)
     assert "Going on from the checkpoint of step 3" in outcome.err
     assert losses(copied) == losses(world.run)
-    ended, never = (load_language_model(path)[2] for path in (copied, world.run))
+    ended, never = (read_run(path)[2] for path in (copied, world.run))
     assert jax.tree.all(jax.tree.map(np.array_equal, ended, never))
     assert read_record(copied).train.rows == 8
 
@@ -429,7 +429,7 @@ def test_frozen_steps_leave_the_bits_of_all_but_the_softmax(world, tmp_path):
     command += ["--freeze-steps", 2, "--optimizer.warmup-steps", 0]
     done(*command, "--steps", 1)
     done(*command, "--steps", 3, "--checkpoint-every", 1)
-    one, two, three = (load_language_model(tmp_path, n)[2] for n in (1, 2, 3))
+    one, two, three = (read_run(tmp_path, n)[2] for n in (1, 2, 3))
     for before, after, frozen in ((one, two, True), (two, three, False)):
         same = jax.tree.map(np.array_equal, before, after)
         assert not any(jax.tree.leaves(same["head"]))

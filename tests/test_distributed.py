@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from commands import CHARACTERS, LSTM, done
 
-from elmojax.training.checkpoint import Checkpoints, load_language_model
+from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.metrics import read_metrics
 from elmojax.training.processes import HEARTBEAT
 
@@ -119,8 +119,8 @@ def assert_same_run(workdir: Path, wanted: Path):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, atol=2e-5),
-        load_language_model(workdir)[2],
-        load_language_model(wanted)[2],
+        read_run(workdir)[2],
+        read_run(wanted)[2],
     )
 
 

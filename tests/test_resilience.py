@@ -19,7 +19,7 @@ from commands import CHARACTERS, LSTM, answer, done, refused, run
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
 from elmojax.training import loop
-from elmojax.training.checkpoint import Checkpoints, load_language_model
+from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.damage import SaveFailed
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.lock import RunLock
@@ -69,7 +69,7 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def tree_of(workdir: Path, step: int | None = None):
-    return load_language_model(workdir, step)[2]
+    return read_run(workdir, step)[2]
 
 
 def assert_same_run(workdir: Path, wanted: Path):

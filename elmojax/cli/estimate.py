@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import elmojax
 from elmojax.cli.common import Json, keep_compiled_programs, parse, print_json, say
 from elmojax.cli.estimate_page import page, size_of
-from elmojax.cli.recipe import RecipeArguments, begun, defaults, given, train_config
+from elmojax.cli.recipe import RecipeArguments, defaults, given, train_config
 from elmojax.config import MeshConfig, TrainConfig
 from elmojax.errors import InputError
 
@@ -64,6 +64,7 @@ def _report(
     """Everything that is printed, as JSON has it."""
     import jax.numpy as jnp
 
+    from elmojax.initialization import begun
     from elmojax.training.chips import CHIPS, chip_of
     from elmojax.training.choices import check_rows, complete, completed, product_dtype
     from elmojax.training.estimate import estimate as estimated

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tqdm import tqdm
 
-import elmojax
 from elmojax.cli.common import (
     Json,
     keep_compiled_programs,
@@ -21,11 +20,12 @@ from elmojax.cli.common import (
     print_json,
     say,
 )
-from elmojax.cli.recipe import RecipeArguments, begun, defaults, train_config
-from elmojax.config import CharCnnConfig, TrainConfig
+from elmojax.cli.recipe import RecipeArguments, defaults, train_config
+from elmojax.config import CharCnnConfig
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:
+    from elmojax.training.loop import Result
     from elmojax.training.signals import Stop
 
 
@@ -68,24 +68,23 @@ def pretrain(argv: list[str]) -> None:
         )
     keep_compiled_programs()
     with Stop() as stop, processes.failing_together():
-        result, config = _train(asked, stop)
+        result = _train(asked, stop)
         if not processes.is_first():
             pass
         elif asked.json:
             print_json(dataclasses.asdict(result))
         elif result.signal is None:
-            print(_farewell(result, config))
+            print(_farewell(result))
         processes.leave()
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
 
 
-def _train(asked: PretrainArguments, stop: Stop) -> tuple[Any, TrainConfig]:
+def _train(asked: PretrainArguments, stop: Stop) -> Result:
     """The run that is asked for, told to people by the first process."""
-    from elmojax.training import loop
+    from elmojax.initialization import pretrain
     from elmojax.training.metrics import Profile, TensorBoard
     from elmojax.training.processes import is_first
-    from elmojax.training.record import checkpoint_steps
 
     config = train_config(asked)
     trackers: list[Any] = [Progress()]
@@ -94,13 +93,7 @@ def _train(asked: PretrainArguments, stop: Stop) -> tuple[Any, TrainConfig]:
     if asked.profile:
         trackers.append(Profile(config.workdir / "profile"))
     remark = say if is_first() else (lambda _: None)
-    initialize = None
-    if not checkpoint_steps(config.workdir):
-        if (config.workdir / "config.json").exists():
-            remark(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
-        config, initialize = begun(config, remark)
-    result = loop.pretrain(config, trackers, elmojax.__version__, initialize, stop)
-    return result, config
+    return pretrain(config, trackers, stop=stop, remark=remark)
 
 
 class Progress:
@@ -153,7 +146,10 @@ class Progress:
             self._bar.close()
 
 
-def _farewell(result: Any, config: TrainConfig) -> str:
+def _farewell(result: Result) -> str:
+    from elmojax.training.record import read_record
+
+    config = read_record(result.run).train
     run = shlex.quote(str(result.run))
     lines = [f"\n{result.run}: step {result.step}, checkpoint saved."]
     if result.after:
@@ -167,7 +163,7 @@ def _farewell(result: Any, config: TrainConfig) -> str:
     heldout = config.heldout or (None if config.data else result.run / "sample-heldout")
     text = f"--data {shlex.quote(str(heldout))}" if heldout else "--text heldout.txt"
     use = f"params = elmojax.restore({str(result.run)!r}); print("
-    if isinstance(config.model.encoder, CharCnnConfig) and config.encoder != "words":
+    if isinstance(config.model.encoder, CharCnnConfig):
         gammas = [1] * (config.model.lstm.layers + 1)
         tokens = "elmojax.batch_to_ids([['The', 'river', 'bank']])"
         use += f"elmojax.embed(params, {tokens}, {gammas}).shape)"

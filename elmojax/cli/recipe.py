@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from elmojax.cli.common import arg
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
-
-if TYPE_CHECKING:
-    from elmojax.training.start import Initialize
 
 
 @dataclass(frozen=True)
@@ -71,20 +67,3 @@ def given(argv: list[str], *names: str) -> dict[str, str]:
         if name in names:
             found[name] = value if equals else after
     return found
-
-
-def begun(
-    config: TrainConfig, remark: Callable[[str], None]
-) -> tuple[TrainConfig, Initialize | None]:
-    """A fresh run as its word vectors or the model it starts from make it."""
-    from elmojax.initialization import with_model, with_word_vectors
-
-    initialize = None
-    if config.word_vectors is not None:
-        config, initialize, found = with_word_vectors(config)
-        remark(f"{found:,} words of the vocabulary have a vector.")
-    if config.init_from is not None:
-        config, initialize, kept = with_model(config)
-        softmax = "with its softmax" if kept else "with a new softmax"
-        remark(f"The weights are those of {config.init_from}, {softmax}.")
-    return config, initialize

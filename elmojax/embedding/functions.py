@@ -70,28 +70,33 @@ def encode(
 def _encode(
     params: ElmoParams, tokens: Array, state: LstmState | None, marks: bool
 ) -> Encoded:
-    def run(params: ElmoParams, tokens: Array, state: LstmState | None) -> Encoded:
-        mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
-        marked = _with_marks(params.config, tokens, mask.sum(axis=1) + 2)
-        return contextualize(params, encode_words(params, marked), mask, state, marks)
-
-    split = jax.typeof(tokens).sharding.spec[0]
-    rows: Any = P(split)
-    carried: Any = P(None, None, split)
-    if (
-        state is not None
-        and state.cell.ndim == 4
-        and state.cell.shape[2] > tokens.shape[0]
-    ):
-        carried = P()  # of more rows, which need not be split evenly
-    return automatic(run, Encoded(rows, rows, carried))(params, tokens, state)
+    mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
+    return contextualize(params, encode_words(params, tokens), mask, state, marks)
 
 
+@jax.jit
 def encode_words(params: ElmoParams, words: Tokens) -> Array:
-    """Ids of words, [..., characters] or [...], to vectors [..., projection]."""
-    return bilm.encode_words(BiLM(params.config), params.tree, jnp.asarray(words))
+    """Vectors of words, each by itself: the token layer, before any context.
+
+    Args:
+      params: from `init`, `restore` or `load`.
+      words: int32 [..., characters], or word ids [...] for a model with a word table,
+        as `encode` takes them; what stands at id 0 means nothing.
+
+    Returns:
+      float32 [..., projection], split over devices as `words` are.
+    """
+    words = jnp.asarray(words)
+    split = jax.typeof(words).sharding.spec
+    places = P(*split[: words.ndim - isinstance(params.config.encoder, CharCnnConfig)])
+
+    def run(params: ElmoParams, words: Array) -> Array:
+        return bilm.encode_words(BiLM(params.config), params.tree, words)
+
+    return automatic(run, places)(params, words)
 
 
+@partial(jax.jit, static_argnums=4)
 def contextualize(
     params: ElmoParams,
     words: Array,
@@ -99,15 +104,45 @@ def contextualize(
     state: LstmState | None = None,
     sentence_marks: bool = False,
 ) -> Encoded:
-    """The rest of `encode`, from the vectors of words and sentence marks on.
+    """The rest of `encode`, from the vectors of words on: for vectors of your own.
+
+    `encode(params, tokens)` is `contextualize(params, encode_words(params, tokens),
+    mask)`, and the gradient by `words` says what each word contributes.
 
     Args:
-      words: [batch, time + 2, projection]: `<S>`, the words, `</S>`, then anything.
-      mask: [batch, time], True where there is a word.
+      params: from `init`, `restore` or `load`.
+      words: float [batch, time, projection]; `<S>` and `</S>` are added.
+      mask: bool [batch, time], True where there is a word; words come first.
+      state, sentence_marks: as for `encode`.
+
+    Returns:
+      Encoded, as from `encode`.
     """
+    words, mask = jnp.asarray(words), jnp.asarray(mask)
+    split = jax.typeof(words).sharding.spec[0]
+    rows: Any = P(split)
+    carried: Any = P(None, None, split)
+    batch = words.shape[0]
+    if state is not None and state.cell.ndim == 4 and state.cell.shape[2] > batch:
+        carried = P()  # of more rows, which need not be split evenly
+    run = partial(_read, marks=sentence_marks)
+    places = Encoded(rows, rows, carried)
+    return automatic(run, places)(params, words, mask, state)
+
+
+def _read(
+    params: ElmoParams, words: Array, mask: Mask, state: LstmState | None, marks: bool
+) -> Encoded:
     batch, lengths = mask.shape[0], mask.sum(axis=1) + 2
-    time = jnp.arange(words.shape[1])[None]
-    valid = time < lengths[:, None]
+    time = jnp.arange(words.shape[1] + 2)[None]
+    valid, last = time < lengths[:, None], time == lengths[:, None] - 1
+    begin, end = encode_words(params, _mark_ids(params.config))
+    # Not `.at[:, 0].set(begin)`: jax 0.10 on a CPU writes that to a wrong place where
+    # the axis of time is split over devices.
+    words = jnp.pad(words.astype(jnp.float32), ((0, 0), (1, 1), (0, 0)))
+    words = jnp.where(
+        last[..., None], end, jnp.where((time == 0)[..., None], begin, words)
+    )
     words = jnp.where(valid[..., None], words, 0.0)
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
@@ -131,7 +166,7 @@ def contextualize(
     contextual = jnp.concatenate([outputs[:, 0], backward], axis=-1)
     token_layer = jnp.concatenate([words, words], axis=-1)
     layers = jnp.concatenate([token_layer[None], contextual]).swapaxes(0, 1)
-    if sentence_marks:
+    if marks:
         mask = valid
     else:
         layers = layers[:, :, 1:-1]
@@ -227,7 +262,9 @@ def _check_form(tokens: Tokens, axes: int, wanted: str) -> None:
 
 def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
     """`InputError` where every sentence is already `<S> ... </S>`."""
-    begin, end = _mark_ids(config, ids.shape[2:])
+    begin, end = _mark_ids(config)
+    if ids.ndim == 3:  # what is left out is padding
+        begin, end = begin[: ids.shape[2]], end[: ids.shape[2]]
     real = (ids > 0).any(axis=-1) if ids.ndim == 3 else ids > 0
     lengths = real.sum(axis=1)
     ids, lengths = ids[lengths > 0], lengths[lengths > 0]
@@ -246,22 +283,8 @@ def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
     )
 
 
-def _mark_ids(config: ElmoConfig, columns: tuple[int, ...]) -> np.ndarray:
+def _mark_ids(config: ElmoConfig) -> np.ndarray:
     """Ids of `<S>` and `</S>`: [2, characters], or [2] for a model of word ids."""
     if isinstance(config.encoder, CharCnnConfig):
-        return sentence_mark_ids(*columns)
+        return sentence_mark_ids(config.encoder.max_characters)
     return np.array([config.encoder.begin_row, config.encoder.end_row], np.int32) + 1
-
-
-def _with_marks(config: ElmoConfig, tokens: Array, lengths: Array) -> Array:
-    """Tokens with `<S>` before and `</S>` after each sentence, two positions longer."""
-    columns = tokens.shape[2:]
-    padded = jnp.pad(tokens, ((0, 0), (1, 1), *((0, 0) for _ in columns)))
-    begin, end = jnp.asarray(_mark_ids(config, columns), tokens.dtype)[:, None, None]
-    time = jnp.arange(padded.shape[1])[None]
-    first, last = time == 0, time == lengths[:, None] - 1
-    if columns:
-        first, last = first[..., None], last[..., None]
-    # Not `.at[:, 0].set(begin)`: jax 0.10 on a CPU writes that to a wrong place where
-    # the axis of time is split over devices.
-    return jnp.where(last, end, jnp.where(first, begin, padded))

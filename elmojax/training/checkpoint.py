@@ -316,7 +316,7 @@ def _compare(path: Path, part: str, wanted: dict[str, Any]) -> list[str]:
     return sorted(stored)
 
 
-def load_language_model(
+def read_run(
     run: str | os.PathLike[str],
     step: int | None = None,
     *,
@@ -384,7 +384,5 @@ def restore(
       InputError: if it is not a run directory, the checkpoint is missing, damaged or
         of another configuration, or `sharding` does not fit.
     """
-    record, _, tree = load_language_model(
-        run_directory, step, head=False, sharding=sharding
-    )
+    record, _, tree = read_run(run_directory, step, head=False, sharding=sharding)
     return cast(from_tree(record.train.model, tree), precision)
