@@ -168,10 +168,11 @@ def test_remat_leaves_gradients_alone(params):
     jax.tree.map(close, slopes(again), slopes(elmojax.embed))
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("gammas", [GAMMAS, jnp.stack([GAMMAS, -GAMMAS])])
-def test_it_is_sharded_by_its_inputs(params, mesh, gammas):
+def test_it_is_sharded_by_its_inputs(params, kind, gammas):
     """Sentences over `data`: the result lies there too, and nothing is gathered."""
-    tokens = ids_of()
+    tokens, mesh = ids_of(), _mesh((4, 2), kind)
     rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     wanted = elmojax.embed(params, tokens, gammas)
     placed = jax.device_put((params, tokens, gammas), (whole, rows, whole))
