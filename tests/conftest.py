@@ -41,18 +41,20 @@ hypothesis.settings.register_profile("elmojax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("elmojax")
 
 
-_adam = optax.adam
+def _with_standard_promotion(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, whose rule computes float ** int32; `train_step` allows that itself."""
+
+    @functools.wraps(make)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        rule = make(*args, **kwargs)
+        free = jax.numpy_dtype_promotion("standard")(rule.update)
+        return rule._replace(update=free)
+
+    return call
 
 
-@functools.wraps(_adam)
-def _adam_with_standard_promotion(*args: Any, **kwargs: Any) -> Any:
-    """Optax computes float ** int32; a training step of ours allows it that itself."""
-    rule = _adam(*args, **kwargs)
-    free = jax.numpy_dtype_promotion("standard")(rule.update)
-    return rule._replace(update=free)
-
-
-optax.adam = _adam_with_standard_promotion
+for _name in ("adam", "adamw"):
+    setattr(optax, _name, _with_standard_promotion(getattr(optax, _name)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,6 +13,8 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+import jax
+
 import elmojax
 from elmojax.cli.common import say
 from elmojax.cli.embed import embed
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if argv[0] not in COMMANDS:
         _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
     _quieten()
+    # What a user's own program must not move by accident, a command moves on purpose.
+    jax.config.update("jax_transfer_guard", "allow")
     try:
         COMMANDS[argv[0]](argv[1:])
     except InputError as error:

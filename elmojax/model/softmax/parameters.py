@@ -122,7 +122,10 @@ def checked(
         )
     _check_targets(targets, edges_of(params)[-1])
     params = jax.tree.map(jnp.asarray, params)
-    return params, jnp.asarray(hidden), jnp.asarray(targets)
+    targets = jnp.asarray(targets)
+    if targets.dtype == jnp.int64:  # of NumPy, under x64
+        targets = targets.astype(jnp.int32)
+    return params, jnp.asarray(hidden), targets
 
 
 def _check_targets(targets: Any, vocabulary: int) -> None:
