@@ -20,7 +20,7 @@ from jax import Array, lax
 
 from elmojax.model.cell import Options, State, Weights, activated
 from elmojax.model.platforms import Platform, by_platform
-from elmojax.model.precision import contract
+from elmojax.model.precision import contract, sum_over
 from elmojax.shapes import Inputs
 
 
@@ -65,7 +65,7 @@ def _forward(
         m = o * jnp.tanh(cell)
         hidden = contract("npd,ndb->npb", projection, m, half)
         if options.axis is not None:
-            hidden = lax.psum(hidden, options.axis)
+            hidden = sum_over(options.axis, hidden)
         limit = options.projection_clip
         state = State(cell, jnp.clip(hidden, -limit, limit))
         return state, (z.astype(half), state)
@@ -93,9 +93,7 @@ def _backward(
         squashed = jnp.tanh(cell)
         d_total = d_hidden + d_outputs[t]
         if options.axis is not None:  # each device of the axis holds a share of it
-            # Without the barrier a TPU's compiler sums in bfloat16, as what follows
-            # rounds the sum.
-            d_total = lax.optimization_barrier(lax.psum(d_total, options.axis))
+            d_total = sum_over(options.axis, d_total)
         free = jnp.abs(hidden) < options.projection_clip
         d_product = jnp.where(free, d_total, 0.0)
         d_m = contract("ndp,npb->ndb", projection, d_product, half)

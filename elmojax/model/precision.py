@@ -38,6 +38,16 @@ def contract(subscripts: str, left: Array, right: Array, dtype: Dtype) -> Array:
     return _rounded((own, other, out), dtypes, left, varying_as(left, right))
 
 
+def sum_over(axis: str, x: Array) -> Array:
+    """`psum` over a mesh axis, in float32 whatever becomes of the sum.
+
+    Where products round it next, a TPU's compiler would add it up in bfloat16; it does
+    not look through numbers that are taken for integers on the way.
+    """
+    bits = lax.bitcast_convert_type(lax.psum(x, axis), jnp.int32)
+    return lax.bitcast_convert_type(lax.optimization_barrier(bits), jnp.float32)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _rounded(
     axes: tuple[str, str, str], dtypes: tuple[Any, ...], left: Array, right: Array
