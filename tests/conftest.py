@@ -98,6 +98,17 @@ def quick_compilation() -> Iterator[None]:
         jax.config.update(name, False)
 
 
+@pytest.fixture
+def users_compilation(quick_compilation) -> Iterator[None]:
+    """For one test that compiles its own programs: all optimisations, as users have
+    them. Every kind of parity has one."""
+    name = "jax_disable_most_optimizations"
+    before = getattr(jax.config, name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="module")
 def compile_once(tmp_path_factory) -> Iterator[None]:
     """One cache of compiled programs for all these commands, subprocesses too."""

@@ -123,6 +123,7 @@ def largest_responses(table, kernels, ids):
     return jnp.concatenate(found, axis=1)
 
 
+@pytest.mark.usefixtures("users_compilation")
 @pytest.mark.parametrize("platform", ["cpu", "accelerator"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_forms_of_every_platform(monkeypatch, platform, dtype):

@@ -98,6 +98,7 @@ def test_the_loader_script_without_elmojax(params, file, tmp_path):
         np.testing.assert_allclose(printed, vector[:5], atol=1e-6)
 
 
+@pytest.mark.usefixtures("users_compilation")
 def test_all_layers(params, file, loader):
     model = loader.load(str(file))
     for time in (1, 4, 9):

@@ -146,6 +146,7 @@ def grads(mesh, *arguments):
     return jax.jit(function)(*arguments)
 
 
+@pytest.mark.usefixtures("users_compilation")
 def test_the_loss_is_tensorflow_s(monkeypatch):
     arguments = inputs()
     hits = np.isin(arguments[2], arguments[4].rows)

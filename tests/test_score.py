@@ -67,6 +67,7 @@ def written_out(model, sentence):
     return np.array(found)
 
 
+@pytest.mark.usefixtures("users_compilation")
 def test_scores_are_the_model_s(model):
     scores = elmojax.score(model, TEXT)
     assert [one.words for one in scores] == TEXT

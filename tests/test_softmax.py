@@ -66,6 +66,7 @@ def compiled_as(way, function, *arguments):
         return jax.jit(function).lower(*arguments).compile()
 
 
+@pytest.mark.usefixtures("users_compilation")
 @pytest.mark.parametrize("way", ["whole rows", "small pieces"])
 def test_equals_pytorch(goldens, way):
     """torch.nn.AdaptiveLogSoftmaxWithLoss: targets, all words, gradients, predict."""
