@@ -42,7 +42,7 @@ hypothesis.settings.load_profile("elmojax")
 
 
 def _with_standard_promotion(make: Callable[..., Any]) -> Callable[..., Any]:
-    """`make`, whose rule computes float ** int32; `train_step` allows it that itself."""
+    """Optax computes float ** int32 here, which `train_step` allows by itself."""
 
     @functools.wraps(make)
     def call(*args: Any, **kwargs: Any) -> Any:
