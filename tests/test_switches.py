@@ -232,27 +232,15 @@ def usual_files(run, tmp_path_factory):
     return files_of(run, tmp_path_factory.mktemp("files"))
 
 
-# A run draws with JAX's default generator.
-COMMANDS = {k: v for k, v in SWITCHES.items() if k != "jax_default_prng_impl"}
-
-
 def test_commands_under_all_switches_at_once(run, usual_files, tmp_path):
-    with switched(**COMMANDS):
+    with switched(**SWITCHES):
         assert_same(usual_files, files_of(run, tmp_path))
 
 
-@pytest.mark.parametrize(
-    "switches",
-    [
-        COMMANDS,
-        *(pytest.param({k: v}, marks=pytest.mark.slow) for k, v in COMMANDS.items()),
-    ],
-    ids=lambda switches: "all" if len(switches) > 1 else next(iter(switches)),
-)
-def test_a_run_goes_on_bit_for_bit_under_switches(run, tmp_path, switches):
+def test_a_run_goes_on_bit_for_bit_under_all_switches_at_once(run, tmp_path):
     shutil.copytree(run / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
-    with switched(**switches):
+    with switched(**SWITCHES):
         assert "Going on" in train(run, tmp_path / "run").err
     assert_same(elmojax.restore(run / "run"), elmojax.restore(tmp_path / "run"))
 
