@@ -100,6 +100,7 @@ def asked(*arguments: object) -> elmojax.TrainConfig:
 # --- the whole chain -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sampled_softmax_trains_and_is_evaluated_exactly(world, tmp_path):
     """What is sampled is called sampled_loss; perplexities are those of all words."""
     workdir = tmp_path / "run"
@@ -285,6 +286,7 @@ def test_load_restore_and_steps(world):
     assert not np.array_equal(newest.lstm["kernel_0"], third.lstm["kernel_0"])
 
 
+@pytest.mark.slow
 def test_pretrain_has_a_text_and_a_place_of_its_own(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done("pretrain", "--steps", 2, "--heldout", world.heldout, *TINY)
@@ -423,6 +425,7 @@ def test_a_run_that_goes_on_as_it_began_says_nothing_else(world, copied):
         assert words not in said
 
 
+@pytest.mark.slow
 def test_frozen_steps_leave_the_bits_of_all_but_the_softmax(world, tmp_path):
     """Interrupted while they are frozen; the third step moves all."""
     command = ["pretrain", "--data", world.data, "--workdir", tmp_path, *WORDS]
@@ -476,6 +479,7 @@ def vectors(world) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_word_vectors_are_the_start_of_the_table(world, vectors, tmp_path):
     workdir = tmp_path / "run"
     command = [

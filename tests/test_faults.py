@@ -117,6 +117,7 @@ def harness(tmp_path_factory, quick_compilation) -> Harness:
     return Harness(tmp_path_factory.mktemp("faults"), random.Random(0), print)
 
 
+@pytest.mark.slow
 def test_prepare_survives_kills(harness):
     harness.preparing(4)
     assert len(harness.prepared) == 4
@@ -189,6 +190,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("says", DAMAGE)
 def test_a_run_that_is_not_the_same_is_seen(harness, copied, says):
     whole, _ = harness.uninterrupted

@@ -62,7 +62,9 @@ def published_model(request, goldens):
     return folder, load(folder, "lm_weights.hdf5")
 
 
-@pytest.mark.parametrize("through", ["characters", "words"])
+@pytest.mark.parametrize(
+    "through", ["characters", pytest.param("words", marks=pytest.mark.slow)]
+)
 def test_the_embeddings_of_bilm_tf(goldens, through):
     """Ten sentences, their state carried; a file of top layers."""
     folder, index = goldens / "allennlp", None
@@ -155,7 +157,7 @@ def make(lstm: dict, encoder: dict, same_width: bool, project: bool) -> ElmoConf
     return ElmoConfig(replace(cnn, project=project), LstmConfig(**lstm))
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     recipes,
     st.booleans(),

@@ -364,8 +364,11 @@ def test_goes_on_where_it_stopped(text, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("pooled.hdf5", marks=pytest.mark.slow),
-        *("all.hdf5", "gzip.hdf5", "all", "all.parquet"),
+        *("all.hdf5", "all"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("pooled.hdf5", "gzip.hdf5", "all.parquet")
+        ),
     ],
 )
 def test_killed_at_every_step(tmp_path, name):

@@ -92,7 +92,13 @@ def plain():
 
 @pytest.fixture(
     scope="module",
-    params=[(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)],
+    params=[
+        (4, 2),
+        *(
+            pytest.param(mesh, marks=pytest.mark.slow)
+            for mesh in ((1, 1), (8, 1), (2, 4), (1, 8))
+        ),
+    ],
     ids="{0[0]}x{0[1]}".format,
 )
 def sharded(request):

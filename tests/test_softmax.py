@@ -243,11 +243,10 @@ def test_arrays_of_numpy_are_taken_and_shapes_are_named(compiled):
 @pytest.mark.parametrize(
     ("mesh", "way"),
     [
-        ((8, 1), "whole rows"),
         ((4, 2), "whole rows"),
-        ((4, 2), "small pieces"),
         ((2, 4), "small pieces"),
-        ((1, 8), "whole rows"),
+        pytest.param((8, 1), "whole rows", marks=pytest.mark.slow),
+        pytest.param((1, 8), "whole rows", marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -165,7 +165,9 @@ def _farewell(result: Result) -> str:
     use = f"params = elmojax.restore({str(result.run)!r}); print("
     if isinstance(config.model.encoder, CharCnnConfig):
         gammas = [1] * (config.model.lstm.layers + 1)
-        tokens = "elmojax.batch_to_ids([['The', 'river', 'bank']])"
+        most = config.model.encoder.max_characters
+        columns = "" if most == 50 else f", {most}"
+        tokens = f"elmojax.batch_to_ids([['The', 'river', 'bank']]{columns})"
         use += f"elmojax.embed(params, {tokens}, {gammas}).shape)"
     else:
         use += "params.config)"
