@@ -103,7 +103,7 @@ def users_compilation(quick_compilation) -> Iterator[None]:
     """For one test that compiles its own programs: all optimisations, as users have
     them. Every kind of parity has one."""
     name = "jax_disable_most_optimizations"
-    before = getattr(jax.config, name)
+    before = jax.config.values[name]
     jax.config.update(name, False)
     yield
     jax.config.update(name, before)

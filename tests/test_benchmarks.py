@@ -112,6 +112,7 @@ def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
     assert gradients <= reduced <= gradients + 64  # and a few sums
 
 
+@pytest.mark.slow
 def test_the_unstacked_lstm_of_the_ablation_computes_the_same(benchmark):
     ablation = benchmark("ablation")
     head = HeadConfig("adaptive", (6, 15), 2.0)

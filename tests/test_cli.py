@@ -440,6 +440,7 @@ def test_frozen_steps_leave_the_bits_of_all_but_the_softmax(world, tmp_path):
             assert jax.tree.all(same[part]) == frozen
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on(world, tmp_path):
     workdir = tmp_path / "run"
     command = [
@@ -809,7 +810,11 @@ def test_a_run_of_another_format_is_refused(copied):
 
 
 @pytest.mark.parametrize(
-    ("half", "part"), [("params", "_METADATA"), ("training", "ocdbt.process_0/d/*")]
+    ("half", "part"),
+    [
+        ("params", "_METADATA"),
+        pytest.param("training", "ocdbt.process_0/d/*", marks=pytest.mark.slow),
+    ],
 )
 def test_a_cut_checkpoint_is_refused_or_set_aside(world, copied, tmp_path, half, part):
     files = (copied / "checkpoints" / "6" / half).glob(part)

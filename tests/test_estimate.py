@@ -160,7 +160,7 @@ def on_first_device(tree):
     [
         pytest.param((), marks=pytest.mark.slow),
         ("--mesh.data", 2, "--mesh.model", 2, "--optimizer.name", "adamw"),
-        (*SAMPLED, "--accumulate", 2),
+        pytest.param((*SAMPLED, "--accumulate", 2), marks=pytest.mark.slow),
         pytest.param(
             (*WORDS, "--head.kind", "full", "--optimizer.name", "adafactor"),
             marks=pytest.mark.slow,

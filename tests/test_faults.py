@@ -228,6 +228,7 @@ def test_a_run_ends_with_the_same_bits_each_time():
     assert all("all have the same bits" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_kill_after_the_last_save_leaves_no_old_checkpoint(harness, copied):
     """Orbax deletes a checkpoint file by file, after the new one has its name."""
     whole, _ = harness.uninterrupted

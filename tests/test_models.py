@@ -123,6 +123,7 @@ def test_verify_lists_arrays_and_finds_what_is_wrong(folder, run, tmp_path, caps
         assert any(name in line and state in line for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_verify_compares_vectors_of_others(folder, run, tmp_path, capsys):
     text = folder / "heldout.txt"
     out = tmp_path / "vectors.hdf5"

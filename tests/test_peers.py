@@ -62,6 +62,7 @@ def command(peers, sample_lines, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_programs_take_turns(command, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     plot = tmp_path / "peers.png"

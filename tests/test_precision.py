@@ -1,7 +1,4 @@
-"""Products in bfloat16, everything else in float32: one device, meshes, every form.
-
-These programs are compiled with all optimisations, as users have them.
-"""
+"""Products in bfloat16, everything else in float32: one device, meshes, every form."""
 
 from __future__ import annotations
 
@@ -37,6 +34,8 @@ from elmojax.training.step import (
     loss,
     train_step,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROWS, WINDOW = 8, 3
 CONFIG = replace(
@@ -179,6 +178,7 @@ def distances(got, wanted):
     return found
 
 
+@pytest.mark.usefixtures("users_compilation")
 @pytest.mark.parametrize(
     ("mesh", "head"),
     [(None, ADAPTIVE), ((8, 1), ADAPTIVE), ((4, 2), ADAPTIVE), ((4, 2), SAMPLED)],
@@ -206,7 +206,11 @@ def test_bf16_is_float32_but_for_the_rounding(params, exact, head, mesh):
     assert np.median(list(found.values())) > HALF / 8, "nothing was rounded"
 
 
-@pytest.mark.parametrize("head", [ADAPTIVE, SAMPLED], ids=lambda head: head.kind)
+@pytest.mark.parametrize(
+    "head",
+    [ADAPTIVE, pytest.param(SAMPLED, marks=pytest.mark.slow)],
+    ids=lambda head: head.kind,
+)
 def test_microbatches_add_up_in_float32(params, exact, head):
     """On a mesh, in bf16: the gradient of four microbatches is that of the whole batch
     but for the rounding of its factors, as large as in one; and so is the update."""

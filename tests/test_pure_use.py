@@ -156,6 +156,7 @@ def test_frozen_params_get_no_gradient(params):
     assert not any(np.any(slope) for slope in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 def test_remat_leaves_gradients_alone(params):
     """`jax.checkpoint`, for models that are fine-tuned in little memory."""
     tokens = ids_of()

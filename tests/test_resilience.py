@@ -231,6 +231,7 @@ def test_parameters_that_are_not_finite_are_never_saved(
     assert Checkpoints(tmp_path).steps == [2]
 
 
+@pytest.mark.slow
 def test_a_leap_of_the_loss_stops_a_run_where_it_is_asked_for(one_device, tmp_path):
     """A learning rate that throws the loss up by far."""
     wild = ("--optimizer.learning-rate", 30, "--optimizer.warmup-steps", 0)
@@ -294,7 +295,9 @@ def test_patience_is_the_same_after_an_interruption(
     assert "Stopped early after step 6" in outcome.err
 
 
-@pytest.mark.parametrize("when", ["between", "last"])
+@pytest.mark.parametrize(
+    "when", ["between", pytest.param("last", marks=pytest.mark.slow)]
+)
 def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
     world, one_device, tmp_path, monkeypatch, when
 ):

@@ -306,6 +306,7 @@ def test_a_frozen_step_moves_the_rows_that_its_batch_names_and_nothing_else():
     jax.tree.map(np.testing.assert_array_equal, *frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(4, 2)], ids=str)
 def test_sharded_training_equals_one_device(mesh):
     """The table lies in columns over `model`; rows are found on every device."""

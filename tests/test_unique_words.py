@@ -58,10 +58,11 @@ def loss_and_gradient(every: bool, shards: int, pieces: int):
 @pytest.mark.parametrize(
     ("shards", "pieces"),
     [
-        (1, 1),
         (2, 2),
-        pytest.param(2, 1, marks=pytest.mark.slow),
-        pytest.param(1, 2, marks=pytest.mark.slow),
+        *(
+            pytest.param(*both, marks=pytest.mark.slow)
+            for both in ((1, 1), (2, 1), (1, 2))
+        ),
     ],
 )
 def test_on_and_off_give_the_same_loss_and_gradients(shards, pieces):
@@ -137,6 +138,7 @@ def prepared(folder, lines):
     )
 
 
+@pytest.mark.slow
 def test_words_that_fit_no_shape_so_far_get_a_larger_one(tmp_path, monkeypatch):
     """Nothing is lost, and the count of shapes is told."""
     monkeypatch.setattr(tables, "SMALLEST", 16)
@@ -156,6 +158,7 @@ def test_words_that_fit_no_shape_so_far_get_a_larger_one(tmp_path, monkeypatch):
         assert f"step {shapes.index(shape) + 1} " in said
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_switch_as_given(tmp_path):
     """It changes no number; a record from before it was there still loads."""
     config = replace(prepared(tmp_path, ["the river bank is no bank"] * 200), steps=2)
