@@ -848,19 +848,18 @@ def all_sections(report: Report, names: list[str], asked: argparse.Namespace) ->
     begin, good = time.monotonic(), True
     for name in names:
         left = asked.seconds - (time.monotonic() - begin)
-        least = SECTIONS[name].least
-        report.put(name, status="running", reason="", seconds=0.0, rows=[])
+        _, least, most = SECTIONS[name]
         if left < least:
             reason = f"{left:.0f} s were left, and it needs about {least}."
-            report.put(name, status="skipped", reason=reason)
-            continue
-        limit = min(left, SECTIONS[name].most)
-        with open(report.out / "on_gpu.log", "a", encoding="utf-8") as log:
-            print(f"== {name}", file=log, flush=True)
-            in_process(report, name, limit, log, asked)
+            report.put(name, status="skipped", reason=reason, seconds=0.0, rows=[])
+        else:
+            report.put(name, status="running", reason="", seconds=0.0, rows=[])
+            with open(report.out / "on_gpu.log", "a", encoding="utf-8") as log:
+                print(f"== {name}", file=log, flush=True)
+                in_process(report, name, min(left, most), log, asked)
         part = report.found["sections"][name]
         good = good and part["status"] != "failed"
-        print(f"{name}: {part['status']} {part['reason']}", flush=True)
+        print(f"{name}: {part['status']} {part['reason']}".strip(), flush=True)
     return good
 
 
