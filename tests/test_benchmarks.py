@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from functools import partial
 
@@ -145,3 +149,51 @@ def test_times_on_paper_are_rings(benchmark):
     entry = projection.project(gpu, 8, 450e9, int(1.75 * gpu.tokens_per_second))
     assert entry["efficiency"] == pytest.approx(0.5)
     assert entry["efficiency_with_overlap"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.slow
+def test_everything_about_a_gpu_is_measured_with_what_is_on_a_bare_machine(tmp_path):
+    """Every section of on_gpu.sh has rows, or says why not."""
+    missing = ("array_record", "grain", "importlib_resources", "tensorflow_datasets")
+    refuse = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {(*missing, 'tyro')}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(refuse, encoding="utf-8")
+    environment = os.environ | {
+        "OUT": str(tmp_path / "out"),
+        "PYTHON": sys.executable,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]),
+    }
+    command = [REPOSITORY / "experiments" / "benchmarks" / "on_gpu.sh", "--smoke"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    log = (tmp_path / "out" / "on_gpu.log").read_text(encoding="utf-8")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}{log}"
+    found = json.loads((tmp_path / "out" / "on_gpu.json").read_bytes())
+    assert all(found[name] for name in ("machine", "jax", "date", "command"))
+    sections = {
+        "device": "value",
+        "parity": "gradients",
+        "train": "tokens/s",
+        "torch": "tokens/s",
+        "embed": "words/s",
+        "softmax": "ms",
+        "determinism": "bits",
+        "layers": "ms",
+        "kernels": "ms",
+        "memory": "estimate, temporary GB",
+    }
+    assert list(found["sections"]) == list(sections)
+    table = (tmp_path / "out" / "on_gpu.md").read_text(encoding="utf-8")
+    for name, number in sections.items():
+        section = found["sections"][name]
+        assert f"## {name}\n" in table
+        if section["status"] == "skipped":
+            assert name in ("torch", "kernels") and section["reason"]
+        else:
+            assert section["status"] == "ok" and section["rows"]
+            assert all(row.get(number) is not None for row in section["rows"])

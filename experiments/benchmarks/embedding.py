@@ -11,9 +11,6 @@ median of the rounds. "characters" begins without any word known; "cached" has a
 of the text encoded beforehand (AllenNLP's `vocab_to_cache`; in elmojax, the word table
 of the pass before). Start-up (imports, weights, compilation) stands apart. AllenNLP
 2.10.1 needs a Python of its own (see `experiments/peers/check_allennlp.py`).
-
-`--device` times the accelerator alone, with vectors left there and with vectors on the
-host; it needs jax, flax, numpy and no text.
 """
 
 from __future__ import annotations
@@ -52,13 +49,10 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=32_768)
     parser.add_argument("--allennlp-batch", type=int, default=64)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--device", action="store_true")
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "MODE"))
     asked = parser.parse_args()
     if asked.worker:
         print(json.dumps(measure(asked, *asked.worker)))
-    elif asked.device:
-        report(asked, {"rows": [on_device(name, asked) for name in asked.presets]})
     elif asked.text is None or not asked.text.is_file():
         parser.error(f"--text {asked.text}: there is no such file.")
     else:
@@ -176,8 +170,16 @@ def lstm_ceiling(params: Any) -> float:
     return 2 * 2048**3 / seconds / (2 * 2 * cell * lstm.layers)
 
 
-def on_device(preset: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Tokens/s with every word cached, with vectors on the device and on the host."""
+def on_device(
+    config: Any, batch_tokens: int, count: int = 20_000, precision: Any = None
+) -> dict[str, float]:
+    """Tokens/s with every word cached, with vectors on the device and on the host; for
+    `on_gpu.py`.
+
+    Args:
+      count: sentences; their mean length is 24 words.
+      precision: as `Embedder` takes it.
+    """
     import jax
     import numpy as np
 
@@ -186,12 +188,12 @@ def on_device(preset: str, asked: argparse.Namespace) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     share = 1 / np.arange(1, 10_001)
     words = np.array([f"w{i}" for i in range(10_000)])
-    sizes = np.clip(draw.lognormal(3.0, 0.6, 20_000), 1, 200).astype(int)
+    sizes = np.clip(draw.lognormal(3.0, 0.6, count), 1, 200).astype(int)
     text = words[draw.choice(10_000, sizes.sum(), p=share / share.sum())].tolist()
     ends = np.cumsum(sizes).tolist()
     sentences = [text[e - n : e] for e, n in zip(ends, sizes.tolist(), strict=True)]
-    params = elmojax.init(elmojax.ElmoConfig.preset(preset), jax.random.key(0))
-    embedder = elmojax.Embedder(params, batch_tokens=asked.batch_tokens)
+    params = elmojax.init(config, jax.random.key(0))
+    embedder = elmojax.Embedder(params, batch_tokens=batch_tokens, precision=precision)
 
     def left() -> None:
         for block in embedder.blocks(sentences, on_device=True):
@@ -200,12 +202,11 @@ def on_device(preset: str, asked: argparse.Namespace) -> dict[str, Any]:
     def fetched() -> None:
         last(embedder.blocks(sentences))
 
-    row: dict[str, Any] = {"preset": preset, "device": jax.devices()[0].device_kind}
+    row = {"first_pass_seconds": timed(left)}  # compiles
     for name, function in (("on_device", left), ("on_host", fetched)):
         function()
         seconds = statistics.median(timed(function) for _ in range(3))
         row[f"{name}_tokens_per_second"] = len(text) / seconds
-    print(json.dumps(row), flush=True)
     return row
 
 

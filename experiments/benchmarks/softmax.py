@@ -41,8 +41,8 @@ AFFORDABLE = {"dense": 1 << 28, "full": 1 << 30}
 
 def inputs(positions: int, args: Any) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    share = 1 / np.arange(1, args.vocabulary + 1)
-    targets = random.choice(args.vocabulary, positions, p=share / share.sum())
+    share = args.counts / args.counts.sum()
+    targets = random.choice(args.vocabulary, positions, p=share)
     hidden = random.standard_normal((positions, args.dim), np.float32)
     return hidden, targets.astype(np.int32)
 
@@ -63,17 +63,18 @@ def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
         params = jax.jit(head.init)(jax.random.key(0), some)["params"]
         x, targets = inputs(positions, args)
         kind = softmax.Form.REFERENCE if form == "dense" else softmax.Form.BLOCKS
+        dtype = jnp.bfloat16 if args.precision == "bf16" else jnp.float32
 
         def exact(params: Any, x: Any, targets: Any) -> Any:
             nll = softmax.negative_log_likelihood
             weights = jnp.full(len(x), 1 / len(x), jnp.float32)
-            return nll(params, x, targets, weights, form=kind)[0]
+            return nll(params, x, targets, weights, form=kind, dtype=dtype)[0]
 
         def drawn(params: Any, x: Any, negatives: Any) -> Any:
             words = Candidates(negatives.drawn[0], negatives.log_expected[0])
             at = negatives.targets.reshape(-1)
             weights = jnp.full(len(x), 1 / len(x), jnp.float32)
-            return sampled_loss(params, x, at, weights, words)[0]
+            return sampled_loss(params, x, at, weights, words, dtype=dtype)[0]
 
         def on_rows(params: Any, x: Any, negatives: Any) -> Any:
             rows = jax.tree.map(lambda leaf: leaf[negatives.words], params)
@@ -94,8 +95,12 @@ def run_jax(form: str, positions: int, part: int, args: Any) -> dict[str, float]
 
     make = jax_program(form, args)
     function, arguments = make(part)
+    arguments = jax.device_put(arguments)
+    begin = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - begin
     found = measure(lambda: jax.block_until_ready(compiled(*arguments)), args)
+    found["compile_seconds"] = seconds
     if part != positions:
         found["peak"] = float("nan")
         compiled = jax.jit(function).lower(*make(positions)[1]).compile()
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--div-value", type=float, default=4.0)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--samples", type=int, default=8192)
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -200,9 +206,10 @@ def main() -> None:
             case = argparse.Namespace(**vars(args))
             case.vocabulary = vocabulary
             case.cutoffs = tuple(c for c in args.cutoffs or () if c < vocabulary)
+            case.counts = 1e9 / np.arange(1, vocabulary + 1)
             if args.cutoffs is None:
-                counts = 1e9 / np.arange(1, vocabulary + 1)
-                case.cutoffs = automatic_cutoffs(counts, args.dim, args.div_value)
+                settings = (case.counts, args.dim, args.div_value)
+                case.cutoffs = automatic_cutoffs(*settings)
             print(f"{positions:,} positions, {vocabulary:,} words, {case.cutoffs}")
             ours: dict[str, float] = {}
             for form in args.forms:

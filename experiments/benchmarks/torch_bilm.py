@@ -113,7 +113,11 @@ class TorchBiLM(nn.Module):
 
 
 def torch_step(model: TorchBiLM, rows: int, half: bool) -> Callable[[Any], Tensor]:
-    """One training step on a batch of elmojax, state carried; returns the loss."""
+    """One training step on a batch of elmojax, state carried; returns the loss.
+
+    `half` counts on accelerators only: PyTorch's adaptive softmax fails under the
+    autocast of a CPU.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     optimizer = torch.optim.Adagrad(
@@ -128,7 +132,7 @@ def torch_step(model: TorchBiLM, rows: int, half: bool) -> Callable[[Any], Tenso
         nonlocal state
         optimizer.zero_grad(set_to_none=True)
         inputs, targets = (a.transpose(0, 2, 1) for a in (batch.inputs, batch.targets))
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with torch.autocast(device, torch.bfloat16, enabled=half and device != "cpu"):
             loss, state = model(move(batch.words), move(inputs), move(targets), state)
         (loss * batch.inputs.shape[2]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)

@@ -21,6 +21,7 @@ import dataclasses
 import importlib.util
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,10 +44,12 @@ from elmojax.training.optim import make_optimizer
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 
-def zipf_corpus(types: int, words: int, seed: int = 0) -> Corpus:
-    """A corpus of made-up words: frequencies 1/rank, 24 words a sentence."""
+def zipf_corpus(
+    types: int, words: int, seed: int = 0, share: np.ndarray | None = None
+) -> Corpus:
+    """A corpus of made-up words, 24 a sentence: `share` of each, or 1/rank."""
     random = np.random.default_rng(seed)
-    share = 1 / np.arange(1, types + 1)
+    share = 1 / np.arange(1, types + 1) if share is None else share
     text = 3 + random.choice(types, size=words, p=share / share.sum()).astype(np.int32)
     lengths = random.integers(2, 18, types)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
@@ -63,16 +66,17 @@ def zipf_corpus(types: int, words: int, seed: int = 0) -> Corpus:
 
 
 def matmul_rate(dtype: Any) -> float:
-    """Floating-point operations a second of one large product."""
-    n = 8192 if jax.default_backend() == "gpu" else 2048
-    a = jnp.ones((n, n), dtype)
+    """Floating-point operations a second of one large product, of random numbers: of
+    ones or zeros a GPU makes it faster."""
+    n, times = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
+    a = jax.random.normal(jax.random.key(0), (n, n), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, a))
     rates = []
     for _ in range(5):
         begin = time.perf_counter()
-        jax.block_until_ready(product(a, a))
-        rates.append(2 * n**3 / (time.perf_counter() - begin))
+        jax.block_until_ready([product(a, a) for _ in range(times)][-1])
+        rates.append(2 * n**3 * times / (time.perf_counter() - begin))
     return max(rates)
 
 
@@ -88,9 +92,21 @@ def measure(run: Callable[[int], Any], rounds: int, steps: int) -> dict[str, flo
     return {"seconds": statistics.median(walls), "cpu": statistics.median(cpus)}
 
 
-def ours(
+def alike(text: TrainingText, count: int) -> list[Any]:
+    """Batches of the same shapes, so that one compiled program runs them all."""
+
+    def shapes(batch: Any) -> tuple[Any, ...]:
+        return tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+
+    drawn = [text.batch(step) for step in range(3 * count)]
+    usual = Counter(map(shapes, drawn)).most_common(1)[0][0]
+    return [batch for batch in drawn if shapes(batch) == usual][:count]
+
+
+def our_step(
     text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
-) -> dict[str, Any]:
+) -> tuple[Callable[[int], None], dict[str, Any]]:
+    """What makes `args.steps` steps, and what is known of them before they run."""
     dtype = jnp.float32 if args.precision == "float32" else jnp.bfloat16
     text.samples = head.samples if head.kind == "sampled" else 0
     size = len(text.corpus.vocabulary)
@@ -99,31 +115,35 @@ def ours(
     device = jax.devices()[0]  # named, or the second step is compiled once more
     state = jax.jit(partial(init_state, lm, optimizer, text.rows, 0))()
     state = jax.device_put(state, device)
-    batches = [jax.device_put(text.batch(i), device) for i in range(args.steps)]
+    batches = [jax.device_put(batch, device) for batch in alike(text, args.steps)]
     parts = {}
     if args.parts:
         parts = seconds_by_part(lm, optimizer, state, batches[0], 3 * args.rounds)
     step: Any = compile_train_step(lm, optimizer, state)
     begin = time.perf_counter()
     compiled = step.lower(state, batches[0]).compile()
-    seconds = time.perf_counter() - begin
-    temporary = compiled.memory_analysis().temp_size_in_bytes
-    metrics: dict[str, Any] = {}
+    facts: dict[str, Any] = {
+        "compile_seconds": time.perf_counter() - begin,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "parts": parts,
+        "table": batches[0].words.shape,
+    }
 
     def run(_: int) -> None:
-        nonlocal state, metrics
+        nonlocal state
         for batch in batches:
-            state, metrics = step(state, batch)
+            state, metrics = compiled(state, batch)
         jax.block_until_ready(state.params)
+        facts[lm.loss_name] = float(metrics[lm.loss_name])
 
-    result = measure(run, args.rounds, args.steps)
-    return {
-        **result,
-        "compile_seconds": seconds,
-        "temporary_bytes": temporary,
-        "parts": parts,
-        lm.loss_name: float(metrics[lm.loss_name]),
-    }
+    return run, facts
+
+
+def ours(
+    text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
+) -> dict[str, Any]:
+    run, facts = our_step(text, config, head, args)
+    return measure(run, args.rounds, args.steps) | facts
 
 
 def torch_peer(
@@ -135,7 +155,7 @@ def torch_peer(
     size = len(text.corpus.vocabulary)
     model = TorchBiLM(config, size, cutoffs or (size // 2,), args.div_value)
     step = torch_step(model, text.rows, half)
-    batches = [text.batch(i) for i in range(args.steps)]
+    batches = alike(text, args.steps)
 
     def run(_: int) -> None:
         for batch in batches:
