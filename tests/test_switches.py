@@ -243,13 +243,3 @@ def test_a_run_goes_on_bit_for_bit_under_all_switches_at_once(run, tmp_path):
     with switched(**SWITCHES):
         assert "Going on" in train(run, tmp_path / "run").err
     assert_same(elmojax.restore(run / "run"), elmojax.restore(tmp_path / "run"))
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_without_jit(run, tmp_path):
-    shutil.copytree(run / "run", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
-    with switched(jax_disable_jit=True):
-        train(run, tmp_path / "run")
-    both = elmojax.restore(run / "run"), elmojax.restore(tmp_path / "run")
-    assert_same(*both, tolerance=1e-5)
