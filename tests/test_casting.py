@@ -83,7 +83,13 @@ def test_biases_stay_float32(params):
         assert leaf.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("kind", HALF)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind == "float16" else [])
+        for kind in HALF
+    ],
+)
 def test_a_model_of_half_width_goes_everywhere(params, kind):
     half, unit = HALF[kind](params), 2.0 ** (-11 if kind == "float16" else -8)
 

@@ -369,6 +369,7 @@ def full(*_):
     raise Full("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
 
 
+@pytest.mark.slow
 def test_out_of_memory_at_a_step_names_the_estimate(data, tmp_path, monkeypatch):
     directory = tmp_path / "a run"
     flags = ("--data", data, "--workdir", directory, *TINY)

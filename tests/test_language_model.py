@@ -49,7 +49,10 @@ TARGETS = elmojax.target_ids(VOCABULARY, TEXT)
 loss = jax.jit(elmojax.sentence_loss)
 
 
-@pytest.mark.parametrize("model", [ADAPTIVE, model_with(HeadConfig("sampled"))])
+SAMPLED = pytest.param(model_with(HeadConfig("sampled")), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("model", [ADAPTIVE, SAMPLED], ids=["adaptive", "sampled"])
 def test_it_is_what_score_says(model):
     params = elmojax.LanguageModelParams(model.params, model.head)
     found = elmojax.sentence_loss(params, TOKENS, TARGETS)

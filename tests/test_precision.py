@@ -181,7 +181,12 @@ def distances(got, wanted):
 @pytest.mark.usefixtures("users_compilation")
 @pytest.mark.parametrize(
     ("mesh", "head"),
-    [(None, ADAPTIVE), ((8, 1), ADAPTIVE), ((4, 2), ADAPTIVE), ((4, 2), SAMPLED)],
+    [
+        (None, ADAPTIVE),
+        ((4, 2), ADAPTIVE),
+        ((4, 2), SAMPLED),
+        pytest.param((8, 1), ADAPTIVE, marks=pytest.mark.slow),
+    ],
     ids=lambda value: getattr(value, "kind", str(value)),
 )
 def test_bf16_is_float32_but_for_the_rounding(params, exact, head, mesh):
@@ -206,11 +211,8 @@ def test_bf16_is_float32_but_for_the_rounding(params, exact, head, mesh):
     assert np.median(list(found.values())) > HALF / 8, "nothing was rounded"
 
 
-@pytest.mark.parametrize(
-    "head",
-    [ADAPTIVE, pytest.param(SAMPLED, marks=pytest.mark.slow)],
-    ids=lambda head: head.kind,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [ADAPTIVE, SAMPLED], ids=lambda head: head.kind)
 def test_microbatches_add_up_in_float32(params, exact, head):
     """On a mesh, in bf16: the gradient of four microbatches is that of the whole batch
     but for the rounding of its factors, as large as in one; and so is the update."""

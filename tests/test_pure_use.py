@@ -188,6 +188,7 @@ def test_it_is_sharded_by_its_inputs(params, kind, gammas):
     assert not _collectives(program)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_sharded_batch(params, mesh):
     """The mean over all sentences is the one on one device; params come back whole."""
     tokens = ids_of()
@@ -354,6 +355,7 @@ def test_the_parts_of_a_task_on_explicit_axes(small):
     jax.tree.map(CLOSE, start.initial_state, like.initial_state)
 
 
+@pytest.mark.slow
 def test_words_of_parameters_on_explicit_axes(small):
     """Tables of words are made from parameters over `data`, or split over `model`."""
     words, mesh = elmojax.WordIndex(("ab", "b")), _mesh((4, 2))

@@ -171,6 +171,7 @@ def test_a_bad_number_stops_the_run_and_spares_its_checkpoints(
     assert describe(tmp_path)["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_bad_updates_are_skipped_as_often_as_allowed(one_device, tmp_path, monkeypatch):
     """The count outlives a restart; metrics.jsonl stays JSON, with null for NaN."""
     poisoned(monkeypatch, {2, 5})
@@ -295,9 +296,8 @@ def test_patience_is_the_same_after_an_interruption(
     assert "Stopped early after step 6" in outcome.err
 
 
-@pytest.mark.parametrize(
-    "when", ["between", pytest.param("last", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["between", "last"])
 def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
     world, one_device, tmp_path, monkeypatch, when
 ):

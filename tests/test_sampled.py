@@ -326,6 +326,7 @@ def test_sharded_training_equals_one_device(mesh):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_makes_nothing_as_large_as_the_table():
     """The paper's 793,471 words: temporary memory far below one table."""
     words, dim = 793_471, TINY.lstm.projection

@@ -353,6 +353,7 @@ def test_a_bad_update_changes_nothing_but_the_counts(params, optimizer):
     assert after.watch.mean_loss == good.watch.mean_loss
 
 
+@pytest.mark.slow
 def test_a_leap_of_the_loss_is_bad_where_asked_for(params, optimizer):
     losses, states = [], {}
     for spike in (0.0, 1.5):

@@ -165,6 +165,7 @@ def test_public_functions_under_one_switch(params, key, usual, tmp_path, name, v
     assert_same(usual, found)
 
 
+@pytest.mark.slow
 def test_encode_without_jit(params, usual):
     """What is not compiled as a whole may round otherwise."""
     with jax.disable_jit():
@@ -232,11 +233,13 @@ def usual_files(run, tmp_path_factory):
     return files_of(run, tmp_path_factory.mktemp("files"))
 
 
+@pytest.mark.slow
 def test_commands_under_all_switches_at_once(run, usual_files, tmp_path):
     with switched(**SWITCHES):
         assert_same(usual_files, files_of(run, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_under_all_switches_at_once(run, tmp_path):
     shutil.copytree(run / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")

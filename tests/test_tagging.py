@@ -61,6 +61,7 @@ SMALL = (
 ).split()
 
 
+@pytest.mark.slow
 def test_from_files_to_scores(modules, files, capsys):
     modules[0].main([*files, *SMALL])
     report = json.loads(capsys.readouterr().out)
