@@ -80,6 +80,7 @@ def test_collectives_are_read_from_a_compiled_program(benchmark):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [pytest.param("full", marks=pytest.mark.slow), "adaptive", "sampled"]
 )

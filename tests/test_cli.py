@@ -326,6 +326,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(world, copied):
     assert read_record(copied).train.rows == 8
 
 
+@pytest.mark.slow
 def test_the_same_command_line_again_is_no_error(world, tmp_path):
     command = [
         *("pretrain", "--data", world.data, "--workdir", tmp_path / "run"),

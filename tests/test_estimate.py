@@ -159,7 +159,10 @@ def on_first_device(tree):
     "flags",
     [
         pytest.param((), marks=pytest.mark.slow),
-        ("--mesh.data", 2, "--mesh.model", 2, "--optimizer.name", "adamw"),
+        pytest.param(
+            ("--mesh.data", 2, "--mesh.model", 2, "--optimizer.name", "adamw"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param((*SAMPLED, "--accumulate", 2), marks=pytest.mark.slow),
         pytest.param(
             (*WORDS, "--head.kind", "full", "--optimizer.name", "adafactor"),

@@ -62,6 +62,7 @@ def published_model(request, goldens):
     return folder, load(folder, "lm_weights.hdf5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "through", ["characters", pytest.param("words", marks=pytest.mark.slow)]
 )

@@ -97,6 +97,7 @@ def test_a_run_moves_from_devices_to_devices_and_back(world, tmp_path):
     assert_same_run(tmp_path, world.plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -262,6 +263,7 @@ def evaluations(monkeypatch, perplexities: list[float]):
     monkeypatch.setattr("elmojax.training.evaluate.Evaluator.__call__", call)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_the_best_is_kept(
     world, one_device, tmp_path, monkeypatch
 ):
