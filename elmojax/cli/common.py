@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tqdm import tqdm
 
+from elmojax.model import casting
 from elmojax.text.files import Errors
 
 arg = tyro.conf.arg
@@ -30,7 +31,7 @@ Files = Annotated[
 Step = Annotated[int | None, arg(help="Checkpoint to take; none = the newest.")]
 BadBytes = Annotated[Errors, arg(help="What to do with bytes that are not UTF-8.")]
 Precision = Annotated[
-    Literal["float32", "bf16"],
+    casting.Precision,
     arg(
         help="Of matrix products. bf16 rounds their factors to bfloat16: faster on "
         "accelerators, vectors about 0.2 % away. Sums are float32 in both."

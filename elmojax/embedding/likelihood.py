@@ -14,15 +14,13 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from elmojax.embedding.functions import encode
+from elmojax.embedding.words import padded_ids
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.varying import automatic
 from elmojax.shapes import Params, Tokens
-from elmojax.text.vocabulary import Vocabulary
-
-BEGIN, END = 0, 1
-"""Vocabulary ids of `<S>` and `</S>`."""
+from elmojax.text.vocabulary import BEGIN_ID, END_ID, Vocabulary
 
 
 @flax.struct.dataclass
@@ -59,15 +57,7 @@ def target_ids(
     Returns int32 [batch, time], 2 (`<UNK>`) for a word outside the vocabulary, 0 past
     the end of a sentence. Raises `InputError` for a sentence that is one string.
     """
-    time = max(map(len, sentences), default=0)
-    ids = np.zeros((len(sentences), time), np.int32)
-    for row, sentence in enumerate(sentences):
-        if isinstance(sentence, str):
-            raise InputError(
-                f"Sentence {row} is the string {sentence!r}; give a list of words."
-            )
-        ids[row, : len(sentence)] = vocabulary.ids(sentence)
-    return ids
+    return padded_ids(sentences, vocabulary.ids)
 
 
 def sentence_loss(
@@ -112,8 +102,8 @@ def _both(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss
     time = jnp.arange(here.shape[1], dtype=jnp.int32)[None]
     last = time == lengths[:, None]
     after = jnp.pad(targets, ((0, 0), (0, 1)))
-    after = jnp.where(last, END, after)
-    before = jnp.pad(targets, ((0, 0), (1, 0)), constant_values=BEGIN)
+    after = jnp.where(last, END_ID, after)
+    before = jnp.pad(targets, ((0, 0), (1, 0)), constant_values=BEGIN_ID)
     both = [(forward[:, :-1], after), (backward[:, 1:], before)]
     losses = [_nll(head, x, jnp.where(here, target, 0)) for x, target in both]
     losses = [jnp.where(here, each, 0.0) for each in losses]

@@ -7,7 +7,7 @@ bilm-tf's `TokenBatcher`: a word's place in the list + 1, and 0 for no word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +117,17 @@ def word_ids(words: Words, batch: Sequence[Sequence[str]]) -> np.ndarray:
       InputError: for a word that is not among `words`, naming it and its sentence.
     """
     index = word_index(words)
+    return padded_ids(batch, lambda sentence: index.ids(sentence) + 1)
+
+
+def padded_ids(
+    batch: Sequence[Sequence[str]], ids_of: Callable[[Sequence[str]], np.ndarray]
+) -> np.ndarray:
+    """int32 [batch, time]: ids of the words of each sentence, 0 past its end.
+
+    Raises `InputError` for a sentence that is one string; what `ids_of` raises names
+    the sentence too.
+    """
     ids = np.zeros((len(batch), max(map(len, batch), default=0)), np.int32)
     for row, sentence in enumerate(batch):
         if isinstance(sentence, str):
@@ -124,7 +135,7 @@ def word_ids(words: Words, batch: Sequence[Sequence[str]]) -> np.ndarray:
                 f"Sentence {row} is the string {sentence!r}; give a list of words."
             )
         try:
-            ids[row, : len(sentence)] = index.ids(sentence) + 1
+            ids[row, : len(sentence)] = ids_of(sentence)
         except InputError as error:
             raise InputError(f"Sentence {row}: {error}") from error
     return ids

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
 from elmojax.errors import InputError
+from elmojax.model.casting import DTYPES
 from elmojax.text.batches import ORDER, steps_of
 from elmojax.text.prepared import Corpus
 from elmojax.training.cutoffs import automatic_cutoffs
@@ -102,8 +102,8 @@ def completed(
 def product_dtype(config: TrainConfig, platform: str) -> Any:
     """The dtype of matrix products on `cpu`, `gpu` or `tpu`."""
     if config.precision == "auto":
-        return jnp.float32 if platform == "cpu" else jnp.bfloat16
-    return jnp.float32 if config.precision == "float32" else jnp.bfloat16
+        return DTYPES["float32" if platform == "cpu" else "bf16"]
+    return DTYPES[config.precision]
 
 
 def check_use(config: TrainConfig, data: int, heldout: Corpus | None) -> None:

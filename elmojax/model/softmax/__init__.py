@@ -22,8 +22,8 @@ from elmojax.errors import InputError
 from elmojax.model.precision import Dtype
 from elmojax.model.softmax import reference
 from elmojax.model.softmax.parameters import Softmax as Softmax
+from elmojax.model.softmax.parameters import Static, checked, gradients_as, scaled
 from elmojax.model.softmax.parameters import check_cutoffs as check_cutoffs
-from elmojax.model.softmax.parameters import checked, gradients_as, scaled
 from elmojax.model.softmax.parameters import edges_of as edges_of
 from elmojax.model.softmax.reference import log_prob_all as log_prob_all
 from elmojax.model.softmax.sharded import sharded_loss_and_gradients
@@ -64,10 +64,6 @@ def log_prob(
     if form is Form.REFERENCE:
         return reference.log_prob(params, hidden, targets, dtype)
     return _log_prob((mesh, dtype), params, hidden, targets)
-
-
-Static = tuple[Mesh | None, Dtype]
-"""Mesh and dtype: what does not change while a program runs."""
 
 
 def _run(static: Static, *arguments: Any, gradient: bool) -> Any:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from elmojax.errors import InputError
 from elmojax.model.precision import Dtype
@@ -79,6 +80,10 @@ def edges_of(params: Params) -> tuple[int, ...]:
     for k in range(tails_of(params)):
         edges.append(edges[-1] + params[f"up_{k}"].shape[0])
     return tuple(edges)
+
+
+Static = tuple[Mesh | None, Dtype]
+"""Mesh and dtype: what does not change while a program runs."""
 
 
 def rounded(params: Params, dtype: Dtype) -> Params:

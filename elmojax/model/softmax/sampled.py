@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import Dtype, contract
-from elmojax.model.softmax.parameters import gradients_as, rounded, scaled
+from elmojax.model.softmax.parameters import Static, gradients_as, rounded, scaled
 from elmojax.model.softmax.tiles import NEVER, TILE, filled
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
@@ -78,10 +78,6 @@ def sampled_losses(
     """
     total, each = _sampled((mesh, dtype), params, *zip(*directions, strict=True))
     return total, lax.stop_gradient(each)
-
-
-Static = tuple[Mesh | None, Dtype]
-"""Mesh and dtype: what does not change while a program runs."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
