@@ -70,7 +70,7 @@ def test_collectives_are_read_from_a_compiled_program(benchmark):
 
     x = jax.device_put(jnp.ones((16, 10)), given)
     text = jax.jit(program).lower(x).compile().as_text()
-    found = benchmark("collectives").collectives(text, 8)
+    found = benchmark("programs").Program(text).collectives(8)
     own = 4 * 5 * 4  # bytes of a device's share
     got = {(e.kind, e.group, e.times, e.bytes, e.exact): e.sent for e in found}
     assert got == {
@@ -102,7 +102,7 @@ def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples).batch(0)
     step = compile_train_step(lm, optimizer, state)
     text = step.lower(state, place(mesh, batch, "batch.")).compile().as_text()
-    found = benchmark("collectives").collectives(text, 8)
+    found = benchmark("programs").Program(text).collectives(8)
     params = dict(shapes.params)
     if kind == "sampled":
         size = len(batch.negatives.words)

@@ -102,7 +102,7 @@ def test_the_floor_of_an_h200_is_that_worked_out_by_hand(
     softmax = softmax_flops(ADAPTIVE, BENCHMARK_WORDS, 512, benchmark.shares(ADAPTIVE))
     flops = Flops(each, lstm_flops(ORIGINAL.lstm), softmax)
     moved = 6 * 4 * 110_000_000  # Adagrad, about 110 M parameters
-    nothing = Memory(0, 0, 0, 0, 0, 0, 0, 0)
+    nothing = Memory(0, 0, 0, 0, 0, 0, 0)
     made = Estimate(config, {}, nothing, flops, 0, (), moved, 1, 1, 3600)
     least = floor(made, chip_named("h200"), "bf16", peak=False)
     assert least.tokens_per_second == pytest.approx(tokens_per_second, rel=0.05)
@@ -115,10 +115,12 @@ def test_chips_go_by_the_names_that_people_use():
     for name in ("h200", "H200", "nvidia-h200", "H200-SXM", " H200 SXM5"):
         assert chip_named(name).name == "h200"
     assert chip_named("TPU v5e").name == chip_named("V5E").name == "v5e"
-    with pytest.raises(InputError, match=r"'h300'.*h200, h100, a100, v5e, v5p, v6e"):
+    assert chip_named("TPU7x").name == chip_named("7x").name == "tpu7x"
+    with pytest.raises(InputError, match=r"'h300'.*b200, h200, h100, a100, v5e, v5p"):
         chip_named("h300")
     assert chip_of("NVIDIA H200").name == "h200"
     assert chip_of("TPU v5 lite").name == "v5e" and chip_of("TPU v6 lite").name == "v6e"
+    assert chip_of("TPU v5").name == "v5p" and chip_of("TPU7x").name == "tpu7x"
     assert chip_of("NVIDIA A100-SXM4-40GB") is None and chip_of("cpu") is None
     assert all(chip.source.startswith("https://") for chip in CHIPS)
 
@@ -194,7 +196,6 @@ def test_memory_is_that_of_a_real_run(data, tmp_path, flags):
     assert report["softmax"]["cutoffs"] == list(started.record.train.head.cutoffs)
     assert report["steps"] == started.steps
     assert report["text"]["positions"] == started.text.positions
-    assert 0 < memory["activations"] < memory["temporary"]
 
 
 def test_nothing_is_allocated_and_nothing_is_written(data, tmp_path, monkeypatch):
@@ -263,7 +264,7 @@ def test_the_rows_that_a_warning_names_fit(tmp_path, monkeypatch):
 @pytest.fixture
 def compiler_says(monkeypatch):
     """Stands in for the compiler: a step takes 49 GB."""
-    found = Memory(10**9, 10**9, 0, 0, 47 * 10**9, 10**9, 10**9, 49 * 10**9)
+    found = Memory(10**9, 10**9, 0, 0, 47 * 10**9, 10**9, 49 * 10**9)
     monkeypatch.setattr(estimating, "_memory", lambda *_: found)
 
 
@@ -279,11 +280,8 @@ def test_a_batch_that_does_not_fit_is_warned_of(tmp_path, monkeypatch):
     assert " NO " in outcome.out
     report = answer("estimate", *LARGE, 40_000_000)
     assert report["fits"] and "will not fit on v5e, v6e;" in report["warning"]
-    assert [chip["fits"] for chip in report["chips"]] == [True] * 3 + [
-        False,
-        True,
-        False,
-    ]
+    small = [chip["chip"] for chip in report["chips"] if not chip["fits"]]
+    assert small == ["v5e", "v6e"]
 
 
 def test_rows_and_pieces_that_fit_are_found_on_a_line():
@@ -292,7 +290,7 @@ def test_rows_and_pieces_that_fit_are_found_on_a_line():
     def memory(config):
         each = config.rows // 2 // config.accumulate
         total = 1000 + 10 * each + (100 if config.accumulate > 1 else 0)
-        return Memory(100, 100, 0, 0, 0, 0, 50, total)
+        return Memory(100, 100, 0, 0, 0, 50, total)
 
     config = replace(TrainConfig.preset("mini"), rows=4096)
     rows = largest_rows(config, 2, memory(config), 6000, memory)
@@ -306,7 +304,7 @@ def test_rows_and_pieces_that_fit_are_found_on_a_line():
 def test_bad_input_is_one_sentence(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bad = [
-        ("--chip h300", "no chip 'h300' ... h200, h100, a100, v5e, v5p, v6e."),
+        ("--chip h300", "no chip 'h300' ... h100, a100, v5e, v5p, v6e, tpu7x."),
         ("--rows 10 --mesh.data 4", "--rows 10 ... over 4 devices ... multiple of 4"),
         ("--rows 8 --accumulate 3", "--accumulate 3 ... multiple of 3"),
         (f"--data {data} --tokens 5", "leave them out, or --data"),

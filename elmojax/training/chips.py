@@ -56,6 +56,17 @@ def _tpu(name: str, memory: float, bandwidth: float, bf16: float, link: float) -
 
 CHIPS = (
     Chip(
+        name="b200",
+        title="NVIDIA B200 SXM",
+        memory=180e9,
+        bandwidth=8e12,
+        bf16=2250e12,
+        float32=75e12,
+        link=900e9,
+        kinds=("NVIDIA B200",),
+        source=f"{NVIDIA}/hgx/",
+    ),
+    Chip(
         name="h200",
         title="NVIDIA H200 SXM",
         memory=141e9,
@@ -92,9 +103,21 @@ CHIPS = (
     _tpu("v5e", 16e9, 819e9, 197e12, 400e9),
     _tpu("v5p", 95e9, 2765e9, 459e12, 1200e9),
     _tpu("v6e", 32e9, 1600e9, 918e12, 800e9),
+    Chip(
+        name="tpu7x",
+        title="TPU7x core",
+        memory=96 * 2**30,
+        bandwidth=3690e9,
+        bf16=1153.5e12,
+        float32=1153.5e12 / 6,
+        link=300e9,
+        kinds=("TPU7x",),
+        source=f"{GOOGLE}/tpu7x",
+    ),
 )
 """As the pages named by `source` said in November 2026; GPUs send half of what NVLink
-is sold with, which counts both directions."""
+is sold with, which counts both directions. NVIDIA's page has eight B200 together. JAX
+has two devices for a chip of TPU7x, each with half of it."""
 
 
 def chip_named(name: str) -> Chip:
@@ -104,7 +127,7 @@ def chip_named(name: str) -> Chip:
     """
     plain = re.sub(r"nvidia|google|cloud|tpu|sxm\d?|[\s_-]", "", name.lower())
     for chip in CHIPS:
-        if chip.name == plain:
+        if chip.name.removeprefix("tpu") == plain:
             return chip
     known = ", ".join(chip.name for chip in CHIPS)
     raise InputError(f"There is no chip {name!r} in the table; choose one of {known}.")
