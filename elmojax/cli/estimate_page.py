@@ -74,8 +74,8 @@ def _chip_lines(report: dict[str, Any]) -> list[str]:
         lines.append("  " + "  ".join(cells).rstrip())
     if report["compiled_for"] == "cpu":
         lines.append(
-            "A chip's own program takes other temporary memory, often less; with --chip "
-            "it is compiled where that compiler is installed: .[tpu] or .[cuda]."
+            "A chip's own program takes other temporary memory, often less; --chip C "
+            "compiles it where C's compiler is installed: .[tpu] or .[cuda]."
         )
     if report["chip"] is not None:
         lines.append(f"Rates: {report['chips'][0]['source']}")

@@ -438,7 +438,10 @@ class Program:
         total = 0
         for index, operand in enumerate(one.operands):
             source = body.get(operand)
-            if source is None or len(source.arrays) != 1 or source.arrays[0].on_chip:
+            if source is None or len(source.arrays) != 1:
+                continue
+            (array,) = source.arrays
+            if array.on_chip or array.size == 1:
                 continue
             given = operand
             if one.operation == "fusion":
@@ -447,7 +450,6 @@ class Program:
                     for each in inside.values()
                     if each.operation == "parameter" and each.inside == str(index)
                 )
-            (array,) = source.arrays
             read = self._read(inside, given) * _width(array.dtype)
             total += min(array.bytes, read)
         return total + self._written(one, inside)
