@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 from commands import TINY, answer, done, refused, run
+from jax.experimental import topologies
 
 from elmojax.cli.common import parse
 from elmojax.cli.estimate import EstimateArguments
 from elmojax.cli.recipe import defaults, train_config
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
 from elmojax.errors import InputError
+from elmojax.training import compilers, fitting, loop, memory
 from elmojax.training import estimate as estimating
-from elmojax.training import fitting, loop, memory
 from elmojax.training import start as starting
 from elmojax.training.chips import CHIPS, chip_named, chip_of
 from elmojax.training.estimate import Estimate, Memory
@@ -123,6 +126,45 @@ def test_chips_go_by_the_names_that_people_use():
     assert chip_of("TPU v5").name == "v5p" and chip_of("TPU7x").name == "tpu7x"
     assert chip_of("NVIDIA A100-SXM4-40GB") is None and chip_of("cpu") is None
     assert all(chip.source.startswith("https://") for chip in CHIPS)
+
+
+def test_a_chip_without_its_compiler_is_left_to_this_machine_s(monkeypatch):
+    monkeypatch.setattr(compilers, "find_spec", lambda _: None)
+    assert not any(compilers.absent_devices(chip, 1) for chip in CHIPS)
+    monkeypatch.setattr(compilers, "_installed", lambda _: True)
+    monkeypatch.setattr(compilers, "_attached", lambda _: True)
+    assert not any(compilers.absent_devices(chip, 1) for chip in CHIPS)
+
+
+def test_a_step_is_compiled_for_the_chip_where_its_compiler_is(monkeypatch):
+    """Devices of this machine stand in for the chip's; no server is asked."""
+    asked = []
+
+    def slice_of(topology_name, platform):
+        asked.append((platform, topology_name, os.environ["TPU_SKIP_MDS_QUERY"]))
+        return SimpleNamespace(devices=jax.devices()[:8])
+
+    for name, value in compilers.QUIET.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
+    monkeypatch.setattr(compilers, "_installed", lambda _: True)
+    monkeypatch.setattr(compilers, "_attached", lambda _: False)
+    monkeypatch.setattr(topologies, "get_topology_desc", slice_of)
+    for chip, count in (("v5e", 8), ("v5p", 4), ("tpu7x", 8), ("v6e", 2)):
+        assert len(compilers.absent_devices(chip_named(chip), count)) == count
+    assert not compilers.absent_devices(chip_named("v5e"), 3)  # no part of a slice
+    assert asked == [
+        ("tpu", "v5e:2x4", "1"),
+        ("tpu", "v5p:2x2x1", "1"),
+        ("tpu", "tpu7x:2x2x1", "1"),
+        ("tpu", "v6e:2x2", "1"),
+    ]
+
+
+def test_what_a_compiler_refuses_as_too_large_is_what_it_takes():
+    said = "RESOURCE_EXHAUSTED: the memory required (25.04G) exceeds HBM (15.75G)."
+    assert estimating._wanted(said) == int(25.04 * 2**30)
+    assert estimating._wanted("INTERNAL: 3G") is None
 
 
 # --- memory, against real runs -------------------------------------------------------

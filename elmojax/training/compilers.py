@@ -80,8 +80,7 @@ def absent_devices(chip: Chip, count: int) -> Sequence[jax.Device]:
         return ()
     if not jax.config.values["jax_platforms"]:
         jax.config.update("jax_platforms", "cpu")
-    found = _gpus(chip, count) if gpu else _tpus(chip, count)
-    return found[:count] if len(found) >= count else ()
+    return (_gpus if gpu else _tpus)(chip, count)[:count]
 
 
 def _installed(gpu: bool) -> bool:
@@ -115,6 +114,8 @@ def _tpus(chip: Chip, count: int) -> Sequence[jax.Device]:
     os.environ.update({name: os.environ.get(name, QUIET[name]) for name in QUIET})
     cores = 2 if chip.name == "tpu7x" else 1
     shapes = SLICES if chip.name.endswith("e") else CUBES
-    size = min((n for n in shapes if n * cores >= count), default=max(shapes))
+    size = min((n for n in shapes if n * cores >= count), default=None)
+    if size is None or size * cores % count:
+        return ()  # no slice has so many
     name = f"{chip.name}:{shapes[size]}"
     return list(topologies.get_topology_desc(name, platform="tpu").devices)

@@ -197,8 +197,10 @@ def _memory(plan: Plan, gradients: int) -> Memory:
     try:
         found = plan.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        temporary = _wanted(str(error))
-        held = parameters + optimizer + carry + batch
+        wanted = _wanted(str(error))
+        if wanted is None:
+            raise
+        temporary, held = wanted, parameters + optimizer + carry + batch
     else:
         temporary = found.temp_size_in_bytes
         new = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -207,9 +209,8 @@ def _memory(plan: Plan, gradients: int) -> Memory:
     return Memory(parameters, optimizer, carry, batch, temporary, gradients, total)
 
 
-def _wanted(error: str) -> int:
+def _wanted(error: str) -> int | None:
     """Bytes that a program wants which a TPU's compiler refuses as too large."""
-    found = re.search(r"([\d.]+)([MGT])", error.partition("RESOURCE_EXHAUSTED")[2])
-    if found is None:
-        raise RuntimeError(error)
-    return int(float(found[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[found[2]])
+    found = re.search(r"RESOURCE_EXHAUSTED.*?([\d.]+)([MGT])", error, re.DOTALL)
+    units = {"M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(found[1]) * units[found[2]]) if found else None
