@@ -108,7 +108,12 @@ def _report(
         "mesh": {"data": data, "model": config.mesh.model},
         "precision": precision,
         "compiled_for": platform if own is None else f"{platform} {own.name}",
-        "text": _text(reading),
+        "text": {
+            "source": reading.source,
+            "assumed": reading.corpus is None,
+            "vocabulary": reading.vocabulary,
+            "positions": reading.positions,
+        },
         "softmax": {"kind": config.head.kind, "cutoffs": list(config.head.cutoffs)},
         "words_a_step": found.words,
         "table": list(found.table),
@@ -206,15 +211,6 @@ def _on_chip(
     if chip.measured is not None and precision == "bf16":
         report["floor_at_measured_rates"] = asdict(floor(found, chip, precision, False))
     return report
-
-
-def _text(reading: Reading) -> dict[str, Any]:
-    return {
-        "source": reading.source,
-        "assumed": reading.corpus is None,
-        "vocabulary": reading.vocabulary,
-        "positions": reading.positions,
-    }
 
 
 def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None:

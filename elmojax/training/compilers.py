@@ -16,10 +16,10 @@ import jax
 
 from elmojax.training.chips import Chip
 
-SLICES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
-CUBES = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
+SLICES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
+CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
 CUBES |= {128: "4x4x8"}
-"""Arrangements of so many chips, in two and in three dimensions."""
+"""Arrangements of so many chips, in two and in three dimensions; fewer are a part."""
 
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",  # asks no server where it runs
