@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from programs import Array, Kernel, Program, Rates
+from programs import Kernel, Program, Rates
 
 CLOCKS = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9, "tpu7x": 2.2e9}
 """Of the TPUs' cycles: the published peaks by the sizes of their matrix units."""
@@ -294,10 +294,9 @@ def complaints(case: Case, bound: float, found: dict[str, Any], plan: Any) -> li
         said.append("something is float64")
     data = case.devices // case.model
     lstm, rows = plan.config.model.lstm, case.rows // data
-    gates = 2 * plan.config.window * rows * lstm.dim // case.model
+    gate = 2 * plan.config.window * rows * lstm.dim // case.model  # of a layer
     for move in found["moves"]:
-        large = max(_sizes(move["array"]), default=0) >= gates
-        if large and move["part"].startswith("LSTM"):
+        if move["bytes"] >= 2 * gate and move["part"].startswith("LSTM"):
             said.append(f"a {move['kind']} of {move['array']}: {move['where']}")
     for loop in found["loops"]:
         if loop["rounds"] is None:
@@ -316,12 +315,6 @@ def complaints(case: Case, bound: float, found: dict[str, Any], plan: Any) -> li
         ):
             said.append(f"words of the softmax are gathered: {what}")
     return said
-
-
-def _sizes(arrays: str) -> list[int]:
-    """Elements of arrays that are written as `Array` writes them."""
-    shapes = re.findall(r"\w+\[([\d,]*)\]", arrays)
-    return [Array("", tuple(map(int, filter(None, s.split(","))))).size for s in shapes]
 
 
 def check() -> None:

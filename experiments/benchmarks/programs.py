@@ -430,11 +430,12 @@ class Program:
     def _bytes(self, name: str, one: Instruction) -> int:
         """What a kernel reads and writes in the device's memory."""
         body = self.computations[name]
-        alone = {one.name: replace(one, root=True)}
-        if one.operation == "fusion":
+        wraps = one.operation in ("fusion", "async")
+        if wraps:
             inside = self.computations[one.called[0]]
         else:
-            inside = {n: body[n] for n in one.operands if n in body} | alone
+            inside = {n: body[n] for n in one.operands if n in body}
+            inside = {**inside, one.name: replace(one, root=True)}
         total = 0
         for index, operand in enumerate(one.operands):
             source = body.get(operand)
@@ -444,7 +445,7 @@ class Program:
             if array.on_chip or array.size == 1:
                 continue
             given = operand
-            if one.operation == "fusion":
+            if wraps:
                 given = next(
                     each.name
                     for each in inside.values()
@@ -525,7 +526,7 @@ class Program:
 
     def _move(self, one: Instruction) -> str | None:
         """What a kernel does to its operands, if that is not to compute."""
-        if one.operation == "fusion":
+        if one.operation in ("fusion", "async"):
             inside = self.computations[one.called[0]].values()
             operations = {each.operation for each in inside} - TRIVIAL
             broadcast = any(each.operation == "broadcast" for each in inside)
