@@ -19,7 +19,7 @@ from elmojax.config import (
     MeshConfig,
     OptimizerConfig,
 )
-from elmojax.model.lstm import LstmState
+from elmojax.model.state import LstmState
 from elmojax.model.precision import contract
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import Words

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from elmojax.config import TrainConfig
 from elmojax.model.dropout import row_keys
-from elmojax.model.lstm import LstmState
+from elmojax.model.state import LstmState
 from elmojax.text.batches import steps_of
 from elmojax.training import sparse
 from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
