@@ -113,10 +113,10 @@ def log_prob(head: Tree, hidden: np.ndarray, target: int) -> float:
     raise AssertionError("no such word")
 
 
-def recurrence(inputs, weights, state, options, lengths=None, reset=None):
+def recurrence(options, inputs, weights, state, lengths=None, reset=None):
     """`elmojax.model.lstm.recurrence` as a scan that JAX differentiates."""
     dtype = options.dtype
-    two, width, _, dim = weights.kernel.shape
+    two, width = weights.kernel.shape[:2]
     kernel = weights.kernel.reshape(two, width, -1)
     bias = weights.bias.reshape(two, 1, -1).astype(jnp.float32)
     clips = options[:2]

@@ -57,7 +57,7 @@ ROWS = {
 
 @partial(jax.jit, static_argnums=(0, 1))
 def run(options, form, problem, rows):
-    return form(*problem, options, **rows)
+    return form(options, *problem, **rows)
 
 
 def numpy_lstm(problem, clips, lengths=None, reset=None):
@@ -102,7 +102,7 @@ def gradients(options, form, problem, rows):
     weights = jnp.sin(jnp.arange(TIME * 2 * BATCH * PROJECTION, dtype=jnp.float32))
 
     def loss(problem):
-        outputs, state = form(*problem, options, **rows)
+        outputs, state = form(options, *problem, **rows)
         last = jnp.sin(state.cell).sum() + (state.hidden**2).sum()
         outputs = jnp.where(real(rows), outputs, 0.0)
         return jnp.vdot(weights, outputs.reshape(-1)) + last
@@ -170,7 +170,7 @@ def test_a_cell_just_below_its_clip_is_not_clipped_for_the_way_back():
 
     def last_cell(cell):
         begin = State(jnp.full_like(state.cell, cell), state.hidden)
-        return recurrence(inputs[:1], still, begin, options)[1].cell.sum()
+        return recurrence(options, inputs[:1], still, begin)[1].cell.sum()
 
     assert jax.grad(last_cell)(2.999) == pytest.approx(2 * DIM, rel=1e-5)
     assert jax.grad(last_cell)(3.001) == 0

@@ -15,8 +15,8 @@ from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.errors import InputError
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.state import LstmState
 from elmojax.model.mix import mix_layers
+from elmojax.model.state import LstmState
 from elmojax.model.varying import automatic, varying_as
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
 from elmojax.text.characters import PADDING, SENTENCE_END, sentence_mark_ids

@@ -110,10 +110,10 @@ class Saved(NamedTuple):
 
 
 def recurrence(
+    options: Options,
     inputs: Inputs,
     weights: Weights,
     state: State,
-    options: Options,
     lengths: Lengths | None = None,
     reset: Reset | None = None,
 ) -> tuple[Array, State]:
@@ -199,9 +199,9 @@ def _forward(
 
     dim, out = weights.projection.shape[1:]
     room = partial(_room, layout, x)
-    stacks = ([room(dim, half) for _ in range(4)], room(dim, half))
+    gates, cells = [room(dim, half) for _ in range(4)], room(dim, half)
     last = None if ends is None else first
-    carry = (first, last, (*stacks, room(out, jnp.float32)))
+    carry: Any = (first, last, (gates, cells, room(out, jnp.float32)))
     (state, last, stacks), _ = lax.scan(step, carry, _numbers(x))
     gates, cells, hidden = jax.tree.map(turn, stacks)
     saved = (weights, State(*map(turn, first)), lengths, reset, gates, cells, hidden)
@@ -256,9 +256,9 @@ def _backward(
 
     (_, dim, out), inputs = projection.shape, saved.inputs.shape[-1]
     room = partial(_room, layout, d_outputs)
-    stacks = ([room(dim, half) for _ in range(4)], room(out, half))
-    begin = d_last if ends is None else zeros
-    carry = (begin, (*stacks, room(inputs, jnp.float32)))
+    d_gates, d_products = [room(dim, half) for _ in range(4)], room(out, half)
+    stacks = (d_gates, d_products, room(inputs, jnp.float32))
+    carry = (d_last if ends is None else zeros, stacks)
     (d_state, stacks), _ = lax.scan(step, carry, _numbers(x), reverse=True)
     d_gates, d_products, d_x = stacks
     if ends is not None:  # of rows without a position
@@ -451,25 +451,23 @@ class BiLstm(nn.Module):
             None if self.mesh is None else "model",
             self.platform,
         )
-        run = partial(_layer, options)
+        run: Callable[..., Any] = partial(recurrence, options)
         if self.mesh is not None:
             run = _sharded(run, self.mesh)
         return run(x, Weights(kernel, bias, projection), state, *rest)
 
 
-def _layer(
-    options: Options, x: Array, weights: Weights, state: State, *rest: Any
-) -> Any:
-    return recurrence(x, weights, state, options, *rest)
-
-
 def _sharded(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A layer with rows split over `data` and cells over `model`."""
+    """`recurrence` with rows split over `data` and cells over `model`."""
     rows: Any = P(None, None, "data")
-    state: Any = State(P(None, "data", "model"), P(None, "data"))
-    kernel, bias = P(None, None, None, "model"), P(None, None, "model")
-    weights: Any = Weights(kernel, bias, P(None, "model"))
-    reset: Any = Reset(rows, State(P(None, "model"), P()))
+    cell: Any = P(None, "data", "model")
+    hidden: Any = P(None, "data")
+    kernel: Any = P(None, None, None, "model")
+    bias: Any = P(None, None, "model")
+    dim: Any = P(None, "model")
+    whole: Any = P()
+    state, weights = State(cell, hidden), Weights(kernel, bias, dim)
+    reset = Reset(rows, State(dim, whole))
     return jax.shard_map(
         run,
         mesh=mesh,
