@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import jax
@@ -70,7 +70,7 @@ def test_collectives_are_read_from_a_compiled_program(benchmark):
 
     x = jax.device_put(jnp.ones((16, 10)), given)
     text = jax.jit(program).lower(x).compile().as_text()
-    found = benchmark("collectives").collectives(text, 8)
+    found = benchmark("programs").Program(text).collectives(8)
     own = 4 * 5 * 4  # bytes of a device's share
     got = {(e.kind, e.group, e.times, e.bytes, e.exact): e.sent for e in found}
     assert got == {
@@ -78,6 +78,99 @@ def test_collectives_are_read_from_a_compiled_program(benchmark):
         ("all-gather", 4, 1, 4 * own, True): 3 * own,
         ("all-reduce", 4, 1, own, True): 2 * 3 / 4 * own,
     }
+
+
+STEP = """\
+HloModule jit_step, is_scheduled=true
+
+%body (arg: (s32[], f32[5,8], f32[8], s32[])) -> (s32[], f32[5,8], f32[8], s32[]) {
+  %arg = (s32[], f32[5,8]{1,0}, f32[8]{0:T(8)S(1)}, s32[]) parameter(0)
+  %at = s32[] get-tuple-element(%arg), index=0
+  %stack = f32[5,8]{1,0} get-tuple-element(%arg), index=1
+  %kept = f32[8]{0:T(8)S(1)} get-tuple-element(%arg), index=2
+  %limit = s32[] get-tuple-element(%arg), index=3
+  %written = f32[5,8]{1,0} fusion(%stack, %at, %kept), kind=kLoop, calls=%put, backend_config={"estimated_cycles":"30","cost_model_type":"COST_MODEL_TYPE_INVALID"}
+  %one = s32[] constant(2)
+  %next = s32[] add(%at, %one)
+  ROOT %out = (s32[], f32[5,8]{1,0}, f32[8]{0:T(8)S(1)}, s32[]) tuple(%next, %written, %kept, %limit)
+}
+
+%put (a: f32[5,8], b: s32[], c: f32[8]) -> f32[5,8] {
+  %a = f32[5,8]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[8]{0} parameter(2)
+  %row = f32[1,8]{1,0} bitcast(%c)
+  %zero = s32[] constant(0)
+  ROOT %put.1 = f32[5,8]{1,0} dynamic-update-slice(%a, %row, %b, %zero)
+}
+
+%less (arg.1: (s32[], f32[5,8], f32[8], s32[])) -> pred[] {
+  %arg.1 = (s32[], f32[5,8]{1,0}, f32[8]{0:T(8)S(1)}, s32[]) parameter(0)
+  %at.1 = s32[] get-tuple-element(%arg.1), index=0
+  %limit.1 = s32[] get-tuple-element(%arg.1), index=3
+  ROOT %less.1 = pred[] compare(%at.1, %limit.1), direction=LT
+}
+
+ENTRY %main (x: f32[8], w: bf16[8,8]) -> f32[5,8] {
+  %x = f32[8]{0} parameter(0)
+  %w = bf16[8,8]{1,0} parameter(1)
+  %start = (f32[8]{0:T(8)S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%x)
+  %done = f32[8]{0:T(8)S(1)} copy-done(%start)
+  %zeros = f32[] constant(0)
+  %stack.1 = f32[5,8]{1,0} broadcast(%zeros), dimensions={}
+  %from = s32[] constant(1)
+  %to = s32[] constant(9)
+  %turned = bf16[8,8]{0,1} transpose(%w), dimensions={1,0}, metadata={op_name="jit(step)/turn"}
+  %square = f32[8,8]{1,0} dot(%w, %turned), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(step)/square"}
+  %given = (s32[], f32[5,8]{1,0}, f32[8]{0:T(8)S(1)}, s32[]) tuple(%from, %stack.1, %done, %to)
+  %loop = (s32[], f32[5,8]{1,0}, f32[8]{0:T(8)S(1)}, s32[]) while(%given), condition=%less, body=%body, metadata={op_name="jit(step)/lstm/while"}
+  ROOT %result = f32[5,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_what_runs_and_what_it_costs_is_read_from_a_compiled_program(benchmark):
+    """Arrays on the chip are free, of one changed in place only the change counts."""
+    programs = benchmark("programs")
+    rates = programs.Rates(bf16=1e3, float32=1e2, bandwidth=1e6, clock=1e3)
+    kernels, loops = programs.Program(STEP).kernels(rates)
+    (loop,) = loops
+    assert (loop.rounds, loop.exact, loop.kernels) == (4, True, 1)
+    assert loop.label == "jit(step)/lstm/while"
+    found = {kernel.instruction.name: kernel for kernel in kernels}
+    bytes_of = {name: kernel.bytes for name, kernel in found.items()}
+    assert bytes_of["written"] == 32 and bytes_of["start"] == 32
+    assert bytes_of["stack.1"] == 160 and bytes_of["turned"] == 256
+    moves = {name: kernel.move for name, kernel in found.items() if kernel.move}
+    assert moves == {"start": "copy", "stack.1": "fill", "turned": "transpose"}
+    assert found["stack.1"].label == loop.label  # of what takes it
+    assert found["written"].times == 4 and found["written"].cycles == 4 * 0.03
+    assert found["written"].seconds == pytest.approx(4 * 32e-6)  # not the cycles
+    gpu = replace(rates, clock=0.0)
+    (square,) = (
+        kernel
+        for kernel in programs.Program(STEP).kernels(gpu)[0]
+        if kernel.instruction.name == "square"
+    )
+    assert square.seconds == 2 * 8 * 8 * 8 / 1e3
+    endless = STEP.replace("%from = s32[] constant(1)", "%from = s32[] custom-call()")
+    ((unknown,),) = programs.Program(endless).kernels(rates)[1:]
+    assert (unknown.rounds, unknown.exact) == (1, False)
+
+
+def test_loops_of_this_machine_s_compiler_are_counted(benchmark):
+    programs = benchmark("programs")
+
+    def step(x, n):
+        x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ x), None), x, None, length=6)
+        return jax.lax.while_loop(lambda x: x.sum() < n, lambda x: x + 1, x)
+
+    text = jax.jit(step).lower(jnp.ones((4, 4)), 3.0).compile().as_text()
+    _, loops = programs.Program(text).kernels(programs.Rates(1e9, 1e9, 1e9))
+    assert sorted((loop.rounds, loop.exact) for loop in loops) == [
+        (1, False),
+        (6, True),
+    ]
 
 
 @pytest.mark.slow
@@ -102,7 +195,7 @@ def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples).batch(0)
     step = compile_train_step(lm, optimizer, state)
     text = step.lower(state, place(mesh, batch, "batch.")).compile().as_text()
-    found = benchmark("collectives").collectives(text, 8)
+    found = benchmark("programs").Program(text).collectives(8)
     params = dict(shapes.params)
     if kind == "sampled":
         size = len(batch.negatives.words)

@@ -32,7 +32,8 @@ class EstimateArguments(RecipeArguments):
     """Says what a run of `pretrain` with these flags would need; allocates nothing."""
 
     chip: str | None = None
-    """h200, h100, a100, v5e, v5p or v6e; none = the one in this machine, else all."""
+    """b200, h200, h100, a100, v5e, v5p, v6e or tpu7x, by whose own compiler the step is
+    compiled where it is installed; none = the one in this machine, else all."""
     vocabulary: int | None = None
     """Words of the vocabulary, for a text that is not at hand."""
     tokens: int | None = None
@@ -71,9 +72,8 @@ def _report(
     from elmojax.training.record import checkpoint_steps
 
     config = train_config(asked)
-    mesh, data = _mesh(config.mesh)
+    mesh, data = _mesh(config.mesh, chip)
     check_rows(config, data)
-    keep_compiled_programs()
     fresh = not checkpoint_steps(config.workdir)
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
         config = replace(config, workdir=Path(temporary))
@@ -86,8 +86,8 @@ def _report(
             record = complete(config, reading.corpus, elmojax.__version__, None)
             config = record.train
         device = mesh.devices.flat[0]
-        platform = device.platform
-        chip = chip or chip_of(device.device_kind)
+        platform, own = device.platform, chip_of(device.device_kind)
+        chip = chip or own
         dtype = product_dtype(config, platform if chip is None else "chip")
 
         def again(other: TrainConfig) -> Estimate:
@@ -107,7 +107,7 @@ def _report(
         "accumulate": config.accumulate,
         "mesh": {"data": data, "model": config.mesh.model},
         "precision": precision,
-        "compiled_for": platform,
+        "compiled_for": platform if own is None else f"{platform} {own.name}",
         "text": _text(reading),
         "softmax": {"kind": config.head.kind, "cutoffs": list(config.head.cutoffs)},
         "words_a_step": found.words,
@@ -120,16 +120,23 @@ def _report(
     }
 
 
-def _mesh(config: MeshConfig) -> tuple[Mesh, int]:
+def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     """What the step is compiled for, and the devices of the run along `data`.
 
-    Where there are too few devices, those of a CPU stand in, as many as are wanted.
+    Devices of the chip, if there is a compiler for it; else those of this machine, and
+    where these are too few, those of a CPU stand in, as many as are wanted.
     """
     import jax
 
+    from elmojax.training.compilers import absent_devices
     from elmojax.training.sharding import make_mesh
 
-    wanted = min(max(config.data, 1), MOST_ALONG_DATA) * config.model
+    along = min(max(config.data, 1), MOST_ALONG_DATA)
+    wanted = along * config.model
+    absent = absent_devices(chip, wanted) if chip is not None else ()
+    if absent:
+        return make_mesh(MeshConfig(along, config.model), absent), max(config.data, 1)
+    keep_compiled_programs()
     fixed = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if wanted > max(1, jax.config.values["jax_num_cpu_devices"]) and not fixed:
         try:

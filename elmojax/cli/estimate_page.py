@@ -42,10 +42,7 @@ def page(report: dict[str, Any]) -> str:
 def _memory_lines(memory: dict[str, int]) -> list[str]:
     names = ("parameters", "optimizer", "carry", "batch", "temporary", "total")
     lines = [f"  {name:12} {size_of(memory[name]):>10}" for name in names]
-    lines[4] += (
-        f"   (activations kept for the backward pass {size_of(memory['activations'])}, "
-        f"gradients {size_of(memory['gradients'])})"
-    )
+    lines[4] += f"   (gradients {size_of(memory['gradients'])})"
     return lines
 
 
@@ -76,7 +73,10 @@ def _chip_lines(report: dict[str, Any]) -> list[str]:
         cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
         lines.append("  " + "  ".join(cells).rstrip())
     if report["compiled_for"] == "cpu":
-        lines.append("Programs for other chips than a CPU take other temporary memory.")
+        lines.append(
+            "A chip's own program takes other temporary memory, often less; --chip C "
+            "compiles it where C's compiler is installed: .[tpu] or .[cuda]."
+        )
     if report["chip"] is not None:
         lines.append(f"Rates: {report['chips'][0]['source']}")
     if any(

@@ -20,7 +20,7 @@ GOOGLE = "https://docs.cloud.google.com/tpu/docs"
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator."""
+    """One accelerator, as JAX counts devices."""
 
     name: str
     title: str
@@ -46,55 +46,50 @@ class Chip:
         return self.float32 if precision == "float32" else self.bf16
 
 
+def _gpu(
+    kind: str,
+    memory: float,
+    bandwidth: float,
+    bf16: float,
+    float32: float,
+    link: float,
+    source: str,
+    measured: tuple[float, float] | None = None,
+) -> Chip:
+    """A GPU by JAX's name; its page gives NVLink in both directions together."""
+    name = re.split("[ -]", kind)[1]
+    rates = (memory, bandwidth, bf16, float32, link / 2)
+    title = f"NVIDIA {name} SXM"
+    return Chip(name.lower(), title, *rates, (kind,), source, measured)
+
+
 def _tpu(name: str, memory: float, bandwidth: float, bf16: float, link: float) -> Chip:
     """A TPU; its page gives the bandwidth of links in both directions together."""
-    title, generation = f"TPU {name}", name[1]
-    kinds = (title, f"TPU v{generation}{' lite' if name.endswith('e') else ''}")
-    source = f"{GOOGLE}/{name}"
-    return Chip(name, title, memory, bandwidth, bf16, bf16 / 6, link / 2, kinds, source)
+    title = f"TPU {name}" if name.startswith("v") else name.upper().replace("X", "x")
+    lite = f"TPU {name[:-1]}{' lite' if name.endswith('e') else ''}"
+    rates = (memory, bandwidth, bf16, bf16 / 6, link / 2)
+    return Chip(name, title, *rates, (title, lite), f"{GOOGLE}/{name}")
 
 
 CHIPS = (
-    Chip(
-        name="h200",
-        title="NVIDIA H200 SXM",
-        memory=141e9,
-        bandwidth=4.8e12,
-        bf16=989e12,
-        float32=67e12,
-        link=450e9,
-        kinds=("NVIDIA H200",),
-        source=f"{NVIDIA}/h200/",
+    _gpu("NVIDIA B200", 180e9, 8e12, 2250e12, 75e12, 1800e9, f"{NVIDIA}/hgx/"),
+    _gpu(
+        *("NVIDIA H200", 141e9, 4.8e12, 989e12, 67e12, 900e9, f"{NVIDIA}/h200/"),
         measured=(790e12, 4.3e12),
     ),
-    Chip(
-        name="h100",
-        title="NVIDIA H100 SXM",
-        memory=80e9,
-        bandwidth=3.35e12,
-        bf16=989e12,
-        float32=67e12,
-        link=450e9,
-        kinds=("NVIDIA H100 80GB HBM3",),
+    _gpu(
+        *("NVIDIA H100 80GB HBM3", 80e9, 3.35e12, 989e12, 67e12, 900e9),
         source=f"{NVIDIA}/h100/",
     ),
-    Chip(
-        name="a100",
-        title="NVIDIA A100 SXM 80 GB",
-        memory=80e9,
-        bandwidth=2.039e12,
-        bf16=312e12,
-        float32=19.5e12,
-        link=300e9,
-        kinds=("NVIDIA A100-SXM4-80GB",),
-        source=A100_SHEET,
-    ),
+    _gpu("NVIDIA A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 19.5e12, 600e9, A100_SHEET),
     _tpu("v5e", 16e9, 819e9, 197e12, 400e9),
     _tpu("v5p", 95e9, 2765e9, 459e12, 1200e9),
     _tpu("v6e", 32e9, 1600e9, 918e12, 800e9),
+    _tpu("tpu7x", 103e9, 3690e9, 1153.5e12, 600e9),
 )
-"""As the pages named by `source` said in November 2026; GPUs send half of what NVLink
-is sold with, which counts both directions."""
+"""As the pages named by `source` said in November 2026. NVIDIA's has eight B200
+together (and that of DGX B200 the bandwidth of their memory). Google's has TPU7x by
+chips of two cores; each is a device of JAX and has half of it."""
 
 
 def chip_named(name: str) -> Chip:
@@ -104,7 +99,7 @@ def chip_named(name: str) -> Chip:
     """
     plain = re.sub(r"nvidia|google|cloud|tpu|sxm\d?|[\s_-]", "", name.lower())
     for chip in CHIPS:
-        if chip.name == plain:
+        if chip.name.removeprefix("tpu") == plain:
             return chip
     known = ", ".join(chip.name for chip in CHIPS)
     raise InputError(f"There is no chip {name!r} in the table; choose one of {known}.")

@@ -2,13 +2,15 @@
 
 Nothing is allocated. State and batch are worked out as shapes, laid out by the sharding
 table, and the very training step of a run is compiled for them; its compiler says how
-much memory it takes. A device's share does not depend on how many others hold shares
-alike, so the step may be compiled for fewer devices along `data` than the run has.
+much memory it takes (`compilers.py` has those of chips that are not there). A device's
+share does not depend on how many others hold shares alike, so the step may be compiled
+for fewer devices along `data` than the run has.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,26 +21,18 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from elmojax.config import TrainConfig
-from elmojax.model.dropout import row_keys
-from elmojax.model.state import LstmState
 from elmojax.text.batches import steps_of
 from elmojax.training import sparse
 from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 from elmojax.training.guard import Guard
 from elmojax.training.optim import make_optimizer
-from elmojax.training.reading import (
-    Reading,
-    StepSizes,
-    batch_shapes,
-    step_sizes,
-)
+from elmojax.training.reading import Reading, StepSizes, step_sizes
 from elmojax.training.sharding import batch_shardings, shardings
 from elmojax.training.step import (
     LanguageModel,
     TrainState,
     compile_train_step,
     init_state,
-    loss,
 )
 
 
@@ -53,8 +47,6 @@ class Memory:
     batch: int
     temporary: int
     """What the compiled step takes besides its arguments and results."""
-    activations: int
-    """What the forward pass keeps for the backward pass, most of `temporary`."""
     gradients: int
     """The gradient of every parameter that a step moves, in `temporary` too."""
     total: int
@@ -100,9 +92,7 @@ def estimate(
     Raises:
       InputError: for what does not divide over the mesh.
     """
-    share = replace(config, rows=config.rows // data * mesh.shape["data"])
-    sizes = step_sizes(reading, share, mesh.shape["data"], config.rows)
-    plan = _plan(share, reading, sizes, mesh, dtype)
+    plan = plan_step(config, reading, mesh, data, dtype)
     params = plan.state.params
     softmax = softmax_flops(
         config.head,
@@ -110,8 +100,8 @@ def estimate(
         config.model.lstm.projection,
         reading.shares(config.head),
     )
-    words = sizes.words * config.rows / share.rows
-    word = word_flops(config.model, sizes.columns)
+    words = plan.sizes.words * config.rows / plan.config.rows
+    word = word_flops(config.model, plan.sizes.columns)
     moved, moments = _moved(plan)
     table = plan.batch.words.shape[1 if config.accumulate > 1 else 0 :]
     epochs = steps_of(reading.positions, config.rows, config.window, config.epochs)
@@ -134,33 +124,39 @@ def estimate(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """A step of a run as shapes with places on a mesh; no array among them."""
 
     config: TrainConfig
+    """Of the devices of the mesh: with their share of the rows."""
+    sizes: StepSizes
     lm: LanguageModel
     optimizer: optax.GradientTransformation
     state: TrainState
     batch: Any
 
+    def compile(self) -> Any:
+        """The very program of the run, for the devices of the mesh."""
+        guard = Guard(self.config.skip_nonfinite, self.config.spike_guard)
+        step: Any = compile_train_step(self.lm, self.optimizer, self.state, guard)
+        return step.lower(self.state, self.batch).compile()
 
-def _plan(
-    config: TrainConfig, reading: Reading, sizes: StepSizes, mesh: Mesh, dtype: Any
-) -> _Plan:
+
+def plan_step(
+    config: TrainConfig, reading: Reading, mesh: Mesh, data: int, dtype: Any
+) -> Plan:
+    """The step of a run as shapes; arguments as of `estimate`."""
+    share = replace(config, rows=config.rows // data * mesh.shape["data"])
+    sizes = step_sizes(reading, share, mesh.shape["data"], config.rows)
     head, model = config.head, config.model
     lm = LanguageModel(model, reading.vocabulary, head, config.dropout, dtype, mesh)
     # How long the run is changes no shape.
     optimizer = make_optimizer(config.optimizer, 1, config.freeze_steps)
-    state = jax.eval_shape(partial(init_state, lm, optimizer, config.rows, config.seed))
-    batch, pieces = sizes.batch, config.accumulate > 1
-    places = batch_shardings(mesh, batch, pieces)
-    return _Plan(
-        config,
-        lm,
-        optimizer,
-        _placed(state, shardings(mesh, state)),
-        _placed(batch, places),
-    )
+    state = jax.eval_shape(partial(init_state, lm, optimizer, share.rows, config.seed))
+    places = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
+    batch = _placed(sizes.batch, places)
+    state = _placed(state, shardings(mesh, state))
+    return Plan(share, sizes, lm, optimizer, state, batch)
 
 
 def _placed(tree: Any, places: Any) -> Any:
@@ -183,7 +179,7 @@ def _bytes(tree: Any) -> int:
     )
 
 
-def _moved(plan: _Plan) -> tuple[int, int]:
+def _moved(plan: Plan) -> tuple[int, int]:
     """Bytes of the parameters that a step moves, and of their moments."""
     learned = (plan.state.params, plan.state.optimizer)
     if plan.batch.negatives is not None:
@@ -193,62 +189,28 @@ def _moved(plan: _Plan) -> tuple[int, int]:
     return _bytes(learned[0]), _bytes(learned[1])
 
 
-def _memory(plan: _Plan, gradients: int) -> Memory:
+def _memory(plan: Plan, gradients: int) -> Memory:
     """Of the compiled step."""
-    guard = Guard(plan.config.skip_nonfinite, plan.config.spike_guard)
-    step: Any = compile_train_step(plan.lm, plan.optimizer, plan.state, guard)
-    found = step.lower(plan.state, plan.batch).compile().memory_analysis()
-    temporary = found.temp_size_in_bytes
-    new = found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(
-        _bytes(plan.state.params),
-        _bytes(plan.state.optimizer),
-        _bytes(plan.state.carry),
-        _bytes(plan.batch),
-        temporary,
-        _activations(plan),
-        gradients,
-        found.argument_size_in_bytes + new + temporary,
-    )
+    state = plan.state
+    trees = (state.params, state.optimizer, state.carry, plan.batch)
+    parameters, optimizer, carry, batch = map(_bytes, trees)
+    try:
+        found = plan.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        wanted = _wanted(str(error))
+        if wanted is None:
+            raise
+        temporary, held = wanted, parameters + optimizer + carry + batch
+    else:
+        temporary = found.temp_size_in_bytes
+        new = found.output_size_in_bytes - found.alias_size_in_bytes
+        held = found.argument_size_in_bytes + new
+    total = held + temporary
+    return Memory(parameters, optimizer, carry, batch, temporary, gradients, total)
 
 
-def _activations(plan: _Plan) -> int:
-    """Bytes of what one device keeps between the forward and the backward pass.
-
-    That is what its part of the batch makes larger: it is looked at twice, the second
-    time with twice the rows and words.
-    """
-    assert plan.lm.mesh is not None
-    one, two = (_kept(plan, times) for times in (1, 2))
-    dim, shares = plan.config.model.lstm.dim, plan.lm.mesh.shape["model"]
-    total = 0
-    for leaf, larger in zip(one, two, strict=True):
-        if leaf.shape != larger.shape:
-            split = leaf.shape[-1] in (dim, 4 * dim)  # cells lie along `model`
-            total += leaf.size * leaf.dtype.itemsize // (shares if split else 1)
-    return total
-
-
-def _kept(plan: _Plan, times: int) -> list[Any]:
-    """Shapes that the backward pass of one device's piece of a batch takes over."""
-    config, mesh = plan.config, plan.lm.mesh
-    assert mesh is not None
-    parts = mesh.shape["data"] * config.accumulate
-    rows, table = config.rows // parts * times, plan.batch.words.shape
-    table = table[1:] if config.accumulate > 1 else table
-    table = (table[0] // mesh.shape["data"] * times, *table[1:])
-    names = plan.batch.negatives
-    taken = 0 if names is None else names.words.shape[-1]
-    batch = batch_shapes(config, rows, table, taken)
-    lm, params = replace(plan.lm, mesh=None), plan.state.params
-    if names is not None:
-        few = jax.ShapeDtypeStruct((taken,), jnp.int32)
-        params = jax.eval_shape(sparse.take, params, few)
-
-    def backward(params: Any, carry: LstmState, batch: Any) -> Any:
-        keys = row_keys(jax.random.key(0), jnp.arange(rows))
-        run = partial(loss, lm, carry=carry, batch=batch, keys=keys)
-        return jax.vjp(run, params, has_aux=True)[1]
-
-    carry = jax.eval_shape(partial(LstmState.zeros, config.model.lstm, rows))
-    return jax.tree.leaves(jax.eval_shape(backward, params, carry, batch))
+def _wanted(error: str) -> int | None:
+    """Bytes that a program wants which a TPU's compiler refuses as too large."""
+    found = re.search(r"RESOURCE_EXHAUSTED.*?([\d.]+)([MGT])", error, re.DOTALL)
+    units = {"M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(found[1]) * units[found[2]]) if found else None

@@ -41,13 +41,7 @@ class Evaluator:
         self.words = Words(corpus, vocabulary, lm.config, data)
         known = self.words.targets != UNKNOWN_ID
         self._unknown = int(np.asarray(corpus.counts)[~known].sum())
-        whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
-        places = None
-        if lm.mesh is not None:
-            carry = partial(LstmState.zeros, lm.config.lstm, self.rows)
-            places = shardings(lm.mesh, jax.eval_shape(carry), "carry.")
-        step = partial(evaluation_step, lm)
-        self._step = jax.jit(step, donate_argnums=1, out_shardings=(whole, places))
+        self._step = compile_evaluation_step(lm, self.rows)
 
     def __call__(
         self, params: Params, progress: Callable[[int], Any] = lambda tokens: None
@@ -72,6 +66,17 @@ class Evaluator:
         total += np.asarray(sums, np.float64)
         seconds = time.perf_counter() - started
         return summarize(total, tokens, self.corpus, self._unknown, seconds)
+
+
+def compile_evaluation_step(lm: LanguageModel, rows: int) -> Any:
+    """`evaluation_step` as one program; the new carry lies as the old one did."""
+    whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
+    places = None
+    if lm.mesh is not None:
+        carry = partial(LstmState.zeros, lm.config.lstm, rows)
+        places = shardings(lm.mesh, jax.eval_shape(carry), "carry.")
+    step = partial(evaluation_step, lm)
+    return jax.jit(step, donate_argnums=1, out_shardings=(whole, places))
 
 
 def summarize(

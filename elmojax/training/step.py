@@ -104,6 +104,7 @@ class LanguageModel:
             top = dropped(top, dropout, keys, self.config.lstm.layers)
         return top, carry
 
+    @jax.named_scope("encoder")
     def _look_up(self, words: Array, rows: Array) -> Array:
         """Vectors [window, two, rows, width], each out of its shard's table."""
         if self.mesh is None:
@@ -122,6 +123,7 @@ class LanguageModel:
         """What the training objective is: a sampled loss gives no perplexity."""
         return "sampled_loss" if self.head.kind == "sampled" else "loss"
 
+    @jax.named_scope("softmax")
     def nll(
         self, head: Params, top: Array, batch: Any, *, train: bool
     ) -> tuple[Array, Array]:

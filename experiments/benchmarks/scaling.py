@@ -6,7 +6,7 @@
 
 Equality: the same text for a few steps on meshes of 1, 2, 4 and 8 virtual CPU devices
 along `data`, and with `model` of 2; losses and parameters against those of one device,
-and what the compiled step sends between devices (see collectives.py), beside the bytes
+and what the compiled step sends between devices (see programs.py), beside the bytes
 of the parameters. Virtual devices share the cores of this machine, so their speed says
 nothing about scaling. Projection: the step of the original model for 8 devices is
 compiled from abstract shapes (nothing of its size is run), its bytes are divided by
@@ -28,7 +28,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 import jax
 import numpy as np
-from collectives import Collective, collectives
+from programs import Collective, Program
 from projection import CHIPS, describe_projection, draw, project
 from report import write
 from training import zipf_corpus
@@ -115,7 +115,7 @@ def train(mesh: tuple[int, int], start: Any, corpus: Any, args: Any) -> dict[str
             compiled[shape] = step.lower(shapes, batch).compile()
         state, metrics = compiled[shape](state, batch)
         losses.append(float(metrics[lm.loss_name]))
-    found = collectives(compiled[shape].as_text(), mesh[0] * mesh[1])
+    found = Program(compiled[shape].as_text()).collectives(mesh[0] * mesh[1])
     return {
         "mesh": mesh,
         "losses": losses,
@@ -173,7 +173,8 @@ def projection(args: Any) -> list[dict[str, Any]]:
         step, shapes, text = program(lm, corpus, 8 * args.chip_rows, args.window)
         batch = place(lm.mesh, text.batch(0), "batch.")
         begin = time.perf_counter()
-        found = collectives(step.lower(shapes, batch).compile().as_text(), 8)
+        compiled = step.lower(shapes, batch).compile()
+        found = Program(compiled.as_text()).collectives(8)
         sent = traffic(found, weight(shapes.params))
         sent["compile_seconds"] = time.perf_counter() - begin
         if batch.negatives is not None:
