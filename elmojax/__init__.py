@@ -25,8 +25,8 @@ from elmojax.embedding.words import WordIndex, cache_words, word_ids
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree, init
 from elmojax.model.casting import cast
-from elmojax.model.lstm import LstmState
 from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
+from elmojax.model.state import LstmState
 from elmojax.text.characters import batch_to_ids
 
 if TYPE_CHECKING:

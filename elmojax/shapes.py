@@ -51,7 +51,7 @@ Gammas: TypeAlias = Float[jax.Array, "*mixes layers"]
 Inputs: TypeAlias = Float[jax.Array, "time two batch inputs"]
 Cell: TypeAlias = Float[jax.Array, "two batch dim"]
 Hidden: TypeAlias = Float[jax.Array, "two batch projection"]
-Valid: TypeAlias = Bool[jax.Array, "time batch"]
+Lengths: TypeAlias = Int[jax.Array, " batch"]
 
 Positions: TypeAlias = Float[jax.Array, "positions projection"]
 Targets: TypeAlias = Int[jax.Array, " positions"]

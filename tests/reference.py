@@ -1,11 +1,17 @@
-"""The published equations in NumPy: float64, loops, one word at a time."""
+"""The published equations: in NumPy, float64, loops, one word at a time; and forms
+that JAX differentiates, short and slow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from elmojax.model.lstm import State
+from elmojax.model.precision import contract
 
 Tree = dict[str, Any]
 
@@ -105,3 +111,37 @@ def log_prob(head: Tree, hidden: np.ndarray, target: int) -> float:
             return top[first + k] + log_softmax(inside)[target]
         target -= size
     raise AssertionError("no such word")
+
+
+def recurrence(options, inputs, weights, state, lengths=None, reset=None):
+    """`elmojax.model.lstm.recurrence` as a scan that JAX differentiates."""
+    dtype = options.dtype
+    two, width = weights.kernel.shape[:2]
+    kernel = weights.kernel.reshape(two, width, -1)
+    bias = weights.bias.reshape(two, 1, -1).astype(jnp.float32)
+    clips = options[:2]
+
+    def step(before, now):
+        (x, t), state = now, before
+        if reset is not None:
+            here = reset.here[t][..., None]
+            pairs = zip(reset.start, state, strict=True)
+            state = State(*(jnp.where(here, a[:, None], b) for a, b in pairs))
+        read = jnp.concatenate([x, state.hidden], axis=-1)
+        z = contract("nbi,nig->nbg", read, kernel, dtype) + bias
+        z = z.astype(dtype).astype(jnp.float32)
+        i, j, f, o = jnp.split(z, 4, axis=-1)
+        sigmoid = jax.nn.sigmoid
+        cell = sigmoid(f + 1) * state.cell + sigmoid(i) * jnp.tanh(j)
+        cell = jnp.clip(cell, -clips[0], clips[0])
+        m = sigmoid(o) * jnp.tanh(cell)
+        hidden = contract("nbd,ndp->nbp", m, weights.projection, dtype)
+        new = State(cell, jnp.clip(hidden, -clips[1], clips[1]))
+        if lengths is not None:
+            real = (t < lengths)[None, :, None]
+            new = jax.tree.map(lambda a, b: jnp.where(real, a, b), new, before)
+        return new, new.hidden
+
+    times = jnp.arange(len(inputs), dtype=jnp.int32)
+    state, outputs = jax.lax.scan(step, state, (inputs, times))
+    return outputs, state

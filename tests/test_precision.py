@@ -19,8 +19,8 @@ from elmojax.config import (
     MeshConfig,
     OptimizerConfig,
 )
-from elmojax.model.lstm import LstmState
 from elmojax.model.precision import contract
+from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import Words
 from elmojax.training import sparse

@@ -24,8 +24,8 @@ from elmojax.config import (
     WordTableConfig,
 )
 from elmojax.model.dropout import dropped, row_keys
-from elmojax.model.lstm import LstmState
 from elmojax.model.softmax import check_cutoffs
+from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import Words
 from elmojax.training import evaluate

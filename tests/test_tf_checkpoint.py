@@ -29,8 +29,8 @@ from elmojax.formats.tf_checkpoint import load_tf_checkpoint, read_tf_checkpoint
 from elmojax.formats.tf_table import MAGIC, crc32c, masked_crc32c
 from elmojax.model.bilm import BiLM, ElmoParams, contextualize
 from elmojax.model.bilm import encode_words as bilm_words
-from elmojax.model.lstm import LstmState
 from elmojax.model.softmax import log_prob_all
+from elmojax.model.state import LstmState
 from elmojax.text.characters import batch_to_ids, encode_words
 
 DATA = Path(__file__).parent / "data" / "bilm_tf_checkpoint"

@@ -20,7 +20,8 @@ from elmojax.embedding.plan import Plan
 from elmojax.embedding.table import WordTable
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.lstm import Reset
+from elmojax.model.state import LstmState
 from elmojax.model.varying import automatic
 
 CHUNK = 512
@@ -119,8 +120,8 @@ def _backward(
     """The backward direction's state after a chunk; states have one direction here."""
     lstm = jax.tree.map(lambda leaf: leaf[1:], params.lstm)
     start = jax.tree.map(lambda leaf: leaf[:, 1:], params.initial_state)
-    starts = SentenceStarts(plan.begins[:, 1:], start)
+    starts = Reset(plan.begins[:, 1:], start)
     model = BiLM(params.config, directions=1)
     tree = {"encoder": params.encoder, "lstm": lstm}
     inputs = table[plan.words[:, 1:]]
-    return bilm.contextualize(model, tree, inputs, state, restarts=starts)[1]
+    return bilm.contextualize(model, tree, inputs, state, reset=starts)[1]

@@ -16,7 +16,8 @@ from elmojax.embedding.plan import Plan, windows
 from elmojax.errors import InputError
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.lstm import Reset
+from elmojax.model.state import LstmState
 from elmojax.model.varying import automatic
 from elmojax.shapes import Numbers
 
@@ -93,9 +94,9 @@ def run(
 ) -> tuple[Array, LstmState]:
     """Some steps of all rows: their vectors go to their places in `kept`."""
     words = table[plan.words]
-    starts = SentenceStarts(plan.begins, params.initial_state)
+    reset = Reset(plan.begins, params.initial_state)
     outputs, state = bilm.contextualize(
-        BiLM(params.config), params.tree, words, state, restarts=starts
+        BiLM(params.config), params.tree, words, state, reset=reset
     )
     if layers == "top":
         vectors = outputs[-1]

@@ -15,8 +15,8 @@ from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.errors import InputError
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
+from elmojax.model.state import LstmState
 from elmojax.model.varying import automatic, varying_as
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
 from elmojax.text.characters import PADDING, SENTENCE_END, sentence_mark_ids
@@ -133,7 +133,7 @@ def contextualize(
 def _read(
     params: ElmoParams, words: Array, mask: Mask, state: LstmState | None, marks: bool
 ) -> Encoded:
-    batch, lengths = mask.shape[0], mask.sum(axis=1) + 2
+    batch, lengths = mask.shape[0], mask.sum(axis=1, dtype=jnp.int32) + 2
     time = jnp.arange(words.shape[1] + 2)[None]
     valid, last = time < lengths[:, None], time == lengths[:, None] - 1
     begin, end = encode_words(params, _mark_ids(params.config))
@@ -156,7 +156,7 @@ def _read(
         params.tree,
         inputs.transpose(2, 0, 1, 3),
         before,
-        valid.T,
+        lengths,
     )
     if state is not None and state.cell.ndim == 4:  # rows beyond a smaller batch stay
         rest = jax.tree.map(lambda leaf: leaf[:, :, batch:], state)

@@ -19,7 +19,7 @@ from elmojax.embedding.functions import check_tokens, encode
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.casting import cast
-from elmojax.model.lstm import LstmState
+from elmojax.model.state import LstmState
 from elmojax.model.varying import automatic
 from elmojax.shapes import Tokens
 

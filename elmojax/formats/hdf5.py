@@ -28,7 +28,7 @@ from elmojax.errors import InputError
 from elmojax.formats.options import config_of, options_of, read_options
 from elmojax.formats.published import Entry, Shape, check_shapes, layout
 from elmojax.model.bilm import ElmoParams, Placement, placements, tree_shapes
-from elmojax.model.lstm import LstmState
+from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
 

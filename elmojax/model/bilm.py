@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.errors import InputError
-from elmojax.model.cell import Backend
 from elmojax.model.char_cnn import CharCnn, WordTable
-from elmojax.model.lstm import BiLstm, LstmState, SentenceStarts
+from elmojax.model.lstm import BiLstm, Reset
 from elmojax.model.platforms import Platform
 from elmojax.model.precision import Dtype
-from elmojax.shapes import Inputs, Params, Valid
+from elmojax.model.state import LstmState
+from elmojax.shapes import Inputs, Lengths, Params
 
 
 class BiLM(nn.Module):
@@ -29,7 +29,6 @@ class BiLM(nn.Module):
     config: ElmoConfig
     dropout: float = 0.0
     mesh: Mesh | None = None
-    backend: Backend = Backend.LEAN
     directions: int = 2
     """1 with parameters of one direction only (a leading axis of 1)."""
     dtype: Dtype = None
@@ -48,7 +47,6 @@ class BiLM(nn.Module):
             lstm,
             self.dropout,
             self.mesh,
-            self.backend,
             self.directions,
             self.dtype,
             self.platform,
@@ -67,8 +65,8 @@ class BiLM(nn.Module):
         self,
         inputs: Inputs,
         state: LstmState,
-        valid: Valid | None = None,
-        restarts: SentenceStarts | None = None,
+        lengths: Lengths | None = None,
+        reset: Reset | None = None,
         row_keys: Array | None = None,
     ) -> tuple[Array, LstmState]:
         """Token vectors in the order each direction reads -> all layers, new state.
@@ -76,7 +74,7 @@ class BiLM(nn.Module):
         inputs are [time, two, batch, projection]; the result is [layers, time, two,
         batch, projection], still in the order each direction reads.
         """
-        return self.lstm(inputs, state, valid, restarts, row_keys)
+        return self.lstm(inputs, state, lengths, reset, row_keys)
 
 
 @flax.struct.dataclass
@@ -125,13 +123,13 @@ def contextualize(
     tree: Params,
     inputs: Inputs,
     state: LstmState,
-    valid: Valid | None = None,
-    restarts: SentenceStarts | None = None,
+    lengths: Lengths | None = None,
+    reset: Reset | None = None,
     row_keys: Array | None = None,
 ) -> tuple[Array, LstmState]:
     """`BiLM.contextualize` with the parameters of a tree; with keys, dropout."""
     variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
-    arguments = (inputs, state, valid, restarts, row_keys)
+    arguments = (inputs, state, lengths, reset, row_keys)
     result = model.apply(variables, *arguments, method="contextualize")
     return cast(tuple[Array, LstmState], result)
 

@@ -1,113 +1,390 @@
-"""The bidirectional LSTM with projection: layers of `recurrence`, in Linen.
+"""The bidirectional LSTM with projection: one layer as a loop, and the layers in Linen.
 
-Both directions are stacked on a leading axis of size two: 0 reads the sentence forward,
-1 reads it backward. Callers hand over both inputs in reading order.
+Both directions are stacked on a leading axis of size two, 0 forward and 1 backward, and
+run in one loop over time; callers hand over both inputs in reading order. At each
+position and direction (Sak et al. 2014, as TensorFlow's LSTMCell computes it, with one
+matrix for inputs and hidden state):
+
+    i, j, f, o = [x, h] @ kernel + bias
+    c = clip(sigmoid(f + 1) * c + sigmoid(i) * tanh(j), cell_clip)
+    h = clip((sigmoid(o) * tanh(c)) @ projection, projection_clip)
+
+Products run in `Options.dtype`, and pre-activations are rounded to it once; gates,
+cells and clips are float32. The gradient is the loop's own: pre-activations and cells
+are kept, in the dtype of products, and weight gradients are one product each over all
+positions, float32 as they leave it. A column of ones among the inputs of that product
+makes its last row the gradient of the bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import LstmConfig
-from elmojax.model.cell import Backend, Options, State, Weights
 from elmojax.model.dropout import dropped
-from elmojax.model.platforms import Platform
-from elmojax.model.precision import Dtype
-from elmojax.model.recurrence import Restarts, recurrence
-from elmojax.shapes import Inputs, Valid
+from elmojax.model.platforms import Platform, by_platform
+from elmojax.model.precision import Dtype, contract, sum_over
+from elmojax.model.state import LstmState
+from elmojax.model.varying import alike, varying_as
+from elmojax.shapes import Cell, Hidden, Inputs, Lengths
+
+FORGET_BIAS = 1.0
+"""Added to the forget gate when it is computed, never stored (as in TensorFlow)."""
 
 
-@flax.struct.dataclass
-class LstmState:
-    """State of all layers and directions, zeros at the start of a stream.
+class State(NamedTuple):
+    """What a layer carries from one position to the next, float32."""
 
-    cell is [layers, two, batch, dim], hidden [layers, two, batch, projection], both
-    float32. Without the batch axis it is the same start for every sentence.
-    """
-
-    cell: Any  # an array, or what stands for one while shapes are worked out
-    hidden: Any
-
-    @classmethod
-    def zeros(cls, config: LstmConfig, *batch: int) -> LstmState:
-        """The state before any text, for `batch` rows (or none: one for all)."""
-        lead = (config.layers, 2, *batch)
-        return cls(
-            jnp.zeros((*lead, config.dim), jnp.float32),
-            jnp.zeros((*lead, config.projection), jnp.float32),
-        )
-
-    def for_batch(self, batch: Any, start: LstmState | None = None) -> LstmState:
-        """The state of `batch` rows, a number or a symbolic dimension.
-
-        Without a batch axis it is repeated. With one, its first rows are taken; rows
-        that it lacks begin as `start` (without a batch axis; None = zeros).
-        """
-        if self.cell.ndim == 3:
-            repeat = partial(jnp.repeat, repeats=batch, axis=2)
-            return jax.tree.map(lambda leaf: repeat(leaf[:, :, None]), self)
-        more = batch - self.cell.shape[2]
-        if more <= 0:
-            return jax.tree.map(lambda leaf: leaf[:, :, :batch], self)
-        if start is None:
-            start = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, :, 0]), self)
-        return self.joined(start.for_batch(more))
-
-    def joined(self, further: LstmState) -> LstmState:
-        """The rows of both, one after the other."""
-        join = partial(jnp.concatenate, axis=2)
-        return jax.tree.map(lambda one, other: join([one, other]), self, further)
-
-    def constant(self) -> LstmState:
-        """The same numbers as read-only float32 arrays of NumPy, for the metadata of a
-        pytree; itself if they are that. `TypeError` if JAX traces them."""
-        both = (self.cell, self.hidden)
-        if all(isinstance(a, np.ndarray) and not a.flags.writeable for a in both):
-            if self.cell.dtype == self.hidden.dtype == np.float32:
-                return self
-        copies = [np.array(leaf, np.float32) for leaf in both]
-        for array in copies:
-            array.flags.writeable = False
-        return LstmState(*copies)
-
-    def __eq__(self, other: object) -> bool:
-        """Whether all numbers are the same, bit for bit."""
-        if not isinstance(other, LstmState):
-            return NotImplemented
-        return self is other or self._content() == other._content()
-
-    def __hash__(self) -> int:
-        if "_hash" not in self.__dict__:  # once: programs are looked up by it
-            object.__setattr__(self, "_hash", hash(self._content()))
-        return int(self.__dict__["_hash"])
-
-    def _content(self) -> tuple[Any, ...]:
-        arrays = (np.asarray(self.cell), np.asarray(self.hidden))
-        return tuple((a.shape, a.dtype.str, a.tobytes()) for a in arrays)
+    cell: Cell
+    hidden: Hidden
 
 
-class SentenceStarts(NamedTuple):
-    """Where sentences begin in rows that hold several, one after the other."""
+class Weights(NamedTuple):
+    """One layer: kernel [two, inputs + projection, 4, dim], bias [two, 4, dim],
+    projection [two, dim, projection]."""
+
+    kernel: Array
+    bias: Array
+    projection: Array
+
+
+class Reset(NamedTuple):
+    """Where a row begins anew, so that it can hold one sentence after the other."""
 
     here: Array
-    """bool [time, two, batch]: set the state back before this position is read."""
-    state: LstmState
-    """Without a batch axis: what every sentence starts from."""
+    """bool [time, two, batch]: take `start` for the state before this position."""
+    start: Any
+    """`State` of a layer, or `LstmState` of all layers, without a batch axis; a
+    constant, to which no gradient flows."""
 
-    def of_layer(self, number: int) -> Restarts:
-        start = State(self.state.cell[number], self.state.hidden[number])
-        return Restarts(self.here, start)
+
+class Layout(NamedTuple):
+    """How the arrays of a position lie; it changes the speed and no number."""
+
+    features: int
+    """Axis of features in [two, ., .]; the other one is the batch."""
+    products: int
+    """Products that the four gates are made by."""
+
+
+ROWS = Layout(-1, 4)
+"""For accelerators: the product of each gate is fused with what follows it."""
+COLUMNS = Layout(-2, 1)
+"""For a CPU: weights are the left factor of a product, and are read as they lie."""
+
+
+class Options(NamedTuple):
+    """What does not change while a program runs."""
+
+    cell_clip: float
+    projection_clip: float
+    dtype: Dtype = jnp.float32
+    """Of matrix products."""
+    axis: str | None = None
+    """Mesh axis over which `dim` is split; the projection is summed over it."""
+    platform: Platform = None
+
+
+class Saved(NamedTuple):
+    """What the way back takes: inputs, gates and cells in the dtype of products."""
+
+    inputs: Array
+    weights: Weights
+    first: State
+    lengths: Array | None
+    reset: Reset | None
+    gates: list[Array]
+    """Before activation: four of [time, two, batch, dim]."""
+    cells: Array
+    hidden: Array
+
+
+def recurrence(
+    options: Options,
+    inputs: Inputs,
+    weights: Weights,
+    state: State,
+    lengths: Lengths | None = None,
+    reset: Reset | None = None,
+) -> tuple[Array, State]:
+    """One layer, both directions, over time.
+
+    Args:
+      inputs: [time, two, batch, inputs].
+      state: before the first position.
+      lengths: int32 [batch], positions of each row; what the outputs hold past them
+        means nothing. None = all.
+      reset: where rows begin anew.
+
+    Returns:
+      outputs [time, two, batch, projection], float32, and the state after the last
+      position of each row.
+    """
+    inputs, weights, state = alike((inputs.astype(jnp.float32), weights, state))
+    return _recurrence(options, inputs, weights, state, lengths, reset)
+
+
+def _in_layout(run: Callable[..., Any], options: Options, *arguments: Any) -> Any:
+    forms = (partial(run, options, layout) for layout in (COLUMNS, ROWS))
+    cpu, accelerator = forms
+    return by_platform(options.platform, *arguments, cpu=cpu, accelerator=accelerator)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(options: Options, *arguments: Any) -> tuple[Array, State]:
+    return _save(options, *arguments)[0]
+
+
+def _save(options: Options, *arguments: Any) -> tuple[tuple[Array, State], Saved]:
+    return _in_layout(_forward, options, *arguments)
+
+
+def _gradient(options: Options, saved: Saved, cotangents: Any) -> tuple[Any, ...]:
+    gradients = _in_layout(_backward, options, saved, cotangents)
+    return *gradients, None, None
+
+
+_recurrence.defvjp(_save, _gradient)
+
+
+def _forward(
+    options: Options,
+    layout: Layout,
+    inputs: Array,
+    weights: Weights,
+    state: State,
+    lengths: Array | None,
+    reset: Reset | None,
+) -> tuple[tuple[Array, State], Saved]:
+    half, turn = options.dtype, partial(_turn, layout)
+    cell_clip, projection_clip = options[:2]
+    kernels = [turn(part.astype(half)) for part in _parts(layout, weights.kernel)]
+    biases = [_row(layout, part) for part in _parts(layout, weights.bias)]
+    projection, x = turn(weights.projection.astype(half)), turn(inputs.astype(half))
+    first = State(*map(turn, state))
+    ends = None if lengths is None else _mask(layout, lengths[None])
+    # What rounding would carry to the clip stays below it: it is not clipped.
+    below = np.nextafter(np.array(cell_clip, half), np.array(0, half))
+
+    def step(carry: Any, t: Array) -> tuple[Any, None]:
+        state, last, stacks = carry
+        state = _begun(layout, reset, t, state)
+        read = jnp.concatenate([x[t], state.hidden.astype(half)], layout.features)
+        pairs = zip(kernels, biases, strict=True)
+        z = [_times(layout, read, kernel, half) + bias for kernel, bias in pairs]
+        gates = [gate for part in z for gate in _split(layout, part.astype(half))]
+        i, j, f, o = _activated(gates)
+        cell = jnp.clip(f * state.cell + i * j, -cell_clip, cell_clip)
+        hidden = _times(layout, o * jnp.tanh(cell), projection, half)
+        if options.axis is not None:
+            hidden = sum_over(options.axis, hidden)
+        hidden = jnp.clip(hidden, -projection_clip, projection_clip)
+        rounded = cell.astype(half)
+        inside = jnp.clip(rounded, -below, below)
+        rounded = jnp.where(jnp.abs(cell) < cell_clip, inside, rounded)
+        state = State(cell, hidden)
+        if ends is not None:
+            last = _choose(ends == t + 1, state, last)
+        return (state, last, _put(stacks, (gates, rounded, hidden), t)), None
+
+    dim, out = weights.projection.shape[1:]
+    room = partial(_room, layout, x)
+    gates, cells = [room(dim, half) for _ in range(4)], room(dim, half)
+    last = None if ends is None else first
+    carry: Any = (first, last, (gates, cells, room(out, jnp.float32)))
+    (state, last, stacks), _ = lax.scan(step, carry, _numbers(x))
+    gates, cells, hidden = jax.tree.map(turn, stacks)
+    saved = (weights, State(*map(turn, first)), lengths, reset, gates, cells, hidden)
+    return (hidden, State(*map(turn, last or state))), Saved(turn(x), *saved)
+
+
+def _backward(
+    options: Options, layout: Layout, saved: Saved, cotangents: tuple[Array, State]
+) -> tuple[Array, Weights, State]:
+    half, turn, reset = options.dtype, partial(_turn, layout), saved.reset
+    cell_clip, projection_clip = np.array(options[0], half), options[1]
+    kernels = [part.astype(half) for part in _parts(layout, saved.weights.kernel)]
+    projection = saved.weights.projection.astype(half)
+    gates, cells, hidden = map(turn, saved.gates), turn(saved.cells), turn(saved.hidden)
+    zs, first, x = list(gates), State(*map(turn, saved.first)), turn(saved.inputs)
+    d_outputs, d_last = turn(cotangents[0]), State(*map(turn, cotangents[1]))
+    zeros, lengths = jax.tree.map(jnp.zeros_like, d_last), saved.lengths
+    ends = None if lengths is None else _mask(layout, lengths[None])
+
+    def step(carry: Any, t: Array) -> tuple[Any, None]:
+        (d_cell, d_hidden), stacks = carry
+        if ends is not None:
+            added = _choose(ends == t + 1, d_last, zeros)
+            d_cell, d_hidden = d_cell + added.cell, d_hidden + added.hidden
+        i, j, f, o = _activated([z[t] for z in zs])
+        before = cells[jnp.maximum(t - 1, 0)].astype(jnp.float32)
+        before = jnp.where(t > 0, before, first.cell)
+        before = _begun(layout, reset, t, State(before, first.hidden)).cell
+        squashed = jnp.tanh(cells[t].astype(jnp.float32))
+        d_hidden = d_hidden + d_outputs[t]
+        if options.axis is not None:  # each device of the axis holds a share of it
+            d_hidden = sum_over(options.axis, d_hidden)
+        free = jnp.abs(hidden[t]) < projection_clip
+        d_product = jnp.where(free, d_hidden, 0.0).astype(half)
+        d_m = _times_turned(layout, d_product, projection, half)
+        d_cell = d_cell + d_m * o * (1 - squashed**2)
+        d_cell = jnp.where(jnp.abs(cells[t]) < cell_clip, d_cell, 0.0)
+        d_gates = (
+            d_cell * j * i * (1 - i),
+            d_cell * i * (1 - j**2),
+            d_cell * before * f * (1 - f),
+            d_m * squashed * o * (1 - o),
+        )
+        dz = [gate.astype(half) for gate in d_gates]
+        pairs = zip(_joined(layout, dz), kernels, strict=True)
+        both = sum(_times_turned(layout, part, kernel, half) for part, kernel in pairs)
+        d_x, d_hidden = jnp.split(both, [x.shape[layout.features]], layout.features)
+        d_state = State(d_cell * f, d_hidden)
+        if reset is not None:
+            d_state = _choose(_mask(layout, reset.here[t]), zeros, d_state)
+        return (d_state, _put(stacks, (dz, d_product, d_x), t)), None
+
+    (_, dim, out), inputs = projection.shape, saved.inputs.shape[-1]
+    room = partial(_room, layout, d_outputs)
+    d_gates, d_products = [room(dim, half) for _ in range(4)], room(out, half)
+    stacks = (d_gates, d_products, room(inputs, jnp.float32))
+    carry = (d_last if ends is None else zeros, stacks)
+    (d_state, stacks), _ = lax.scan(step, carry, _numbers(x), reverse=True)
+    d_gates, d_products, d_x = stacks
+    if ends is not None:  # of rows without a position
+        d_state = jax.tree.map(jnp.add, d_state, _choose(ends == 0, d_last, zeros))
+    over = partial(_over_positions, layout, dtype=half)
+    read = _read(layout, x, hidden, first, reset)
+    d_kernels = [over(read, d_gate) for d_gate in d_gates]
+    d_kernel = jnp.stack([d_gate[:, : inputs + out] for d_gate in d_kernels], 2)
+    d_bias = jnp.stack([d_gate[:, inputs + out] for d_gate in d_kernels], 1)
+    *_, o = _activated(zs)
+    m = (o * jnp.tanh(cells.astype(jnp.float32))).astype(half)
+    d_weights = (d_kernel, d_bias, over(m, d_products))
+    like = zip(d_weights, saved.weights, strict=True)
+    d_weights = Weights(*(d_leaf.astype(leaf.dtype) for d_leaf, leaf in like))
+    return turn(d_x), d_weights, State(*map(turn, d_state))
+
+
+def _numbers(x: Array) -> Array:
+    return jnp.arange(len(x), dtype=jnp.int32)
+
+
+def _turn(layout: Layout, array: Array) -> Array:
+    """[..., batch, features] in the layout, and back; weights [..., in, out] too."""
+    return array if layout.features == -1 else jnp.swapaxes(array, -1, -2)
+
+
+def _mask(layout: Layout, of_rows: Array) -> Array:
+    """[two or 1, batch] beside [two, batch, features] in the layout."""
+    return jnp.expand_dims(of_rows, layout.features)
+
+
+def _row(layout: Layout, features: Array) -> Array:
+    """[two, features] beside [two, batch, features] in the layout, float32."""
+    return jnp.expand_dims(features.astype(jnp.float32), -3 - layout.features)
+
+
+def _parts(layout: Layout, leaf: Array) -> list[Array]:
+    """[..., 4, dim], one array a product: [..., 4 * dim / products]."""
+    split = leaf.reshape(*leaf.shape[:-2], layout.products, -1)
+    return [split[..., part, :] for part in range(layout.products)]
+
+
+def _split(layout: Layout, z: Array) -> list[Array]:
+    """The gates that one product makes."""
+    return jnp.split(z, 4 // layout.products, layout.features)
+
+
+def _activated(gates: Sequence[Array]) -> tuple[Array, ...]:
+    """i, j, f and o in float32, of what they are before activation."""
+    i, j, f, o = (gate.astype(jnp.float32) for gate in gates)
+    sigmoid = jax.nn.sigmoid
+    return sigmoid(i), jnp.tanh(j), sigmoid(f + FORGET_BIAS), sigmoid(o)
+
+
+def _joined(layout: Layout, gates: list[Array]) -> list[Array]:
+    """The four gates, one array a product.
+
+    Each is written to its place by a loop of its own: one loop over all four is not
+    vectorised on a CPU, and the way back took 1.4 times as long.
+    """
+    if layout.products == len(gates):
+        return gates
+    whole = jnp.concatenate([jnp.zeros_like(gate) for gate in gates], layout.features)
+    for number, gate in enumerate(gates):
+        start = [0, 0, 0]
+        start[layout.features] = number * gate.shape[layout.features]
+        whole = lax.dynamic_update_slice(whole, gate, start)
+    return [whole]
+
+
+def _times(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Array:
+    """x times weights [two, in, out], which the layout has turned."""
+    if layout.features == -1:
+        return contract("nbi,nio->nbo", x, weights, dtype)
+    return contract("noi,nib->nob", weights, x, dtype)
+
+
+def _times_turned(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Array:
+    """x [.., out] times weights [two, in, out] as they lie."""
+    if layout.features == -1:
+        return contract("nbo,nio->nbi", x, weights, dtype)
+    return contract("nio,nob->nib", weights, x, dtype)
+
+
+def _over_positions(layout: Layout, left: Array, right: Array, dtype: Dtype) -> Array:
+    """Sum over time and batch of left times right: [two, left, right], float32."""
+    subscripts = "tnbi,tnbo->nio" if layout.features == -1 else "tnib,tnob->nio"
+    return contract(subscripts, left, right, dtype)
+
+
+def _begun(layout: Layout, reset: Reset | None, t: Array, state: State) -> State:
+    """`state`, set back in the rows that begin anew at position t."""
+    if reset is None:
+        return state
+    start = State(*(_row(layout, leaf) for leaf in reset.start))
+    return _choose(_mask(layout, reset.here[t]), start, state)
+
+
+def _choose(mask: Array, yes: State, no: State) -> State:
+    return State(*(jnp.where(mask, a, b) for a, b in zip(yes, no, strict=True)))
+
+
+def _room(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
+    """For a value at each position; each is written before it is read."""
+    shape = list(like.shape)
+    shape[layout.features] = width
+    return varying_as(like, lax.empty(tuple(shape), dtype))
+
+
+def _put(stacks: Any, values: Any, t: Array) -> Any:
+    def put(stack: Array, value: Array) -> Array:
+        return lax.dynamic_update_index_in_dim(stack, value.astype(stack.dtype), t, 0)
+
+    return jax.tree.map(put, stacks, values)
+
+
+def _read(
+    layout: Layout, x: Array, hidden: Array, first: State, reset: Reset | None
+) -> Array:
+    """What each position read, inputs and hidden state, and a 1."""
+    before = jnp.concatenate([first.hidden[None], hidden[:-1]])
+    if reset is not None:
+        start = _row(layout, reset.start.hidden)
+        before = jnp.where(_mask(layout, reset.here), start, before)
+    one = jnp.ones_like(jnp.split(x, [1], layout.features)[0])
+    return jnp.concatenate([x, before.astype(x.dtype), one], layout.features)
 
 
 class BiLstm(nn.Module):
@@ -120,7 +397,6 @@ class BiLstm(nn.Module):
     config: LstmConfig
     dropout: float = 0.0
     mesh: Mesh | None = None
-    backend: Backend = Backend.LEAN
     directions: int = 2
     dtype: Dtype = None
     """Of matrix products; None = that of the weights."""
@@ -131,34 +407,31 @@ class BiLstm(nn.Module):
         self,
         inputs: Inputs,
         state: LstmState,
-        valid: Valid | None = None,
-        restarts: SentenceStarts | None = None,
+        lengths: Lengths | None = None,
+        reset: Reset | None = None,
         row_keys: Array | None = None,
     ) -> tuple[Array, LstmState]:
         outputs, cells, hiddens = [], [], []
-        x = inputs
+        x, valid = inputs, None
+        if lengths is not None:
+            valid = (_numbers(x)[:, None] < lengths[None])[:, None, :, None]
         for number in range(self.config.layers):
             if self.dropout and row_keys is not None:
                 x = dropped(x, self.dropout, row_keys, number)
             before = State(state.cell[number], state.hidden[number])
-            again = None if restarts is None else restarts.of_layer(number)
-            y, after = self._layer(number, x, before, valid, again)
+            again = reset
+            if reset is not None:
+                start = State(reset.start.cell[number], reset.start.hidden[number])
+                again = Reset(reset.here, start)
+            y, after = self._layer(number, x, before, lengths, again)
             x = y + x if number and self.config.skip_connections else y
-            if valid is not None:  # a skip connection adds the input of padding too
-                x = jnp.where(valid[:, None, :, None], x, 0.0)
+            x = x if valid is None else jnp.where(valid, x, 0.0)
             outputs.append(x)
             cells.append(after.cell)
             hiddens.append(after.hidden)
         return jnp.stack(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
 
-    def _layer(
-        self,
-        number: int,
-        x: Array,
-        state: State,
-        valid: Array | None,
-        restarts: Restarts | None,
-    ) -> tuple[Array, State]:
+    def _layer(self, number: int, x: Array, state: State, *rest: Any) -> Any:
         width, dim, out = x.shape[-1], self.config.dim, self.config.projection
         start = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=-3, out_axis=(-2, -1), batch_axis=0
@@ -171,52 +444,34 @@ class BiLstm(nn.Module):
         start = nn.initializers.glorot_uniform(batch_axis=0)
         shape = (self.directions, dim, out)
         projection = self.param(f"projection_{number}", start, shape, jnp.float32)
-        weights = Weights(kernel, bias, projection)
         options = Options(
             self.config.cell_clip,
             self.config.projection_clip,
-            None if self.mesh is None else "model",
-            self.backend,
             self.dtype or kernel.dtype,
+            None if self.mesh is None else "model",
             self.platform,
         )
-        if self.mesh is None:
-            return _run_layer(options, x, weights, state, valid, restarts)
-        assert restarts is None, "rows of several sentences are for one device"
-        return self._sharded(options)(x, weights, state, valid)
-
-    def _sharded(self, options: Options) -> Callable[..., tuple[Array, State]]:
-        """The layer with rows split over `data` and cells over `model`."""
-        rows = P(None, None, "data")
-        cell: Any = P(None, "data", "model")
-        hidden: Any = P(None, "data")
-        state = State(cell, hidden)
-        kernel: Any = P(None, None, None, "model")
-        bias: Any = P(None, None, "model")
-        projection: Any = P(None, "model")
-        weights = Weights(kernel, bias, projection)
-        return jax.shard_map(
-            partial(_run_layer, options),
-            mesh=self.mesh,
-            in_specs=(rows, weights, state, P(None, "data")),
-            out_specs=(rows, state),
-            check_vma=False,
-        )
+        run: Callable[..., Any] = partial(recurrence, options)
+        if self.mesh is not None:
+            run = _sharded(run, self.mesh)
+        return run(x, Weights(kernel, bias, projection), state, *rest)
 
 
-def _run_layer(
-    options: Options,
-    x: Array,
-    weights: Weights,
-    state: State,
-    valid: Array | None,
-    restarts: Restarts | None = None,
-) -> tuple[Array, State]:
-    """One layer on one device's share of rows and cells; gates side by side."""
-    kernel, bias, projection = weights
-    flat = Weights(
-        kernel.reshape(*kernel.shape[:2], -1),
-        bias.reshape(len(bias), -1),
-        projection,
+def _sharded(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`recurrence` with rows split over `data` and cells over `model`."""
+    rows: Any = P(None, None, "data")
+    cell: Any = P(None, "data", "model")
+    hidden: Any = P(None, "data")
+    kernel: Any = P(None, None, None, "model")
+    bias: Any = P(None, None, "model")
+    dim: Any = P(None, "model")
+    whole: Any = P()
+    state, weights = State(cell, hidden), Weights(kernel, bias, dim)
+    reset = Reset(rows, State(dim, whole))
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(rows, weights, state, P("data"), reset),
+        out_specs=(rows, state),
+        check_vma=False,
     )
-    return recurrence(x, flat, state, options, valid, restarts)

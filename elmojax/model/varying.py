@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Result = TypeVar("Result")
+Tree = TypeVar("Tree")
 
 
 def varying_as(other: Array, leaf: Array) -> Array:
@@ -23,6 +24,14 @@ def varying_as(other: Array, leaf: Array) -> Array:
     axes, own = (jax.typeof(a).manual_axis_type.varying for a in (other, leaf))
     missing = tuple(sorted(axes - own))
     return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+
+def alike(tree: Tree) -> Tree:
+    """The tree, with all its arrays as different between devices as any is."""
+    first, *leaves = jax.tree.leaves(tree)
+    for leaf in leaves:
+        first = varying_as(leaf, first)
+    return jax.tree.map(functools.partial(varying_as, first), tree)
 
 
 def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., Result]:

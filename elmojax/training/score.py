@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.lstm import Reset
+from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import Batch, located_batches
 from elmojax.text.prepared import Corpus
@@ -109,8 +110,8 @@ def _score(
 ) -> tuple[Array, LstmState]:
     """Log-probabilities [two, rows, window] of a batch, and the new carry."""
     begins = jnp.repeat(here.T[:, None], 2, axis=1)
-    starts = SentenceStarts(begins, initial_state)
-    top, carry = lm.outputs(params, carry, batch, None, starts)
+    reset = Reset(begins, initial_state)
+    top, carry = lm.outputs(params, carry, batch, None, reset)
     _, each = lm.nll(params["head"], top, batch, train=False)
     return -each.transpose(1, 2, 0), carry
 

@@ -18,11 +18,11 @@ from jax.sharding import PartitionSpec as P
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
-from elmojax.model.cell import Backend
 from elmojax.model.dropout import dropped, row_keys
-from elmojax.model.lstm import LstmState, SentenceStarts
+from elmojax.model.lstm import Reset
 from elmojax.model.platforms import Platform
 from elmojax.model.softmax.sampled import Candidates, sampled_losses
+from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
 from elmojax.training import sparse
@@ -59,8 +59,6 @@ class LanguageModel:
     dtype: Any = jnp.float32
     """Of matrix products; parameters, gradients and sums stay float32."""
     mesh: Mesh | None = None
-    backend: Backend = Backend.LEAN
-    """How the recurrence is computed; to compare by."""
     platform: Platform = None
 
     def init(self, key: Array) -> Params:
@@ -82,25 +80,24 @@ class LanguageModel:
         carry: LstmState,
         batch: Any,
         keys: Array | None,
-        restarts: SentenceStarts | None = None,
+        reset: Reset | None = None,
     ) -> tuple[Array, LstmState]:
         """Top layer [window, two, rows, projection] of a batch; keys of rows: dropout.
 
-        With `restarts` (on one device) sentences begin from a state of their own.
+        With `reset` sentences begin from a state of their own.
         """
         dropout = 0.0 if keys is None else self.dropout
         model = BiLM(
             self.config,
             dropout,
             self.mesh,
-            self.backend,
             dtype=self.dtype,
             platform=self.platform,
         )
         words = bilm.encode_words(model, params, batch.words)
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
         outputs, carry = bilm.contextualize(
-            model, params, inputs, carry, restarts=restarts, row_keys=keys
+            model, params, inputs, carry, reset=reset, row_keys=keys
         )
         top = outputs[-1]
         if dropout and keys is not None:

@@ -36,9 +36,8 @@ from training import zipf_corpus
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
-from elmojax.model.cell import Backend
 from elmojax.model.dropout import dropped
-from elmojax.model.lstm import LstmState
+from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Words
@@ -55,10 +54,10 @@ class Unstacked(LanguageModel):
     """Each direction in a loop of its own, one after the other."""
 
     def outputs(
-        self, params: Any, carry: LstmState, batch: Any, keys: Any, restarts: Any = None
+        self, params: Any, carry: LstmState, batch: Any, keys: Any, reset: Any = None
     ) -> tuple[Array, LstmState]:
         dropout = 0.0 if keys is None else self.dropout
-        model = BiLM(self.config, dropout, self.mesh, self.backend, directions=1)
+        model = BiLM(self.config, dropout, self.mesh, directions=1)
         words = bilm.encode_words(model, params, batch.words)
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
 
@@ -148,7 +147,6 @@ def variants(corpus: Corpus, args: Any) -> dict[str, Variant]:
     made = {
         "everything on": (lm, texts[0], True),
         "no unique words": (lm, texts[1], True),
-        "no custom vjp": (replace(lm, backend=Backend.REFERENCE), texts[0], True),
         "no stacking": (unstacked, texts[0], True),
         precision: (replace(lm, dtype=other), texts[0], True),
         "no prefetch": (lm, texts[0], False),

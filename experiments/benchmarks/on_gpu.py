@@ -60,7 +60,7 @@ from elmojax.config import (
 )
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
-from elmojax.model.lstm import LstmState
+from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.sample import sample_corpora
 from elmojax.text.tables import Words
