@@ -302,7 +302,7 @@ def complaints(case: Case, bound: float, found: dict[str, Any], plan: Any) -> li
         if loop["rounds"] is None:
             said.append(f"a loop of unknown length: {loop['where']}")
     edges = (0, *plan.config.head.cutoffs, case.vocabulary)
-    clusters = [high - low for low, high in pairwise(edges)][1:]
+    tails = [high - low for low, high in pairwise(edges)][1:]
     for each in found["collectives"]:
         what = f"{each['kind']} of {each['arrays']}: {each['where']}"
         if each["kind"] in ("all-reduce", "reduce-scatter") and re.search(
@@ -311,7 +311,7 @@ def complaints(case: Case, bound: float, found: dict[str, Any], plan: Any) -> li
             said.append(f"a sum in another type than float32: {what}")
         widest = max(map(int, re.findall(r"\d+(?=[,\]])", each["arrays"])), default=0)
         if each["kind"] == "all-gather" and any(
-            size <= widest <= 1.01 * size + 128 for size in clusters
+            size <= widest <= 1.01 * size + 128 for size in (*tails, case.vocabulary)
         ):
             said.append(f"words of the softmax are gathered: {what}")
     return said
