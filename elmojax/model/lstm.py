@@ -431,7 +431,14 @@ class BiLstm(nn.Module):
             hiddens.append(after.hidden)
         return jnp.stack(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
 
-    def _layer(self, number: int, x: Array, state: State, *rest: Any) -> Any:
+    def _layer(
+        self,
+        number: int,
+        x: Array,
+        state: State,
+        lengths: Array | None,
+        reset: Reset | None,
+    ) -> tuple[Array, State]:
         width, dim, out = x.shape[-1], self.config.dim, self.config.projection
         start = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=-3, out_axis=(-2, -1), batch_axis=0
@@ -453,11 +460,11 @@ class BiLstm(nn.Module):
         )
         run: Callable[..., Any] = partial(recurrence, options)
         if self.mesh is not None:
-            run = _sharded(run, self.mesh)
-        return run(x, Weights(kernel, bias, projection), state, *rest)
+            run = _sharded(run, self.mesh, reset is not None)
+        return run(x, Weights(kernel, bias, projection), state, lengths, reset)
 
 
-def _sharded(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def _sharded(run: Callable[..., Any], mesh: Mesh, begun: bool) -> Callable[..., Any]:
     """`recurrence` with rows split over `data` and cells over `model`."""
     rows: Any = P(None, None, "data")
     cell: Any = P(None, "data", "model")
@@ -467,7 +474,7 @@ def _sharded(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     dim: Any = P(None, "model")
     whole: Any = P()
     state, weights = State(cell, hidden), Weights(kernel, bias, dim)
-    reset = Reset(rows, State(dim, whole))
+    reset = Reset(rows, State(dim, whole)) if begun else None
     return jax.shard_map(
         run,
         mesh=mesh,
