@@ -186,7 +186,8 @@ def test_batches_are_split_by_rows_and_words():
     words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 4)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(0)
     placed = place(mesh, batch, "batch.")
-    assert held(placed.words) == (len(batch.words) // 4, 12)
+    (placed_table,), (table,) = placed.words, batch.words
+    assert held(placed_table) == (len(table) // 8, 12)
     assert held(placed.inputs) == held(placed.targets) == (2, ROWS // 4, WINDOW)
     assert held(placed.weights) == (ROWS // 4, WINDOW)
     jax.tree.map(np.testing.assert_array_equal, placed, batch)
