@@ -80,6 +80,7 @@ class Capacities(NamedTuple):
 
     def level(self, wanted: Sizes, least: int = 0) -> int:
         """The first that holds what is wanted, from `least` on."""
+        assert self.most.holds(wanted), f"{wanted} is more than {self.most}"
         while not self.at(least).holds(wanted):
             least += 1
         return least
