@@ -23,6 +23,7 @@ from elmojax.config import (
 from elmojax.text.batches import TrainingText, distinct_words
 from elmojax.text.corpus import prepare
 from elmojax.text.tables import Words
+from elmojax.training import prefetch
 from elmojax.training.loop import pretrain
 from elmojax.training.metrics import read_metrics
 from elmojax.training.prefetch import Programs, prefetched
@@ -224,6 +225,22 @@ def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
     whole.lower(state, made[2].batch).compile({"xla_embed_ir_in_executable": True})
     assert any(compiled), "the event has another name"
     programs.close()
+
+    # Another process needs larger arrays at two steps, and was asked to stop.
+    others = iter([(15, 0, 1, 0), (0, 2)])
+    monkeypatch.setattr(prefetch, "BLOCK", 3)
+    monkeypatch.setattr(prefetch, "ASK", 2)
+    monkeypatch.setattr(
+        prefetch, "gathered", lambda *mine: lambda: np.array([mine, next(others)])
+    )
+    told = []
+    made = list(prefetched(run, 0, Stop(), lambda *step: told.append(step)))
+    assert [ready.level for ready in made] == [0, 1, 0, 2]
+    assert [ready.asked for ready in made] == [15, 0, 0, 0]
+    assert told == list(enumerate([0, 1, 0, 2]))
+    for step, ready in enumerate(made):
+        wanted = run.text.batch_at_level(step, ready.level)[1]
+        jax.tree.map(np.testing.assert_array_equal, ready.batch, wanted)
     run.lock.release()
 
 
