@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import ge
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -37,8 +38,7 @@ class Sizes(NamedTuple):
     """Words that a sampled softmax names, those of all shards."""
 
     def holds(self, other: Sizes) -> bool:
-        pairs = zip(_flat(self), _flat(other), strict=True)
-        return all(mine >= theirs for mine, theirs in pairs)
+        return all(map(ge, _flat(self), _flat(other)))
 
     def rounded(self, split: int = 1) -> Sizes:
         """Up, for arrays that divide well; tables over so many devices."""
@@ -52,6 +52,12 @@ class Sizes(NamedTuple):
 
 def _flat(sizes: Sizes) -> tuple[int, ...]:
     return (*sizes.words, *sizes.members, sizes.names)
+
+
+def _sizes(flat: Sequence[int], like: Sizes) -> Sizes:
+    """What `_flat` made of sizes of as many arrays."""
+    tables = len(like.words)
+    return Sizes(tuple(flat[:tables]), tuple(flat[tables:-1]), flat[-1])
 
 
 def up(size: int, multiple: int) -> int:
@@ -73,15 +79,16 @@ class Capacities(NamedTuple):
 
     def at(self, level: int) -> Sizes:
         """The usual sizes, doubled so many times."""
+        if not level:
+            return self.usual
         pairs = zip(_flat(self.usual), _flat(self.most), strict=True)
         sizes = [min(usual << level, most) for usual, most in pairs]
-        tables = len(self.usual.words)
-        return Sizes(tuple(sizes[:tables]), tuple(sizes[tables:-1]), sizes[-1])
+        return _sizes(sizes, self.usual)
 
     def level(self, wanted: Sizes, least: int = 0) -> int:
         """The first that holds what is wanted, from `least` on."""
-        assert self.most.holds(wanted), f"{wanted} is more than {self.most}"
-        while not self.at(least).holds(wanted):
+        while not (sizes := self.at(least)).holds(wanted):
+            assert sizes != self.most, f"{wanted} is more than {self.most}"
             least += 1
         return least
 
@@ -145,7 +152,8 @@ class Frequencies:
         most = Sizes(words, (both,) * len(tails), limit).rounded(split)
         if every:
             usual, most = (s._replace(words=(up(both, split),)) for s in (usual, most))
-        return Capacities(Capacities(usual, most).at(0), most)
+        pairs = zip(_flat(usual), _flat(most), strict=True)
+        return Capacities(_sizes([min(pair) for pair in pairs], usual), most)
 
 
 def _chances(frequencies: np.ndarray, draws: float) -> np.ndarray:

@@ -78,18 +78,20 @@ class Words:
         self.edges = (head or HeadConfig()).edges(self.vocabulary)
         self.split = split
         self._long = np.zeros(len(corpus.types), bool)
-        if isinstance(model.encoder, CharCnnConfig):
-            most = model.encoder.max_characters
-            self._ids = encode_words(corpus.types, most).astype(np.uint16)
-            self.columns: tuple[int, ...] = columns_of(model.encoder)
-            self._long = byte_lengths(corpus.types) > SHORT
-            found = any_text or bool(self._long.any())
-            if every or not found or self.columns[0] == most:
-                self.columns = self.columns[found:][:1]
-                self._long[:] = False
-        else:
-            self.columns = (0,)
-            self._ids = (self.targets + 1).astype(np.int32)
+        self.columns: tuple[int, ...] = (0,)
+        self._ids: tuple[np.ndarray, ...] = ((self.targets + 1).astype(np.int32),)
+        if not isinstance(model.encoder, CharCnnConfig):
+            return
+        short, most = columns_of(model.encoder)
+        wide = encode_words(corpus.types, most).astype(np.uint16)
+        long = byte_lengths(corpus.types) > SHORT
+        if every or short == most:
+            self.columns, self._ids = (most,), (wide,)
+            return
+        self.columns, self._ids = (short,), (wide[:, :short].copy(),)
+        if any_text or long.any():
+            self.columns, self._ids = (short, most), (*self._ids, wide[long])
+            self._long, self._row = long, np.cumsum(long, dtype=np.int32) - 1
 
     def frequencies(self, window: int) -> Frequencies:
         """Of the text in the corpus."""
@@ -153,13 +155,11 @@ class Words:
           found: of each shard what `distinct` says.
         """
         tables = []
-        for columns, size, shards in zip(
-            self.columns, sizes, zip(*found, strict=True), strict=True
-        ):
-            wide = (columns,) if columns else ()
-            table = np.zeros((len(shards), size, *wide), np.int32)
-            for rows, some in zip(table, shards, strict=True):
-                rows[: len(some)] = self._ids[some][..., : columns or None]
+        for number, (ids, size) in enumerate(zip(self._ids, sizes, strict=True)):
+            table = np.zeros((len(found), size, *ids.shape[1:]), np.int32)
+            for rows, shard in zip(table, found, strict=True):
+                some = shard[number]
+                rows[: len(some)] = ids[self._row[some] if number else some]
             tables.append(table)
         return tuple(tables)
 
@@ -172,10 +172,10 @@ class Words:
         if len(self.edges) == 1:
             return []
         line = targets.transpose(2, 0, 1).ravel()
-        (places,) = (line >= self.edges[0]).nonzero()
+        places = (line >= self.edges[0]).nonzero()[0]
         rest = line[places]
         clusters = []
         for low, high in pairwise(self.edges):
-            here = (rest >= low) & (rest < high)
+            here = ((rest >= low) & (rest < high)).nonzero()[0]
             clusters.append((places[here], rest[here] - low))
         return clusters
