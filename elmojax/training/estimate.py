@@ -67,8 +67,8 @@ class Estimate:
     """For one position of running text."""
     words: float
     """Distinct words that a step encodes."""
-    table: tuple[int, ...]
-    """Shape of a device's table of words: rows, and columns of characters."""
+    tables: tuple[tuple[int, ...], ...]
+    """Shapes of a device's tables of words: rows, and columns of characters."""
     moved: int
     """Bytes that the update of one device reads and writes in a step."""
     data: int
@@ -103,7 +103,9 @@ def estimate(
     words = plan.sizes.words * config.rows / plan.config.rows
     word = word_flops(config.model, plan.sizes.columns)
     moved, moments = _moved(plan)
-    table = plan.batch.words.shape[1 if config.accumulate > 1 else 0 :]
+    sizes = plan.sizes
+    pairs = zip(sizes.sizes.words, sizes.tables, strict=True)
+    tables = tuple((size, columns) if columns else (size,) for size, columns in pairs)
     epochs = steps_of(reading.positions, config.rows, config.window, config.epochs)
     return Estimate(
         config,
@@ -115,7 +117,7 @@ def estimate(
             softmax,
         ),
         words,
-        (table[0] // mesh.shape["data"], *table[1:]),
+        tables,
         2 * (2 * moved + moments),
         data,
         data * mesh.shape["model"],
