@@ -183,10 +183,15 @@ def test_steps_of_equal_shapes_compile_once(sharded):
 
 def test_batches_are_split_by_rows_and_words():
     mesh = mesh_of(4, 2)
-    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 4)
+    head = HeadConfig("adaptive", (6, 15))
+    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 4, head=head, split=2)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(0)
     placed = place(mesh, batch, "batch.")
-    assert held(placed.words) == (len(batch.words) // 4, 12)
+    for tail, whole in zip(placed.members, batch.members, strict=True):
+        size = whole.positions.shape[1]
+        assert held(tail.positions) == held(tail.targets) == (1, size)
+    (placed_table,), (table,) = placed.words, batch.words
+    assert held(placed_table) == (len(table) // 8, 12)
     assert held(placed.inputs) == held(placed.targets) == (2, ROWS // 4, WINDOW)
     assert held(placed.weights) == (ROWS // 4, WINDOW)
     jax.tree.map(np.testing.assert_array_equal, placed, batch)

@@ -19,8 +19,7 @@ from elmojax.config import (
     MeshConfig,
     TrainConfig,
 )
-from elmojax.text import tables
-from elmojax.text.batches import TrainingText
+from elmojax.text.batches import TrainingText, distinct_words
 from elmojax.text.corpus import prepare
 from elmojax.text.tables import Words
 from elmojax.training.loop import pretrain
@@ -68,7 +67,8 @@ def test_on_and_off_give_the_same_loss_and_gradients(shards, pieces):
     jax.tree.map(close, others, slopes)
     # Off, a shard has a row for each of its positions, in both directions.
     positions = 2 * ROWS * WINDOW // shards // pieces
-    assert every.words.shape[pieces > 1] == shards * positions
+    (table,) = every.words
+    assert table.shape[pieces > 1] == shards * positions
     here = every.inputs if pieces > 1 else every.inputs[None]
     for shard in np.split(here, shards, axis=2):
         for piece in shard:
@@ -88,13 +88,18 @@ def zipf_text(types=20_000, words=200_000):
 
 
 @pytest.mark.parametrize(("rows", "shards"), [(64, 1), (256, 1), (64, 4)])
-def test_an_epoch_of_natural_text_has_a_handful_of_shapes(rows, shards):
+def test_an_epoch_of_natural_text_has_one_shape(rows, shards):
+    """Which is little larger than what a step needs on average."""
     corpus = corpus_of(zipf_text(), 5000)
-    model = replace(TINY, encoder=CharCnnConfig())
-    words = Words(corpus, corpus.vocabulary, model, shards)
+    model, head = replace(TINY, encoder=CharCnnConfig()), HeadConfig(cutoffs=(99, 999))
+    words = Words(corpus, corpus.vocabulary, model, shards, head=head)
     text = TrainingText(corpus, words, rows, 20, 0)
-    shapes = {text.batch(step).words.shape for step in range(text.steps(1))}
-    assert len(shapes) <= 6
+    made = [text.batch_at_level(step) for step in range(text.steps(1))]
+    assert {level for level, _ in made} == {0}
+    used = np.mean([distinct_words(batch) for _, batch in made]) / shards
+    expected = sum(words.frequencies(20).distinct(rows * 20 / shards))
+    assert expected == pytest.approx(used, rel=0.05)
+    assert sum(text.capacities.usual.words) < 1.25 * used + 2 * 64
 
 
 class Notes:
@@ -133,23 +138,25 @@ def prepared(folder, lines):
 
 
 @pytest.mark.slow
-def test_words_that_fit_no_shape_so_far_get_a_larger_one(tmp_path, monkeypatch):
-    """Nothing is lost, and the count of shapes is told."""
-    monkeypatch.setattr(tables, "SMALLEST", 16)
+def test_words_that_do_not_fit_get_a_larger_program(tmp_path):
+    """Nothing is lost, and it is told once."""
     common = ["the river bank is the bank"] * 240
-    rare = [" ".join(f"{i}{'y' * 40}{j}" for j in range(15)) for i in range(2)]
-    config = replace(prepared(tmp_path, common + rare), steps=11)
+    rare = [" ".join(f"{i}{'y' * 40}{j}" for j in range(99)) for i in range(2)]
+    config = replace(prepared(tmp_path, common + rare), steps=12)
     notes = Notes()
     pretrain(config, [notes])
     lines = read_metrics(config.workdir / "metrics.jsonl")
-    shapes = [(int(line["table_words"]), int(line["table_columns"])) for line in lines]
-    distinct = list(dict.fromkeys(shapes))
-    assert distinct[0] == (16, 16) and (24, 50) in distinct
-    assert len(notes.said) == len(distinct) - 1
-    for number, (said, shape) in enumerate(zip(notes.said, distinct[1:], strict=True)):
-        assert f"{shape[0]} x {shape[1]}" in said
-        assert f"({number + 2} shapes so far)" in said
-        assert f"step {shapes.index(shape) + 1} " in said
+    words = [int(line["table_words"]) for line in lines]
+    assert min(words) < 10 and max(words) > 64
+    (said,) = notes.said
+    first = next(n for n, count in enumerate(words) if count > 64)
+    assert f"Step {first + 1} has more words than are usual" in said
+    assert "compiled once" in said
+    every = replace(config, workdir=tmp_path / "every", unique_words=False)
+    pretrain(every)
+    again = read_metrics(every.workdir / "metrics.jsonl")
+    losses = [[line["loss"] for line in run] for run in (lines, again)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -169,4 +176,5 @@ def test_a_run_goes_on_with_the_switch_as_given(tmp_path):
     ]
     losses = [[line["loss"] for line in run] for run in lines]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert [line["table_words"] for line in lines[0]] == [256, 256, 320, 320]
+    counts = [[line["table_words"] for line in run] for run in lines]
+    assert counts[0] == [*counts[1][:2], 320, 320] and max(counts[1]) < 10

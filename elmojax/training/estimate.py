@@ -22,6 +22,7 @@ from elmojax.config import TrainConfig
 from elmojax.model.dropout import row_keys
 from elmojax.model.lstm import LstmState
 from elmojax.text.batches import steps_of
+from elmojax.text.capacity import Sizes
 from elmojax.training import sparse
 from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 from elmojax.training.guard import Guard
@@ -75,8 +76,8 @@ class Estimate:
     """For one position of running text."""
     words: float
     """Distinct words that a step encodes."""
-    table: tuple[int, ...]
-    """Shape of a device's table of words: rows, and columns of characters."""
+    tables: tuple[tuple[int, ...], ...]
+    """Shapes of a device's tables of words: rows, and columns of characters."""
     moved: int
     """Bytes that the update of one device reads and writes in a step."""
     data: int
@@ -113,7 +114,8 @@ def estimate(
     words = sizes.words * config.rows / share.rows
     word = word_flops(config.model, sizes.columns)
     moved, moments = _moved(plan)
-    table = plan.batch.words.shape[1 if config.accumulate > 1 else 0 :]
+    pairs = zip(sizes.sizes.words, sizes.tables, strict=True)
+    tables = tuple((size, columns) if columns else (size,) for size, columns in pairs)
     epochs = steps_of(reading.positions, config.rows, config.window, config.epochs)
     return Estimate(
         config,
@@ -125,7 +127,7 @@ def estimate(
             softmax,
         ),
         words,
-        (table[0] // mesh.shape["data"], *table[1:]),
+        tables,
         2 * (2 * moved + moments),
         data,
         data * mesh.shape["model"],
@@ -142,6 +144,7 @@ class _Plan:
     optimizer: optax.GradientTransformation
     state: TrainState
     batch: Any
+    sizes: StepSizes
 
 
 def _plan(
@@ -160,6 +163,7 @@ def _plan(
         optimizer,
         _placed(state, shardings(mesh, state)),
         _placed(batch, places),
+        sizes,
     )
 
 
@@ -233,13 +237,16 @@ def _kept(plan: _Plan, times: int) -> list[Any]:
     """Shapes that the backward pass of one device's piece of a batch takes over."""
     config, mesh = plan.config, plan.lm.mesh
     assert mesh is not None
-    parts = mesh.shape["data"] * config.accumulate
-    rows, table = config.rows // parts * times, plan.batch.words.shape
-    table = table[1:] if config.accumulate > 1 else table
-    table = (table[0] // mesh.shape["data"] * times, *table[1:])
+    rows = config.rows // (mesh.shape["data"] * config.accumulate) * times
     names = plan.batch.negatives
-    taken = 0 if names is None else names.words.shape[-1]
-    batch = batch_shapes(config, rows, table, taken)
+    taken = plan.sizes.sizes.names
+    words, members = (
+        tuple(times * size for size in part)
+        for part in (plan.sizes.sizes.words, plan.sizes.sizes.members)
+    )
+    sizes = Sizes(words, members, taken)
+    piece = replace(config, rows=rows, accumulate=1)
+    batch = batch_shapes(piece, sizes, plan.sizes.tables, 1)
     lm, params = replace(plan.lm, mesh=None), plan.state.params
     if names is not None:
         few = jax.ShapeDtypeStruct((taken,), jnp.int32)

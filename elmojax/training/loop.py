@@ -13,16 +13,15 @@ from elmojax.config import TrainConfig
 from elmojax.errors import InputError
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
-from elmojax.training.guard import Guard, all_finite
+from elmojax.training.guard import all_finite
 from elmojax.training.memory import StepMemory
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
-from elmojax.training.prefetch import TableShapes, prefetched
+from elmojax.training.prefetch import Programs, prefetched
 from elmojax.training.processes import is_first, joined, together
 from elmojax.training.room import room_for
 from elmojax.training.signals import Stop, Stopped
 from elmojax.training.start import Initialize, Run, start
 from elmojax.training.status import Status
-from elmojax.training.step import compile_train_step
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ def _run(loop: _Loop, directory: Path) -> None:
         say("failed", " ".join(f"{error}".split()) or type(error).__name__)
         raise
     finally:
-        for tracker in loop.trackers:
-            tracker.close()
+        loop.close()
     if loop.stop.signal is not None:
         say("stopped", f"by {signal.Signals(loop.stop.signal).name}")
     else:
@@ -132,13 +130,12 @@ class _Loop:
         config = self.config
         self._late: tuple[int, dict[str, Any]] | None = None
         self._clock = Clock(config.rows * config.window)
-        self._shapes, self._memory = TableShapes(), StepMemory()
-        guard = Guard(config.skip_nonfinite, config.spike_guard)
-        parts = (run.lm, run.optimizer, run.state, guard)
-        self._train_step = compile_train_step(*parts)
-        self._frozen_step: Any = None
-        if self.step < config.freeze_steps:
-            self._frozen_step = compile_train_step(*parts, "head")
+        self._programs, self._memory = Programs(run), StepMemory()
+
+    def close(self) -> None:
+        self._programs.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def train(self) -> None:
         run, config = self.run, self.config
@@ -196,19 +193,17 @@ class _Loop:
         run = self.run
         if not self.step:
             self.before = self._evaluate()
-        for batch, asked in prefetched(run, self.step, self.stop):
-            self.stop.hear(asked)
-            if self.step == self.config.freeze_steps and self._frozen_step:
-                self._shapes, self._frozen_step = TableShapes(), None
-            new = self._shapes.is_new(batch)
-            if new and (news := self._shapes.news(batch, self.step + 1)):
-                self._note(news)
+        programs = self._programs
+        for ready in prefetched(run, self.step, self.stop, programs.ahead):
+            self.stop.hear(ready.asked)
+            step, new = programs.take(self.step, ready.level)
+            if new and ready.level:
+                self._note(programs.news(self.step, ready.level))
             with self._memory.of_step(self.state, compiles=new):
-                step = self._frozen_step or self._train_step
-                self.state, metrics = step(self.state, batch)
+                self.state, metrics = step(self.state, ready.batch)
             self._read_late()
             self.step += 1
-            self._late = (self.step, metrics | self._shapes.numbers(batch))
+            self._late = (self.step, metrics | {"table_words": ready.words})
             self._clock.tick()
             if self.step < run.steps:
                 self._at_intervals()

@@ -33,8 +33,9 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"optimizer\.[^a-z]*(count|hyperparams.*|mini_step|gradient_step)$", P()),
     (r"optimizer\..*(count)$", P()),
     (r"(step|key|watch\.\w+)$", P()),
-    # A batch: the table of words is encoded in shares, rows are split.
-    (r"batch\.words$", P("data")),
+    # A batch: the tables of a shard are encoded in shares, rows are split.
+    (r"batch\.words\.\d+$", P(("data", "model"))),
+    (r"batch\.members\.", P("data")),
     (r"batch\.(inputs|targets|negatives\.targets)$", P(None, "data")),
     (r"batch\.negatives\.(words|drawn|log_expected)$", P()),
     (r"batch\.weights$", P("data")),
@@ -120,17 +121,20 @@ def batch_shardings(mesh: Mesh, batch: Any, pieces: bool) -> Any:
 def _place(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:
     """The share of this process of an array of which it has these shards."""
     array = np.asarray(array)
-    if "data" not in sharding.spec:
+    axes = [axis for axis, names in enumerate(sharding.spec) if "data" in (names or ())]
+    if not axes:
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-    axis = sharding.spec.index("data")
+    (axis,) = axes
     size = array.shape[axis] // len(shards)
     shape = list(array.shape)
     shape[axis] = size * sharding.mesh.shape["data"]
 
     def part(index: Any) -> np.ndarray:
-        start = shards.index((index[axis].start or 0) // size) * size
+        shard, inside = divmod(index[axis].start or 0, size)
+        start = shards.index(shard) * size + inside
+        count = len(range(*index[axis].indices(shape[axis])))
         here = list(index)
-        here[axis] = slice(start, start + size)
+        here[axis] = slice(start, start + count)
         return array[tuple(here)]
 
     return jax.make_array_from_callback(tuple(shape), sharding, part)
