@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,6 @@ CPU_BLOCK = 64
 BLOCK = 2**17
 """Characters at a time elsewhere: 0.5 GB of responses to the widest published filter,
 where the compiler does not take the maxima inside of the product."""
-
-Saved: TypeAlias = tuple[Array, Array, Array, Array]
 
 
 class Options(NamedTuple):
@@ -60,7 +58,7 @@ def pooled_responses(
       float32 [words, filters of all widths, in the order of `kernels`]. The gradient
       goes to the first of equal maxima.
     """
-    filters = tuple((k.shape[0], k.shape[2]) for k in kernels)
+    filters = tuple((len(kernel), kernel.shape[2]) for kernel in kernels)
     widest = max(width for width, _ in filters)
     below = [((0, widest - width), (0, 0), (0, 0)) for width, _ in filters]
     kernel = jnp.concatenate(list(map(jnp.pad, kernels, below)), axis=-1)
@@ -71,32 +69,26 @@ def pooled_responses(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pooled(options: Options, table: Array, kernel: Array, ids: Array) -> Array:
-    def largest(ids: Array) -> Array:
-        found = _responses(options, table, kernel, ids)
-        return jnp.concatenate([each.max(axis=0) for each in found], -1)
+    def largest(responses: Array) -> tuple[Array]:
+        return (responses.max(axis=0),)
 
-    return cast(Array, _in_blocks(options, largest, ids))
+    return _over_words(options, largest, table, kernel, ids)[0]
 
 
 def _forward(
     options: Options, table: Array, kernel: Array, ids: Array
-) -> tuple[Array, Saved]:
-    def first_largest(ids: Array) -> tuple[Array, Array]:
-        found = map(_first_largest, _responses(options, table, kernel, ids))
-        best, where = zip(*found, strict=True)
-        return jnp.concatenate(best, -1), jnp.concatenate(where, -1)
-
-    best, where = _in_blocks(options, first_largest, ids)
+) -> tuple[Array, tuple[Array, ...]]:
+    best, where = _over_words(options, _first_largest, table, kernel, ids)
     return best, (table, kernel, ids, where)
 
 
 def _backward(
-    options: Options, saved: Saved, d_best: Array
+    options: Options, saved: tuple[Array, ...], d_best: Array
 ) -> tuple[Array, Array, None]:
     table, kernel, *words = saved
     forms = (_by_character, _by_window)
     cpu, run = (partial(form, options.dtype, table, kernel) for form in forms)
-    accelerator = partial(_mapped, BLOCK, run, lambda sums: sums.sum(axis=0))
+    accelerator = partial(_in_blocks, BLOCK, run, lambda sums: sums.sum(axis=0))
     d_table, d_kernel = by_platform(
         options.platform, *words, d_best, cpu=cpu, accelerator=accelerator
     )
@@ -106,18 +98,33 @@ def _backward(
 _pooled.defvjp(_forward, _backward)
 
 
-def _in_blocks(options: Options, run: Callable[..., Any], ids: Array) -> Any:
-    def together(blocks: Array) -> Array:
+def _over_words(
+    options: Options,
+    pool: Callable[[Array], tuple[Array, ...]],
+    table: Array,
+    kernel: Array,
+    ids: Array,
+) -> tuple[Array, ...]:
+    """What `pool` makes of the responses of each width, [words, filters] together."""
+
+    def run(ids: Array) -> tuple[Array, ...]:
+        found = zip(*map(pool, _responses(options, table, kernel, ids)), strict=True)
+        return tuple(jnp.concatenate(each, axis=-1) for each in found)
+
+    def join(blocks: Array) -> Array:
         return blocks.reshape(-1, blocks.shape[-1])[: len(ids)]
 
     cpu, accelerator = (
-        partial(_mapped, characters, run, together)
+        partial(_in_blocks, characters, run, join)
         for characters in (CPU_BLOCK * ids.shape[1], BLOCK)
     )
-    return by_platform(options.platform, ids, cpu=cpu, accelerator=accelerator)
+    result: tuple[Array, ...] = by_platform(
+        options.platform, ids, cpu=cpu, accelerator=accelerator
+    )
+    return result
 
 
-def _mapped(
+def _in_blocks(
     characters: int,
     run: Callable[..., Any],
     join: Callable[[Array], Array],
@@ -132,7 +139,7 @@ def _mapped(
     size = -(-words // count)
     fill = ((0, count * size - words), (0, 0))
     blocks = [jnp.pad(a, fill).reshape(count, size, a.shape[1]) for a in arrays]
-    return jax.tree.map(join, lax.map(lambda block: run(*block), tuple(blocks)))
+    return jax.tree.map(join, lax.map(lambda block: run(*block), blocks))
 
 
 def _read(table: Array, ids: Array, width: int) -> Array:
@@ -188,11 +195,9 @@ def _by_character(
     """
     filters = jnp.arange(kernel.shape[2], dtype=jnp.int32)[None]
     none = jnp.zeros((len(table), kernel.shape[2]), jnp.float32)
-    met = [
-        jnp.take_along_axis(ids, where + k, axis=1, mode="clip")
-        for k in range(len(kernel))
-    ]
-    received = jnp.stack([none.at[at, filters].add(d_best) for at in met])
+    places = (where + k for k in range(len(kernel)))
+    met = (jnp.take_along_axis(ids, at, axis=1, mode="clip") for at in places)
+    received = jnp.stack([none.at[each, filters].add(d_best) for each in met])
     d_table = contract("wcf,wef->ce", received, kernel, dtype)
     return d_table, contract("ce,wcf->wef", table, received, dtype)
 
