@@ -66,7 +66,7 @@ class CharCnn(nn.Module):
             x = self._highway(x.astype(dtype), number)
         if config.project:
             x = self._linear(("projection",), x, self.projection, (0.0,))[0]
-        x = _by_shard(self.mesh, x, [len(each) for each in rows])
+        x = _by_shard(self.mesh, x, [each.shape[0] for each in rows])
         return x if len(tables) > 1 else x.reshape(*lead, -1)
 
     def _filters(self, number: int) -> tuple[Array, Array]:
@@ -148,7 +148,7 @@ class WordTable(nn.Module):
             shape = (dim, self.projection)
             kernel = self.param("projection_kernel", start, shape, jnp.float32)
             x = contract("...i,io->...o", x, kernel, self.dtype or kernel.dtype)
-        return _by_shard(self.mesh, x, [len(x)])
+        return _by_shard(self.mesh, x, [x.shape[0]])
 
 
 @jax.checkpoint
