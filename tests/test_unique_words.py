@@ -18,13 +18,18 @@ from elmojax.config import (
     HeadConfig,
     MeshConfig,
     TrainConfig,
+    WordTableConfig,
 )
 from elmojax.text.batches import TrainingText, distinct_words
 from elmojax.text.corpus import prepare
 from elmojax.text.tables import Words
 from elmojax.training.loop import pretrain
 from elmojax.training.metrics import read_metrics
-from elmojax.training.sharding import make_mesh, place, shardings
+from elmojax.training.prefetch import Programs, prefetched
+from elmojax.training.reading import batch_shapes, training_text
+from elmojax.training.sharding import batch_shardings, make_mesh, place, shardings
+from elmojax.training.signals import Stop
+from elmojax.training.start import start
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
@@ -157,6 +162,69 @@ def test_words_that_do_not_fit_get_a_larger_program(tmp_path):
     again = read_metrics(every.workdir / "metrics.jsonl")
     losses = [[line["loss"] for line in run] for run in (lines, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({"head": HeadConfig("adaptive", (6, 15), 2.0), "accumulate": 2}, 0),
+        ({"head": HeadConfig("adaptive", (6, 15), 2.0)}, 1),
+        ({"head": HeadConfig("sampled", samples=5)}, 2),
+        ({"head": HeadConfig("full"), "encoder": "words", "unique_words": False}, 0),
+    ],
+    ids=["pieces", "adaptive", "sampled", "every word"],
+)
+def test_shapes_are_known_without_a_batch(options, level):
+    """Those of the arrays on the devices, and where they lie."""
+    model = TINY
+    if options.pop("encoder", None):
+        model = replace(TINY, encoder=WordTableConfig(len(CORPUS.vocabulary), 4))
+    config = TrainConfig(model=model, rows=8, window=6, **options)
+    config = replace(config, mesh=MeshConfig(2, 2))
+    mesh, pieces = make_mesh(config.mesh), config.accumulate > 1
+    text = training_text(config, CORPUS, 2)
+    found, batch = text.batch_at_level(0, level)
+    sizes = text.capacities.at(found)
+    known = batch_shapes(config, sizes, text.words.columns, 2)
+    placed = place(mesh, batch, "batch.", pieces=pieces)
+    places = batch_shardings(mesh, known, pieces)
+
+    def same(shape, sharding, array):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert sharding == array.sharding
+
+    jax.tree.map(same, known, places, placed)
+
+
+def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
+    """And the step does not compile it again."""
+    config = prepared(tmp_path, ["the river bank is no bank"] * 200)
+    config = replace(config, freeze_steps=2, steps=4)
+    run = start(config, "test")
+    programs, compiled = Programs(run), []
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "tpu")
+        programs.ahead(1, 0)
+        programs.ahead(2, 0)
+    events = "/jax/core/compile/backend_compile_duration"
+    made = list(prefetched(run, 0, Stop(), lambda step, level: None))
+    assert [ready.level for ready in made] == [0] * 4
+    first, first_is_new = programs.take(1, 0)
+    whole, whole_is_new = programs.take(2, 0)
+    assert first is not whole and first_is_new and whole_is_new
+    assert programs.take(3, 0) == (whole, False)
+
+    def listen(event, duration, **_):
+        compiled.append(event == events)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    state, _ = first(run.state, made[1].batch)
+    state, metrics = whole(state, made[2].batch)
+    assert np.isfinite(float(metrics["loss"])) and not any(compiled)
+    whole.lower(state, made[2].batch).compile({"xla_embed_ir_in_executable": True})
+    assert any(compiled), "the event has another name"
+    programs.close()
+    run.lock.release()
 
 
 @pytest.mark.slow

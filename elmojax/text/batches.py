@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -322,7 +321,9 @@ class _Found:
 
 def _by_shard(array: np.ndarray, shards: int) -> list[np.ndarray]:
     """[pieces, two, rows, window] as [two, rows of a shard, window], piece by piece."""
-    return list(chain(*(np.split(piece, shards, axis=1) for piece in array)))
+    size = array.shape[2] // shards
+    starts = range(0, array.shape[2], size)
+    return [piece[:, start : start + size] for piece in array for start in starts]
 
 
 def only_piece(batch: Batch) -> Batch:

@@ -172,7 +172,7 @@ class Words:
         if len(self.edges) == 1:
             return []
         line = targets.transpose(2, 0, 1).ravel()
-        places = np.flatnonzero(line >= self.edges[0])
+        (places,) = (line >= self.edges[0]).nonzero()
         rest = line[places]
         clusters = []
         for low, high in pairwise(self.edges):
