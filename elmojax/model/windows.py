@@ -213,11 +213,9 @@ def _by_window(
     d_kernel = contract("wnk,wnf->kf", read, d_responses, dtype)
     flat = kernel.reshape(-1, filters)
     d_read = contract("wnf,kf->wnk", d_responses, flat, dtype)
-    shifted = [
-        jnp.pad(d_read[..., k * dim : (k + 1) * dim], ((k, 0), (0, 0), (0, 0)))
-        for k in range(width)
-    ]
-    d_characters = sum(each[:columns] for each in shifted)
+    d_characters = jnp.zeros((columns, words, dim), jnp.float32)
+    for k, shifted in enumerate(jnp.split(d_read, width, axis=-1)):
+        d_characters += jnp.pad(shifted, ((k, 0), (0, 0), (0, 0)))[:columns]
     named = jax.nn.one_hot(ids.T, len(table), dtype=dtype)
     d_table = contract("wnc,wnd->cd", named, d_characters, dtype)
     return d_table, d_kernel.reshape(kernel.shape)

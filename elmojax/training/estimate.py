@@ -24,7 +24,7 @@ from elmojax.model.lstm import LstmState
 from elmojax.text.batches import steps_of
 from elmojax.text.capacity import Sizes
 from elmojax.training import sparse
-from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
+from elmojax.training.flops import Flops
 from elmojax.training.guard import Guard
 from elmojax.training.optim import make_optimizer
 from elmojax.training.reading import (
@@ -32,6 +32,7 @@ from elmojax.training.reading import (
     StepSizes,
     batch_shapes,
     step_sizes,
+    token_flops,
 )
 from elmojax.training.sharding import batch_shardings, shardings
 from elmojax.training.step import (
@@ -105,14 +106,7 @@ def estimate(
     sizes = step_sizes(reading, share, mesh.shape["data"], config.rows)
     plan = _plan(share, reading, sizes, mesh, dtype)
     params = plan.state.params
-    softmax = softmax_flops(
-        config.head,
-        reading.vocabulary,
-        config.model.lstm.projection,
-        reading.shares(config.head),
-    )
     words = sizes.words * config.rows / share.rows
-    word = word_flops(config.model, sizes.columns)
     moved, moments = _moved(plan)
     pairs = zip(sizes.sizes.words, sizes.tables, strict=True)
     tables = tuple((size, columns) if columns else (size,) for size, columns in pairs)
@@ -121,11 +115,7 @@ def estimate(
         config,
         {name: _count(params.get(name, {})) for name in ("encoder", "lstm", "head")},
         _memory(plan, moved),
-        Flops(
-            word * words / (config.rows * config.window),
-            lstm_flops(config.model.lstm),
-            softmax,
-        ),
+        token_flops(share, reading, sizes),
         words,
         tables,
         2 * (2 * moved + moments),
