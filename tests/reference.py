@@ -53,6 +53,32 @@ def char_cnn(params: Tree, ids: np.ndarray, widths: Sequence[int], activation: s
     return np.stack(vectors)
 
 
+def first_largest(table: np.ndarray, kernels: Sequence[np.ndarray], ids: np.ndarray):
+    """Largest response of each filter in each word, and the first window with it."""
+    best, where = [], []
+    for kernel in kernels:
+        windows = ids.shape[1] - len(kernel) + 1
+        terms = [table[ids[:, k : k + windows]] @ kernel[k] for k in range(len(kernel))]
+        responses = np.sum(terms, axis=0)
+        best.append(responses.max(axis=1))
+        where.append(responses.argmax(axis=1))
+    return np.concatenate(best, axis=1), np.concatenate(where, axis=1)
+
+
+def gradient_of_largest(table, kernels, ids, where, d_best):
+    """Gradients by table and kernels of what `first_largest` found, in loops."""
+    d_table, d_kernels, before = np.zeros_like(table), [], 0
+    for kernel in kernels:
+        d_kernels.append(np.zeros_like(kernel))
+        for word, filter_ in np.ndindex(len(ids), kernel.shape[2]):
+            at, d = where[word, before + filter_], d_best[word, before + filter_]
+            for k in range(len(kernel)):
+                d_kernels[-1][k, :, filter_] += d * table[ids[word, at + k]]
+                d_table[ids[word, at + k]] += d * kernel[k, :, filter_]
+        before += kernel.shape[2]
+    return d_table, tuple(d_kernels)
+
+
 def lstm_step(x, cell, hidden, kernel, bias, projection, clips):
     """One position of one direction; kernel [inputs + projection, 4 * dim], bias."""
     z = np.concatenate([x, hidden]) @ kernel + bias

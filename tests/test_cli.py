@@ -206,7 +206,9 @@ def test_pretrain_leaves_a_whole_run(world):
     keys |= {"table_words"}
     assert all(line.keys() == keys for line in training)
     assert training[-1]["tokens"] == 6 * 8 * 10
-    assert "step 1/6: loss" in world.trained.err
+    assert (
+        "step 1/6: loss" in world.trained.err and "of which steps" in world.trained.err
+    )
     assert "step 6: held-out perplexity" in world.trained.err
     assert "before," in world.trained.out and "loss.png" in world.trained.out
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
@@ -22,6 +25,7 @@ from elmojax.training.room import room_for
 from elmojax.training.signals import Stop, Stopped
 from elmojax.training.start import Initialize, Run, start
 from elmojax.training.status import Status
+from elmojax.training.utilization import utilization
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class _Loop:
         self._late: tuple[int, dict[str, Any]] | None = None
         self._clock = Clock(config.rows * config.window)
         self._programs, self._memory = Programs(run), StepMemory()
+        self._utilization = utilization(config, run.lm, run.text.words.corpus)
 
     def close(self) -> None:
         self._programs.close()
@@ -165,6 +170,8 @@ class _Loop:
                 f"Stopped by {stopped} after step {self.step}; the same command goes "
                 "on from there."
             )
+        if self.step > run.step:
+            self._note(self._clock.summary())
 
     def _catch_up(self) -> None:
         """The evaluation of the checkpoint, where the run was stopped in it."""
@@ -194,12 +201,14 @@ class _Loop:
         if not self.step:
             self.before = self._evaluate()
         programs = self._programs
-        for ready in prefetched(run, self.step, self.stop, programs.ahead):
+        batches = prefetched(run, self.step, self.stop, programs.ahead)
+        for ready in self._clock.awaited(batches):
             self.stop.hear(ready.asked)
             step, new = programs.take(self.step, ready.level)
             if new and ready.level:
                 self._note(programs.news(self.step, ready.level))
-            with self._memory.of_step(self.state, compiles=new):
+            compiling = self._clock.spent("compiling") if new else nullcontext()
+            with self._memory.of_step(self.state, compiles=new), compiling:
                 self.state, metrics = step(self.state, ready.batch)
             self._read_late()
             self.step += 1
@@ -245,7 +254,7 @@ class _Loop:
         if self._late is None:
             return
         (step, metrics), self._late = self._late, None
-        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers = {name: float(v) for name, v in jax.device_get(metrics).items()}
         bad, skipped = numbers.pop("bad"), int(numbers.pop("skipped"))
         loss = numbers[self.run.lm.loss_name]
         if bad:
@@ -257,11 +266,13 @@ class _Loop:
         self._look_at_save(wait=False)
         if skipped:
             numbers["skipped"] = skipped
+        rate = self._clock.rate()
         numbers |= {
             "learning_rate": float(self.run.rate(step - 1)),
             "epoch": self.run.text.epoch(step),
             "tokens": step * self._clock.tokens_per_step,
-            "tokens_per_second": self._clock.rate(),
+            "tokens_per_second": rate,
+            **self._utilization(rate),
         }
         self._log(step, numbers)
 
@@ -285,7 +296,7 @@ class _Loop:
             return None
         # Of several processes none may leave an evaluation before the others.
         check = (lambda _: None) if joined() else self.stop.check
-        with self._clock.paused():
+        with self._clock.spent("evaluation"):
             scores = self.run.evaluator(self.state.params, check)
         self._log(self.step, {f"heldout_{name}": v for name, v in scores.items()})
         return scores
@@ -298,7 +309,7 @@ class _Loop:
                 "--optimizer.learning-rate in another --workdir."
             )
         perplexity = self._remember(scores) if scores else None
-        with self._clock.paused():
+        with self._clock.spent("checkpoints"):
             rest = replace(self.state, params={})
             checkpoints = self.run.checkpoints
             checkpoints.save(self.step, self.state.params, rest, perplexity)

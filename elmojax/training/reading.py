@@ -22,6 +22,7 @@ from elmojax.text.capacity import Frequencies, Sizes
 from elmojax.text.negatives import Negatives, check_samples
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Members, Words, columns_of
+from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 
 BENCHMARK_WORDS = 793_471
 BENCHMARK_POSITIONS = 768_648_884
@@ -124,6 +125,18 @@ def step_sizes(
     columns = float(np.average(tables, weights=words))
     batch = batch_shapes(config, sizes, tables, data)
     return StepSizes(batch, sizes, tables, parts * sum(words), columns)
+
+
+def token_flops(config: TrainConfig, reading: Reading, sizes: StepSizes) -> Flops:
+    """Operations for one position of the text; `sizes` of the rows of `config`."""
+    head, model = config.head, config.model
+    dim, shares = model.lstm.projection, reading.shares(head)
+    words = sizes.words / (config.rows * config.window)
+    return Flops(
+        word_flops(model, sizes.columns) * words,
+        lstm_flops(model.lstm),
+        softmax_flops(head, reading.vocabulary, dim, shares),
+    )
 
 
 def training_text(

@@ -23,8 +23,6 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"lstm\.kernel_\d+$", P(None, None, None, "model")),
     (r"lstm\.bias_\d+$", P(None, None, "model")),
     (r"lstm\.projection_\d+$", P(None, "model")),
-    (r"encoder\.highway_\d+_\w+_kernel$", P(None, "model")),
-    (r"encoder\.highway_\d+_\w+_bias$", P("model")),
     (r"encoder\.", P()),
     # Words of the softmax over `model`; kernel by columns, whose number divides.
     (r"head\.kernel$", P(None, "model")),

@@ -94,7 +94,7 @@ class LanguageModel:
             dtype=self.dtype,
             platform=self.platform,
         )
-        words = self._encode(model, params, batch.words)
+        words = bilm.encode_words(model, params, batch.words)
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
         outputs, carry = bilm.contextualize(
             model, params, inputs, carry, reset=reset, row_keys=keys
@@ -103,13 +103,6 @@ class LanguageModel:
         if dropout and keys is not None:
             top = dropped(top, dropout, keys, self.config.lstm.layers)
         return top, carry
-
-    def _encode(self, model: BiLM, params: Params, tables: Any) -> Array:
-        """Vectors of the words of all tables, those of a shard together."""
-        encoded = [bilm.encode_words(model, params, table) for table in tables]
-        shards = 1 if self.mesh is None else self.mesh.shape["data"]
-        parts = [table.reshape(shards, -1, table.shape[-1]) for table in encoded]
-        return jnp.concatenate(parts, axis=1).reshape(-1, parts[0].shape[-1])
 
     @jax.named_scope("encoder")
     def _look_up(self, words: Array, rows: Array) -> Array:
@@ -122,7 +115,6 @@ class LanguageModel:
             mesh=self.mesh,
             in_specs=(table, places),
             out_specs=places,
-            check_vma=False,
         )(words, rows)
 
     @property

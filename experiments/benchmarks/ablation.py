@@ -58,7 +58,7 @@ class Unstacked(LanguageModel):
     ) -> tuple[Array, LstmState]:
         dropout = 0.0 if keys is None else self.dropout
         model = BiLM(self.config, dropout, self.mesh, directions=1)
-        words = self._encode(model, params, batch.words)
+        words = bilm.encode_words(model, params, batch.words)
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
 
         def direction(n: int) -> tuple[Array, LstmState]:
