@@ -1,11 +1,17 @@
-"""The published equations in NumPy: float64, loops, one word at a time."""
+"""The published equations in NumPy: float64, loops, one word at a time.
+
+And the softmax written out in JAX, with all words of all positions, for gradients.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+from elmojax.model.softmax import log_prob_all
 
 Tree = dict[str, Any]
 
@@ -105,3 +111,19 @@ def log_prob(head: Tree, hidden: np.ndarray, target: int) -> float:
             return top[first + k] + log_softmax(inside)[target]
         target -= size
     raise AssertionError("no such word")
+
+
+def log_prob_of_all(params, hidden, targets, dtype=None):
+    """Log-probability of targets, out of that of all words; NaN for no word."""
+    every = log_prob_all(params, hidden, dtype)
+    valid = (targets >= 0) & (targets < every.shape[-1])
+    at = jnp.where(valid, targets, 0)[:, None]
+    # A factor, so that the gradient is NaN too.
+    found = jnp.take_along_axis(every, at, axis=-1)[:, 0]
+    return found * jnp.where(valid, 1, jnp.nan)
+
+
+def negative_log_likelihood(params, hidden, targets, weights):
+    """Weighted sum of -log p, and each of them."""
+    each = -log_prob_of_all(params, hidden, targets)
+    return (each * weights).sum(), each

@@ -26,6 +26,15 @@ ORDER = 1
 """Version of the order of sentences and of the negatives, in config.json of a run."""
 
 
+class Members(NamedTuple):
+    """Positions of one tail cluster of the adaptive softmax."""
+
+    positions: np.ndarray
+    """int32 [shards, capacity], rising; past the last position where there are less."""
+    targets: np.ndarray
+    """int32 [shards, capacity]: numbers in the cluster."""
+
+
 class Batch(NamedTuple):
     """One step of all rows, for both directions: 0 forward, 1 backward.
 
@@ -42,6 +51,8 @@ class Batch(NamedTuple):
     """int32 [two, rows, window]: vocabulary id to predict."""
     weights: np.ndarray
     """float32 [rows, window]: 1 where the position counts, 0 where it is filling."""
+    members: tuple[Members, ...] = ()
+    """Of each tail cluster; none: they are found in the targets."""
     negatives: Negatives | None = None
     """Words drawn at random, where the softmax is sampled."""
 
@@ -254,7 +265,7 @@ def _only(batch: Batch) -> Batch:
     drawn = batch.negatives
     if drawn is not None:
         drawn = Negatives(*(array[0] for array in drawn))
-    return Batch(words, inputs, targets, weights, drawn)
+    return Batch(words, inputs, targets, weights, negatives=drawn)
 
 
 def _drawn_in_pieces(drawn: Negatives, shards: int, pieces: int) -> Negatives:

@@ -189,7 +189,7 @@ def batch_shapes(
         expected = array(2, taken, dtype=np.float32)
         negatives = Negatives(array(taken), both, drawn, expected)
     weights = array(rows, config.window, dtype=np.float32)
-    return Batch(array(*table), both, both, weights, negatives)
+    return Batch(array(*table), both, both, weights, negatives=negatives)
 
 
 def expected_distinct(shares: np.ndarray, positions: float) -> float:

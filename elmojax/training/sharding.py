@@ -39,7 +39,7 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"batch\.words$", P("data")),
     (r"batch\.(inputs|targets|negatives\.targets)$", P(None, "data")),
     (r"batch\.negatives\.(words|drawn|log_expected)$", P()),
-    (r"batch\.weights$", P("data")),
+    (r"batch\.(weights|members\.\d+\.\w+)$", P("data")),
 )
 """(pattern of the path, how it is split): the first row that matches counts."""
 

@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import Dtype, contract
 from elmojax.model.softmax.parameters import Static, gradients_as, rounded, scaled
-from elmojax.model.softmax.tiles import NEVER, TILE, filled
 from elmojax.shapes import Params, PerPosition, Positions, Targets
+
+TILE = 1 << 22
+"""Logits in memory at once."""
+NEVER = -1e30
+"""The logit of a word that does not count."""
 
 
 class Candidates(NamedTuple):
@@ -50,16 +54,18 @@ def sampled_loss(
     Args:
       params: kernel [rows, projection] and bias [rows] (if there is one) of the words
         that take part: targets and candidates.
-      targets: int32 [positions], rows of `params`; NaN comes of one that is none.
+      hidden: [shards, positions, projection], or without shards.
+      targets: int32, rows of `params`; NaN comes of one that is none.
       mesh: with axes `data` and `model`, which both split the positions.
       dtype: of matrix products; None = that of the weights.
 
     The gradient flows through the sum, into params, hidden and weights.
     """
-    total, (each,) = sampled_losses(
-        params, [(hidden, targets, weights, candidates)], mesh, dtype
-    )
-    return total, each
+    direction = (hidden, targets, weights)
+    if hidden.ndim == 2:
+        direction = tuple(array[None] for array in direction)
+    losses = sampled_losses(params, [(*direction, candidates)], mesh, dtype)
+    return losses[0], losses[1][0].reshape(targets.shape)
 
 
 Direction = tuple[Positions, Targets, PerPosition, Candidates]
@@ -110,34 +116,37 @@ def _everywhere(
 ) -> tuple[Array, tuple[Array, ...], Params, tuple[Array, ...]]:
     """All directions; on a mesh every device takes a share of their positions."""
     mesh, dtype = static
-    axes, rows = ("data", "model"), P(("data", "model"))
-
-    def share(params: Params, *directions: Any) -> tuple[Any, ...]:
-        run = partial(_loss_and_gradients, gradient, rounded(params, dtype))
-        parts = [run(*direction) for direction in zip(*directions, strict=True)]
-        each, d_params, d_hidden = zip(*parts, strict=True)
-        weighted = zip(each, directions[-1], strict=True)
-        total = sum((loss * weight).sum() for loss, weight in weighted)
-        sums = (total, jax.tree.map(lambda *d: sum(d), *d_params))
-        total, d_params = sums if mesh is None else lax.psum(sums, axes)
-        return total, each, d_params, d_hidden
-
-    if mesh is None:
-        return share(params, candidates, hidden, targets, weights)
-    split = jax.tree.map(lambda a: filled(a, mesh.size), (hidden, targets, weights))
-    total, each, d_params, d_hidden = jax.shard_map(
-        share,
-        mesh=mesh,
-        in_specs=(P(), P(), rows, rows, rows),
-        out_specs=(P(), rows, P(), rows),
-        check_vma=False,
-    )(params, candidates, *split)
-    each, d_hidden = jax.tree.map(
-        lambda array, like: array[: len(like)], (each, d_hidden), (hidden, hidden)
+    run = jax.vmap(
+        partial(_loss_and_gradients, gradient, rounded(params, dtype)),
+        (None, 0, 0, 0),
     )
-    return total, each, d_params, d_hidden
+    total, losses, d_params, d_hidden = jnp.float32(0), [], [], []
+    for drawn, *arrays in zip(candidates, hidden, targets, weights, strict=True):
+        parts = [_shares(mesh, array) for array in arrays]
+        each, d_kernel, d_x = run(drawn, *parts)
+        total = total + (each * parts[2]).sum()
+        d_params.append(d_kernel)
+        losses.append(_joined(each, arrays[1]))
+        d_hidden.append(_joined(d_x, arrays[0]) if gradient else d_x)
+    d_params = jax.tree.map(lambda *leaves: sum(leaves).sum(0), *d_params)
+    return total, tuple(losses), d_params, tuple(d_hidden)
 
 
+def _shares(mesh: Mesh | None, array: Array) -> Array:
+    """[shards, positions, ...] with a shard for every device, filled up with zeros."""
+    if mesh is None:
+        return array
+    model = mesh.shape["model"]
+    array = filled(array, 1, model)
+    array = array.reshape(array.shape[0] * model, -1, *array.shape[2:])
+    place = NamedSharding(mesh, P(("data", "model")))
+    return lax.with_sharding_constraint(array, place)
+
+
+def _joined(array: Array, like: Array) -> Array:
+    """What `_shares` made of an array like another."""
+    array = array.reshape(like.shape[0], -1, *like.shape[2:])
+    return array[:, : like.shape[1]]
 def _loss_and_gradients(
     gradient: bool,
     params: Params,
