@@ -25,7 +25,7 @@ from elmojax.model.softmax import (
     predict,
 )
 from elmojax.model.softmax.clusters import Form, Members
-from elmojax.training.sharding import make_mesh
+from elmojax.training.sharding import make_mesh, shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -55,17 +55,19 @@ def mean_and_more(params, x, targets):
 
 
 WAYS = {
-    "whole clusters": Form(1 << 19, skips=True, looks_up=True),
-    "small chunks": Form(1, skips=True, looks_up=True),
-    "accelerators": Form(1 << 24, skips=False, looks_up=False),
-    "accelerators, small chunks": Form(300, skips=False, looks_up=False),
+    "whole clusters": Form(1 << 19, cpu=True),
+    "small chunks": Form(1, cpu=True),
+    "accelerators": Form(1 << 24, cpu=False),
+    "accelerators, small chunks": Form(300, cpu=False),
 }
 """Forms of which each takes another way; those of accelerators with a plan."""
 
 
 def compiled_as(way, function, *arguments):
     """With positions of each tail for all forms but the first."""
-    patch = {"CPU": WAYS[way], "MOST": 1 << 26 if "small" not in way else 1}
+    patch = {"CPU": WAYS[way]}
+    if "small" in way:
+        patch |= {"MOST": 1, "PIECE": 100}
     with mock.patch.multiple(clusters, **patch):
         return jax.jit(function).lower(*arguments).compile()
 
@@ -312,7 +314,8 @@ def test_a_mesh_gives_the_numbers_of_one_device(mesh, way, plan):
     arrays = jax.device_put(
         (x, targets, weights, members), NamedSharding(mesh, PartitionSpec("data"))
     )
-    got = compiled_as(way, on_a_mesh(mesh), params, *arrays)(params, *arrays)
+    placed = jax.device_put(params, shardings(mesh, params, "head."))
+    got = compiled_as(way, on_a_mesh(mesh), placed, *arrays)(placed, *arrays)
     flat = (x.reshape(-1, DIM), targets.reshape(-1), weights.reshape(-1))
     wanted = jax.tree.leaves(jax.jit(DENSE)(params, *flat))
     got = jax.tree.leaves(got)

@@ -34,6 +34,7 @@ from elmojax.shapes import Params, PerPosition, Positions, Targets
 TILE = 1 << 22
 """Logits that `predict` has in memory at once."""
 
+
 def log_prob(
     params: Params,
     hidden: Positions,

@@ -23,7 +23,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.model.precision import contract
+from elmojax.model.precision import Dtype, contract
 from elmojax.model.softmax.parameters import Static, edges_of, rounded
 from elmojax.shapes import Params
 
@@ -31,8 +31,10 @@ MOST = 1 << 26
 """Logits of a chunk where so few positions would not pay for reading a wide table."""
 LEAST = 8
 """Positions of a chunk: fewer fill no registers."""
+PIECE = 1 << 24
+"""Numbers of a gradient that a CPU has beside it."""
 NARROW = 32
-"""Width up to which words are taken as [width, words]: a row of them fills no lanes."""
+"""Width up to which a gradient is added up as [width, words]: faster on a CPU."""
 
 
 class Form(NamedTuple):
@@ -40,19 +42,16 @@ class Form(NamedTuple):
 
     tile: int
     """Logits of a chunk."""
-    skips: bool
-    """Whether the length of a loop follows the members: it has to be known beforehand,
-    or a chip waits for it."""
-    looks_up: bool
-    """Whether the logit of a target is read out, or a sum that other passes take along.
-    """
+    cpu: bool
+    """Chunks without members are left out, for which accelerators would have to wait;
+    and what fuses there is written out, as numbers in memory are looked up."""
 
 
-CPU = Form(1 << 19, True, True)
+CPU = Form(1 << 19, cpu=True)
 """A chunk stays in the cache."""
-GPU = Form(1 << 26, False, False)
+GPU = Form(1 << 26, cpu=False)
 """Few kernels; logits go through memory anyway."""
-TPU = Form(1 << 24, False, False)
+TPU = Form(1 << 24, cpu=False)
 """As float32 they fill half the on-chip memory."""
 
 
@@ -115,9 +114,9 @@ def _clusters(
     valid = (targets >= 0) & (targets < edges[-1])
     targets = jnp.where(valid, targets, 0).astype(jnp.int32)
     weights = jnp.where(valid, weights, jnp.nan)
-    number = sum((targets >= edge).astype(jnp.int32) for edge in edges[:-1])
+    number: Any = sum((targets >= edge).astype(jnp.int32) for edge in edges[:-1])
     in_head = jnp.where(targets < edges[0], targets, edges[0] - 1 + number)
-    form = form._replace(skips=form.skips or members is None)
+    skips = form.cpu or members is None
     if members is None:
         members = [
             _found(number == k + 1, jnp.clip(targets - low, 0, high - low - 1))
@@ -132,7 +131,8 @@ def _clusters(
         down, up = params[f"down_{k}"], params[f"up_{k}"]
         y = contract("...pd,dn->...pn", x, down, down.dtype)
         count = (plan.positions < targets.shape[1]).sum(1, dtype=jnp.int32).max()
-        (loss, *d_y), sums = run((up, None), y, plan.targets, weight, count)
+        most = count if skips else None
+        (loss, *d_y), sums = run((up, None), y, plan.targets, weight, most)
         each = _added(each, plan.positions, loss)
         if gradient:
             d_x = contract("...pn,dn->...pd", d_y[0], down, down.dtype)
@@ -198,26 +198,21 @@ def _cluster(
     place = partial(_placed, mesh)
     table = place(table, "model")
     bias = bias if bias is None else place(bias, "model")
-    run = jax.vmap(partial(_cross_entropy, form.looks_up, gradient), (None, None, 0, 0, 0))
+    run = partial(_cross_entropy, form.cpu, gradient, table, bias)
 
     def chunk(n: Array, state: Results) -> Results:
-        part = (lax.dynamic_slice_in_dim(a, n * size, size, 1) for a in arrays)
-        found, sums = run(table, bias, *part)
-        put = partial(
-            lax.dynamic_update_slice_in_dim, start_index=n * size, axis=1
-        )
-        return Results(
-            jax.tree.map(put, state.positions, found),
-            jax.tree.map(jnp.add, state.words, sums),
-        )
+        part = [lax.dynamic_slice_in_dim(a, n * size, size, 1) for a in arrays]
+        found = jax.vmap(run)(*part)
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=n * size, axis=1)
+        outputs = jax.tree.map(put, state.positions, found.positions)
+        return Results(outputs, _added_up(form, state.words, part[0], found.words, table.dtype))
 
     more = (0, chunks * size - positions)
     arrays = [
         jnp.pad(a, ((0, 0), more, *[(0, 0)] * (a.ndim - 2)))
         for a in (x, targets, weights)
     ]
-    skips = form.skips and members is not None
-    start = jnp.zeros if skips else lax.empty  # of which every place is written
+    start = jnp.zeros if members is not None else lax.empty  # all of it is written
     outputs = [start(arrays[2].shape, jnp.float32)]
     sums = []
     if gradient:
@@ -228,13 +223,41 @@ def _cluster(
         if bias is not None:
             zeros = jnp.zeros((shards, len(bias)), jnp.float32)
             sums.append(place(zeros, "data", "model"))
-    last = -(-members // size) if skips else jnp.int32(chunks)
+    last = jnp.int32(chunks) if members is None else -(-members // size)
     state = Results(outputs, sums)
     outputs, sums = lax.fori_loop(jnp.int32(0), last, chunk, state)
     sums = [leaf.sum(0) for leaf in sums]
     if gradient and turned:
         sums[0] = sums[0].T
+    sums = [place(leaf, *_divided(mesh, leaf)) for leaf in sums]
     return Results([array[:, :positions] for array in outputs], sums)
+
+
+def _divided(mesh: Mesh | None, leaf: Array) -> list[str | None]:
+    """The first axis over `model` that it divides: results have to be even."""
+    model = 1 if mesh is None else mesh.shape["model"]
+    even = [size % model == 0 for size in leaf.shape]
+    return [None] * even.index(True) + ["model"] if any(even) else []
+
+
+def _added_up(
+    form: Form, sums: list[Array], x: Array, d_logits: list[Array], dtype: Dtype
+) -> list[Array]:
+    """Gradients of table and bias, with those of a chunk."""
+    if not sums:
+        return []
+    (table, *bias), d_logits = sums, d_logits[0]
+    words, width = d_logits.shape[-1], x.shape[-1]
+    if width <= NARROW:
+        table = table + contract("spn,spv->snv", x, d_logits, dtype)
+    else:  # a CPU has the product in memory before it adds it
+        piece = max(1, PIECE // width) if form.cpu else words
+        for start in range(0, words, piece):
+            part = d_logits[..., start : start + piece]
+            part = contract("spv,spn->svn", part, x, dtype)
+            part = part + table[:, start : start + piece]
+            table = lax.dynamic_update_slice_in_dim(table, part, start, 1)
+    return [table, *(b + d_logits.sum(1) for b in bias)]
 
 
 def _placed(mesh: Mesh | None, array: Array, *spec: str | None) -> Array:
@@ -253,7 +276,7 @@ def _cross_entropy(
     targets: Array,
     weights: Array,
 ) -> Results:
-    """Of a chunk [positions, width] of one shard; no position is in two chunks."""
+    """Of a chunk [positions, width] of one shard; words: the gradient by logits."""
     dtype = table.dtype
     logits = contract("pn,vn->pv", x, table, dtype)
     if bias is not None:
@@ -274,10 +297,4 @@ def _cross_entropy(
         return Results([loss], [])
     d_logits = each * (weights / total)[:, None]
     d_x = contract("pv,vn->pn", d_logits, table, dtype)
-    if x.shape[1] <= NARROW:
-        sums = [contract("pn,pv->nv", x, d_logits, dtype)]
-    else:
-        sums = [contract("pv,pn->vn", d_logits, x, dtype)]
-    if bias is not None:
-        sums.append(d_logits.sum(0))
-    return Results([loss, d_x], sums)
+    return Results([loss, d_x], [d_logits])

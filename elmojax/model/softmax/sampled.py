@@ -147,6 +147,8 @@ def _joined(array: Array, like: Array) -> Array:
     """What `_shares` made of an array like another."""
     array = array.reshape(like.shape[0], -1, *like.shape[2:])
     return array[:, : like.shape[1]]
+
+
 def _loss_and_gradients(
     gradient: bool,
     params: Params,
@@ -156,59 +158,56 @@ def _loss_and_gradients(
     weights: Array,
 ) -> tuple[Array, Params, Array]:
     """Losses, and gradients of their weighted sum, a block of positions at a time."""
-    kernel, positions = params["kernel"], hidden.shape[0]
-    bias = params.get("bias", jnp.zeros(len(kernel), kernel.dtype)).astype(jnp.float32)
-    shift = bias - candidates.log_expected
-    drawn = kernel[candidates.rows]
-    block = max(1, min(positions, TILE // len(candidates.rows)))
+    kernel, positions = params["kernel"], len(hidden)
+    rows, log_expected = candidates
+    dtype, as_float32 = kernel.dtype, partial(jnp.asarray, dtype=jnp.float32)
+    shift = as_float32(params.get("bias", jnp.zeros(len(kernel)))) - log_expected
+    targets = jnp.where(targets < 0, len(kernel), targets)  # -1 is not the last row
+    own = [a.at[targets].get(mode="fill", fill_value=jnp.nan) for a in (kernel, shift)]
+    drawn = [kernel[rows], shift[rows]]
 
-    def body(sums: Any, part: Any) -> tuple[Any, Any]:
-        x, target, weight = part
-        target = jnp.where(target < 0, len(kernel), target)  # -1 is not the last row
-        logits = contract("pd,sd->ps", x, drawn, drawn.dtype)
-        logits = logits + shift[candidates.rows][None]
-        hit = target[:, None] == candidates.rows[None]
-        logits = jnp.where(hit, NEVER, logits)
-        row = kernel.at[target].get(mode="fill", fill_value=jnp.nan)
-        row = row.astype(jnp.float32)
-        rounded = x.astype(drawn.dtype).astype(jnp.float32)
-        true = (rounded * row).sum(-1) + shift.at[target].get(mode="fill")
-        most = jnp.maximum(true, logits.max(axis=-1))
-        each = jnp.exp(logits - most[:, None])
-        total = jnp.exp(true - most) + each.sum(axis=-1)
-        loss = most + jnp.log(total) - true
+    def losses(drawn: Any, x: Array, own: Any, target: Array) -> Array:
+        (table, bias), (row, own_bias) = drawn, own
+        logits = contract("pd,sd->ps", x, table, dtype) + bias[None]
+        logits = jnp.where(target[:, None] == rows[None], NEVER, logits)
+        true = (x * row).sum(-1) + own_bias
+        most = lax.stop_gradient(jnp.maximum(true, logits.max(-1)))
+        total = jnp.exp(true - most) + jnp.exp(logits - most[:, None]).sum(-1)
+        return most + jnp.log(total) - true
+
+    def block(sums: Any, part: Any) -> tuple[Any, Any]:
+        x, own, target, weight = part
         if not gradient:
-            return sums, (loss, ())
-        scale = weight / total
-        d_true = jnp.exp(true - most) * scale - weight
-        d_x = contract("ps,sd->pd", each, drawn, drawn.dtype) * scale[:, None]
-        d_x = d_x + d_true[:, None] * row
-        scaled = x * scale[:, None]
-        d_kernel, d_bias, d_drawn, d_drawn_bias = sums
-        return (
-            d_kernel.at[target].add(d_true[:, None] * rounded, mode="drop"),
-            d_bias.at[target].add(d_true, mode="drop"),
-            d_drawn + contract("ps,pd->sd", each, scaled, drawn.dtype),
-            d_drawn_bias + (each * scale[:, None]).sum(axis=0),
-        ), (loss, d_x)
+            return sums, (losses(drawn, x, own, target), ())
+        loss, pull = jax.vjp(lambda *a: losses(*a, target), drawn, x, own)
+        d_drawn, *d_part = pull(weight)
+        return jax.tree.map(jnp.add, sums, d_drawn), (loss, d_part)
 
-    arrays = (kernel, bias, drawn, candidates.rows)
-    zeros = [jnp.zeros(a.shape, jnp.float32) for a in arrays]
-    sums = tuple(zeros) if gradient else ()
-    parts = tuple(_blocks(array, block) for array in (hidden, targets, weights))
-    sums, (each, d_hidden) = lax.scan(body, sums, parts)
+    size = max(1, min(positions, TILE // len(rows)))
+    arrays = (as_float32(hidden.astype(dtype)), jax.tree.map(as_float32, own))
+    arrays = (*arrays, targets, weights)
+    blocks = jax.tree.map(
+        lambda a: filled(a, 0, size).reshape(-1, size, *a.shape[1:]), arrays
+    )
+    drawn = jax.tree.map(as_float32, drawn)
+    zeros = jax.tree.map(jnp.zeros_like, drawn)
+    sums, (each, d_parts) = lax.scan(block, zeros, blocks)
     each = each.reshape(-1)[:positions]
     if not gradient:
         return each, {}, jnp.zeros((0, 0), jnp.float32)
-    d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[:positions]
-    d_kernel, d_bias, d_drawn, d_drawn_bias = sums
-    d_params = {
-        "kernel": d_kernel.at[candidates.rows].add(d_drawn),
-        "bias": d_bias.at[candidates.rows].add(d_drawn_bias),
-    }
+    d_hidden, d_own = jax.tree.map(
+        lambda a: a.reshape(-1, *a.shape[2:])[:positions], d_parts
+    )
+    d_params = {}
+    for name, own_part, drawn_part in zip(("kernel", "bias"), d_own, sums, strict=True):
+        zeros = jnp.zeros((len(kernel), *own_part.shape[1:]), jnp.float32)
+        d_params[name] = zeros.at[targets].add(own_part, mode="drop")
+        d_params[name] = d_params[name].at[rows].add(drawn_part)
     return each, {name: d_params[name] for name in params}, d_hidden
 
 
-def _blocks(array: Array, block: int) -> Array:
-    """[positions, ...] -> [blocks, block, ...], filled up with zeros."""
-    return filled(array, block).reshape(-1, block, *array.shape[1:])
+def filled(array: Array, axis: int, multiple: int) -> Array:
+    """Zeros after the last entry along an axis, up to a multiple."""
+    more = [(0, 0)] * array.ndim
+    more[axis] = (0, -array.shape[axis] % multiple)
+    return jnp.pad(array, more)
