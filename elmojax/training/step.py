@@ -136,9 +136,14 @@ class LanguageModel:
         weights = jnp.broadcast_to(batch.weights.T[:, None], targets.shape)
         if train and self.head.kind == "sampled":
             return self._sampled(head, top, weights, batch.negatives)
-        arrays = [self._positions(array, 2) for array in (top, targets, weights)]
         total, each = softmax.negative_log_likelihood(
-            head, *arrays, batch.members or None, mesh=self.mesh, dtype=self.dtype
+            head,
+            self._positions(top, 2),
+            self._positions(targets, 2),
+            self._positions(weights, 2),
+            batch.members or None,
+            mesh=self.mesh,
+            dtype=self.dtype,
         )
         return total, _rows(each, targets.shape)
 
@@ -148,15 +153,16 @@ class LanguageModel:
         """The sampled loss of each direction, with its own words."""
         directions = []
         for n in range(2):
-            arrays = (top[:, n], negatives.targets[n].T, weights[:, n])
+            x = self._positions(top[:, n], 1)
+            targets = self._positions(negatives.targets[n].T, 1)
             drawn = Candidates(negatives.drawn[n], negatives.log_expected[n])
-            directions.append((*(self._positions(a, 1) for a in arrays), drawn))
+            directions.append((x, targets, self._positions(weights[:, n], 1), drawn))
         total, losses = sampled_losses(head, directions, self.mesh, self.dtype)
         rows = [_rows(each, weights[:, 0].shape) for each in losses]
         return total, jnp.stack(rows, axis=1)
 
     def _positions(self, array: Array, axis: int) -> Array:
-        """[..., rows, ...] -> [shards, positions, ...], rows of a shard last to vary."""
+        """[..., rows, ...] -> [shards, positions, ...]."""
         shards = 1 if self.mesh is None else self.mesh.shape["data"]
         before, after = array.shape[:axis], array.shape[axis + 1 :]
         split = array.reshape(*before, shards, -1, *after)
@@ -164,7 +170,7 @@ class LanguageModel:
 
 
 def _rows(each: Array, shape: tuple[int, ...]) -> Array:
-    """Of [shards, positions]: an array of this shape, whose last axis is rows."""
+    """[shards, positions] -> [..., rows], an array of this shape."""
     return jnp.moveaxis(each.reshape(len(each), *shape[:-1], -1), 0, -2).reshape(shape)
 
 

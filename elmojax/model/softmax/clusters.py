@@ -23,7 +23,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.model.precision import Dtype, contract
+from elmojax.model.precision import Dtype, contract, summed
 from elmojax.model.softmax.parameters import Static, edges_of, rounded
 from elmojax.shapes import Params
 
@@ -68,15 +68,6 @@ Plan = Sequence[Members] | None
 """Of each tail cluster, from who knows the targets beforehand; or none."""
 
 
-class Results(NamedTuple):
-    """Of a cluster, or of a chunk of its positions; gradients only where asked for."""
-
-    positions: list[Array]
-    """-log p [shards, positions], its gradient by x [shards, positions, width]."""
-    words: list[Array]
-    """Gradients of the table and of the bias."""
-
-
 def loss_and_gradients(
     static: Static, gradient: bool, *arguments: Any
 ) -> tuple[Array, Params, list[Array]]:
@@ -95,8 +86,9 @@ def loss_and_gradients(
     cpu, gpu, tpu = (
         partial(_clusters, form, static, gradient) for form in (CPU, GPU, TPU)
     )
-    each = lax.platform_dependent(*arguments, cpu=cpu, cuda=gpu, rocm=gpu, default=tpu)
-    return cast(tuple[Array, Params, list[Array]], each)
+    forms = {"cpu": cpu, "cuda": gpu, "rocm": gpu, "default": tpu}
+    found = lax.platform_dependent(*arguments, **forms)
+    return cast(tuple[Array, Params, list[Array]], found)
 
 
 def _clusters(
@@ -119,8 +111,7 @@ def _clusters(
     skips = form.cpu or members is None
     if members is None:
         members = [
-            _found(number == k + 1, jnp.clip(targets - low, 0, high - low - 1))
-            for k, (low, high) in enumerate(itertools.pairwise(edges))
+            _found(targets, low, high) for low, high in itertools.pairwise(edges)
         ]
     run = partial(_cluster, form, mesh, gradient)
     taken = [_taken(members, array) for array in (hidden, weights)]
@@ -142,11 +133,13 @@ def _clusters(
     return jnp.where(valid, each, jnp.nan), d_params, d_hidden
 
 
-def _found(member: Array, targets: Array) -> Members:
-    """The members of a tail among [shards, positions]."""
+def _found(targets: Array, low: int, high: int) -> Members:
+    """The members of a tail among [shards, positions], with room for all."""
+    member = (targets >= low) & (targets < high)
     order = jnp.argsort(~member, axis=1, stable=True).astype(jnp.int32)
     here, targets = (jnp.take_along_axis(a, order, 1) for a in (member, targets))
-    return Members(jnp.where(here, order, member.shape[1]), targets)
+    positions = jnp.where(here, order, targets.shape[1])
+    return Members(positions, jnp.where(here, targets - low, 0))
 
 
 def _taken(members: Sequence[Members], array: Array) -> list[Array]:
@@ -183,13 +176,17 @@ def _cluster(
     targets: Array,
     weights: Array,
     members: Array | None,
-) -> Results:
+) -> tuple[list[Array], list[Array]]:
     """Cross-entropy of positions over the words of one cluster, in chunks.
 
     Args:
       words: table [words, width], and bias [words] or None.
       x: [shards, positions, width]; targets and weights: [shards, positions].
       members: how many of the positions count, the first ones; None = all.
+
+    Returns:
+      -log p [shards, positions], and its gradient by x if one is asked for; gradients
+      of table and bias.
     """
     (table, bias), (shards, positions, width) = words, x.shape
     chunks, size = _chunks(form.tile, positions, *table.shape)
@@ -200,12 +197,17 @@ def _cluster(
     bias = bias if bias is None else place(bias, "model")
     run = partial(_cross_entropy, form.cpu, gradient, table, bias)
 
-    def chunk(n: Array, state: Results) -> Results:
+    def chunk(n: Array, state: Any) -> Any:
+        outputs, sums = state
         part = [lax.dynamic_slice_in_dim(a, n * size, size, 1) for a in arrays]
         found = jax.vmap(run)(*part)
+        if gradient:
+            d_logits = found.pop()
+            sums = _added_up(form, sums, part[0], d_logits, table.dtype)
+        if mesh is not None:
+            found = [summed(array) for array in found]
         put = partial(lax.dynamic_update_slice_in_dim, start_index=n * size, axis=1)
-        outputs = jax.tree.map(put, state.positions, found.positions)
-        return Results(outputs, _added_up(form, state.words, part[0], found.words, table.dtype))
+        return list(map(put, outputs, found)), sums
 
     more = (0, chunks * size - positions)
     arrays = [
@@ -224,13 +226,12 @@ def _cluster(
             zeros = jnp.zeros((shards, len(bias)), jnp.float32)
             sums.append(place(zeros, "data", "model"))
     last = jnp.int32(chunks) if members is None else -(-members // size)
-    state = Results(outputs, sums)
-    outputs, sums = lax.fori_loop(jnp.int32(0), last, chunk, state)
+    outputs, sums = lax.fori_loop(jnp.int32(0), last, chunk, (outputs, sums))
     sums = [leaf.sum(0) for leaf in sums]
     if gradient and turned:
         sums[0] = sums[0].T
     sums = [place(leaf, *_divided(mesh, leaf)) for leaf in sums]
-    return Results([array[:, :positions] for array in outputs], sums)
+    return [array[:, :positions] for array in outputs], sums
 
 
 def _divided(mesh: Mesh | None, leaf: Array) -> list[str | None]:
@@ -241,22 +242,29 @@ def _divided(mesh: Mesh | None, leaf: Array) -> list[str | None]:
 
 
 def _added_up(
-    form: Form, sums: list[Array], x: Array, d_logits: list[Array], dtype: Dtype
+    form: Form, sums: list[Array], x: Array, d_logits: Array, dtype: Dtype
 ) -> list[Array]:
     """Gradients of table and bias, with those of a chunk."""
-    if not sums:
-        return []
-    (table, *bias), d_logits = sums, d_logits[0]
+    table, *bias = sums
     words, width = d_logits.shape[-1], x.shape[-1]
     if width <= NARROW:
         table = table + contract("spn,spv->snv", x, d_logits, dtype)
+    elif not form.cpu or words * width <= PIECE:
+        table = table + contract("spv,spn->svn", d_logits, x, dtype)
     else:  # a CPU has the product in memory before it adds it
-        piece = max(1, PIECE // width) if form.cpu else words
-        for start in range(0, words, piece):
-            part = d_logits[..., start : start + piece]
+        piece = min(words, max(8, PIECE // width))
+
+        def add(n: Array, table: Array) -> Array:
+            start = jnp.minimum(n * piece, words - piece)  # the last overlaps
+            part = lax.dynamic_slice_in_dim(d_logits, start, piece, 2)
+            new = start + jnp.arange(piece, dtype=jnp.int32) >= n * piece
+            part = jnp.where(new[None, None], part, 0)
             part = contract("spv,spn->svn", part, x, dtype)
-            part = part + table[:, start : start + piece]
-            table = lax.dynamic_update_slice_in_dim(table, part, start, 1)
+            part = part + lax.dynamic_slice_in_dim(table, start, piece, 1)
+            return lax.dynamic_update_slice_in_dim(table, part, start, 1)
+
+        pieces = jnp.int32(-(-words // piece))
+        table = lax.fori_loop(jnp.int32(0), pieces, add, table)
     return [table, *(b + d_logits.sum(1) for b in bias)]
 
 
@@ -275,8 +283,8 @@ def _cross_entropy(
     x: Array,
     targets: Array,
     weights: Array,
-) -> Results:
-    """Of a chunk [positions, width] of one shard; words: the gradient by logits."""
+) -> list[Array]:
+    """-log p of a chunk of one shard; gradients of the weighted sum by x and logits."""
     dtype = table.dtype
     logits = contract("pn,vn->pv", x, table, dtype)
     if bias is not None:
@@ -294,7 +302,6 @@ def _cross_entropy(
         each = jnp.where(hit, each - total[:, None], each)
     loss = most + jnp.log(total) - target
     if not gradient:
-        return Results([loss], [])
+        return [loss]
     d_logits = each * (weights / total)[:, None]
-    d_x = contract("pv,vn->pn", d_logits, table, dtype)
-    return Results([loss, d_x], [d_logits])
+    return [loss, contract("pv,vn->pn", d_logits, table, dtype), d_logits]

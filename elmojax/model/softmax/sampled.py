@@ -61,11 +61,12 @@ def sampled_loss(
 
     The gradient flows through the sum, into params, hidden and weights.
     """
-    direction = (hidden, targets, weights)
+    shape = jnp.shape(targets)
     if hidden.ndim == 2:
-        direction = tuple(array[None] for array in direction)
-    losses = sampled_losses(params, [(*direction, candidates)], mesh, dtype)
-    return losses[0], losses[1][0].reshape(targets.shape)
+        hidden, targets, weights = hidden[None], targets[None], weights[None]
+    direction = (hidden, targets, weights, candidates)
+    total, (each,) = sampled_losses(params, [direction], mesh, dtype)
+    return total, each.reshape(shape)
 
 
 Direction = tuple[Positions, Targets, PerPosition, Candidates]
@@ -179,15 +180,15 @@ def _loss_and_gradients(
         x, own, target, weight = part
         if not gradient:
             return sums, (losses(drawn, x, own, target), ())
-        loss, pull = jax.vjp(lambda *a: losses(*a, target), drawn, x, own)
+        loss, pull = jax.vjp(partial(losses, target=target), drawn, x, own)
         d_drawn, *d_part = pull(weight)
         return jax.tree.map(jnp.add, sums, d_drawn), (loss, d_part)
 
     size = max(1, min(positions, TILE // len(rows)))
-    arrays = (as_float32(hidden.astype(dtype)), jax.tree.map(as_float32, own))
-    arrays = (*arrays, targets, weights)
+    x, own = as_float32(hidden.astype(dtype)), jax.tree.map(as_float32, own)
     blocks = jax.tree.map(
-        lambda a: filled(a, 0, size).reshape(-1, size, *a.shape[1:]), arrays
+        lambda a: filled(a, 0, size).reshape(-1, size, *a.shape[1:]),
+        (x, own, targets, weights),
     )
     drawn = jax.tree.map(as_float32, drawn)
     zeros = jax.tree.map(jnp.zeros_like, drawn)
