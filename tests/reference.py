@@ -12,6 +12,7 @@ import numpy as np
 
 from elmojax.model.lstm import State
 from elmojax.model.precision import contract
+from elmojax.model.softmax import log_prob_all
 
 Tree = dict[str, Any]
 
@@ -171,3 +172,19 @@ def recurrence(options, inputs, weights, state, lengths=None, reset=None):
     times = jnp.arange(len(inputs), dtype=jnp.int32)
     state, outputs = jax.lax.scan(step, state, (inputs, times))
     return outputs, state
+
+
+def log_prob_of_all(params, hidden, targets, dtype=None):
+    """Log-probability of targets, out of that of all words; NaN for no word."""
+    every = log_prob_all(params, hidden, dtype)
+    valid = (targets >= 0) & (targets < every.shape[-1])
+    at = jnp.where(valid, targets, 0)[:, None]
+    # A factor, so that the gradient is NaN too.
+    found = jnp.take_along_axis(every, at, axis=-1)[:, 0]
+    return found * jnp.where(valid, 1, jnp.nan)
+
+
+def negative_log_likelihood(params, hidden, targets, weights):
+    """Weighted sum of -log p, and each of them."""
+    each = -log_prob_of_all(params, hidden, targets)
+    return (each * weights).sum(), each

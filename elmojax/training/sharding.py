@@ -38,13 +38,13 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"batch\.members\.", P("data")),
     (r"batch\.(inputs|targets|negatives\.targets)$", P(None, "data")),
     (r"batch\.negatives\.(words|drawn|log_expected)$", P()),
-    (r"batch\.weights$", P("data")),
+    (r"batch\.(weights|members\.\d+\.\w+)$", P("data")),
 )
 """(pattern of the path, how it is split): the first row that matches counts."""
 
 OR_WHOLE = re.compile(r"head\.")
-"""Paths of arrays that lie whole on every device where an axis does not divide them:
-the numbers of words are not ours to choose."""
+"""Paths of arrays that lie in columns, or whole on every device, where an axis does not
+divide them: the numbers of words are not ours to choose."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -155,8 +155,9 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = prefix + path_name(path)
         spec = _spec(name)
-        if OR_WHOLE.search(name) and not divides(mesh, leaf.shape, spec):
-            spec = P()
+        if OR_WHOLE.search(name):
+            choices = (spec, P(None, "model"))[: len(leaf.shape)]
+            spec = next((s for s in choices if divides(mesh, leaf.shape, s)), P())
         _check(mesh, name, leaf.shape, spec)
         return NamedSharding(mesh, spec)
 
