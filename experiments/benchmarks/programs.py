@@ -43,6 +43,9 @@ RELABELLED = {"bitcast", "reshape", "convert", "copy"}
 UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 """Operations that change their first operand in place, and which one has the change."""
 
+NO_ESTIMATE = 2**62
+"""Cycles from which on a TPU's compiler means that it does not know."""
+
 MOVES = {"copy", "transpose", "reshape", "slice", "concatenate", "pad", "reverse"}
 """Operations that compute nothing."""
 
@@ -414,7 +417,8 @@ class Program:
         label: str,
     ) -> Kernel:
         moved = self._bytes(name, one)
-        cycles = one.number(r'"estimated_cycles":"(-?\d+)"') or 0
+        cycles = one.number(r'"estimated_cycles":"(\d+)"') or 0
+        cycles = cycles if cycles < NO_ESTIMATE else 0
         estimated = cycles / rates.clock if rates.clock else 0.0
         modelled = rates.clock and "COST_MODEL_TYPE_INVALID" not in one.attributes
         products = estimated if modelled else self._products(name, one, rates)
