@@ -43,6 +43,9 @@ RELABELLED = {"bitcast", "reshape", "convert", "copy"}
 UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 """Operations that change their first operand in place, and which one has the change."""
 
+NO_ESTIMATE = 2**62
+"""Cycles from which on a TPU's compiler means that it does not know."""
+
 MOVES = {"copy", "transpose", "reshape", "slice", "concatenate", "pad", "reverse"}
 """Operations that compute nothing."""
 
@@ -281,12 +284,12 @@ class Program:
             if one.operation in COLLECTIVES:
                 yield _collective(one, devices, times, exact)
                 continue
-            rounds, known = 1, exact
-            inner: Numbers = None
+            rounds, known, body = 1, exact, None
             if one.operation == "while":
-                count, inner = self.rounds(name, one, given)
+                count, body = self.rounds(name, one, given)
                 rounds, known = count or 1, exact and count is not None
-            for called in one.called:
+            for number, called in enumerate(one.called):
+                inner = body or self._given(name, one, number, given)
                 yield from self._collectives(
                     called, devices, times * rounds, known, inner
                 )
@@ -314,6 +317,15 @@ class Program:
             known = _count(test, before, after, part)
         return known, [part]
 
+    def _given(
+        self, name: str, one: Instruction, number: int, given: Numbers
+    ) -> Numbers:
+        """What is known of that which one of several computations is given."""
+        operands = one.operands
+        if one.operation == "conditional":  # first stands what decides
+            operands = operands[number + 1 : number + 2]
+        return [self._known(name, each, given) for each in operands]
+
     def _known(self, name: str, which: str, given: Numbers) -> Numbers:
         """What is known of an instruction whose computation is given these numbers."""
         one = self.computations[name].get(which)
@@ -324,7 +336,8 @@ class Program:
         if operation == "constant":
             return int(one.inside) if re.fullmatch(r"-?\d+", one.inside) else None
         if operation == "parameter":
-            return None if given is None else given[int(one.inside)]
+            index = int(one.inside)
+            return given[index] if given and index < len(given) else None
         if operation == "tuple":
             return lambda index: of(operands[index])
         if operation == "get-tuple-element":
@@ -383,10 +396,12 @@ class Program:
                 loops[number].kernels = run // each
                 found += body
             elif one.operation in ("conditional", "call"):
-                branches = [
-                    self._run(called, rates, loops, times, loop, own, None)
-                    for called in one.called
-                ]
+                branches = []
+                for number, called in enumerate(one.called):
+                    inner = self._given(name, one, number, given)
+                    branches.append(
+                        self._run(called, rates, loops, times, loop, own, inner)
+                    )
                 found += max(branches, key=_seconds, default=[])
             elif not (one.operation in FREE or one.operation.endswith("-done")):
                 found.append(self._kernel(name, one, rates, times, loop, own))
@@ -402,7 +417,8 @@ class Program:
         label: str,
     ) -> Kernel:
         moved = self._bytes(name, one)
-        cycles = one.number(r'"estimated_cycles":"(-?\d+)"') or 0
+        cycles = one.number(r'"estimated_cycles":"(\d+)"') or 0
+        cycles = cycles if cycles < NO_ESTIMATE else 0
         estimated = cycles / rates.clock if rates.clock else 0.0
         modelled = rates.clock and "COST_MODEL_TYPE_INVALID" not in one.attributes
         products = estimated if modelled else self._products(name, one, rates)
