@@ -34,7 +34,8 @@ LEAST = 8
 PIECE = 1 << 24
 """Numbers of a gradient that a CPU has beside it."""
 NARROW = 32
-"""Width up to which a gradient is added up as [width, words]: faster on a CPU."""
+"""Width up to which a gradient is added up as [width, words], which a CPU does faster;
+accelerators, whose lanes so few numbers do not fill, take the words themselves so."""
 
 
 class Form(NamedTuple):
@@ -193,7 +194,11 @@ def _cluster(
     turned = width <= NARROW
     axes = (None, "model") if turned else ("model",)
     place = partial(_placed, mesh)
-    table = place(table, "model")
+    shape = table.shape[::-1] if turned else table.shape
+    if turned and not form.cpu:
+        table = place(table.T, *axes)
+    else:
+        table = place(table, "model")
     bias = bias if bias is None else place(bias, "model")
     run = partial(_cross_entropy, form.cpu, gradient, table, bias)
 
@@ -219,7 +224,6 @@ def _cluster(
     sums = []
     if gradient:
         outputs.append(start(arrays[0].shape, jnp.float32))
-        shape = table.shape[::-1] if turned else table.shape
         zeros = jnp.zeros((shards, *shape), jnp.float32)
         sums.append(place(zeros, "data", *axes))
         if bias is not None:
@@ -276,7 +280,7 @@ def _placed(mesh: Mesh | None, array: Array, *spec: str | None) -> Array:
 
 
 def _cross_entropy(
-    looks_up: bool,
+    cpu: bool,
     gradient: bool,
     table: Array,
     bias: Array | None,
@@ -285,15 +289,15 @@ def _cross_entropy(
     weights: Array,
 ) -> list[Array]:
     """-log p of a chunk of one shard; gradients of the weighted sum by x and logits."""
-    dtype = table.dtype
-    logits = contract("pn,vn->pv", x, table, dtype)
+    dtype, axes = table.dtype, "vn" if cpu or x.shape[1] > NARROW else "nv"
+    logits = contract(f"pn,{axes}->pv", x, table, dtype)
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)[None]
     most = logits.max(-1)
     each = jnp.exp(logits - most[:, None])
     total = each.sum(-1)
     # p - 1 at the target is exact where p is near 1; two sums would not be.
-    if looks_up:
+    if cpu:
         at = (jnp.arange(len(x), dtype=jnp.int32), targets)
         target, each = logits[at], each.at[at].add(-total)
     else:
@@ -304,4 +308,4 @@ def _cross_entropy(
     if not gradient:
         return [loss]
     d_logits = each * (weights / total)[:, None]
-    return [loss, contract("pv,vn->pn", d_logits, table, dtype), d_logits]
+    return [loss, contract(f"pv,{axes}->pn", d_logits, table, dtype), d_logits]
