@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import CharCnnConfig, WordTableConfig
-from elmojax.model.platforms import Platform
+from elmojax.model.platforms import Platform, by_platform
 from elmojax.model.precision import Dtype, contract
 from elmojax.model.windows import pooled_responses
 
@@ -65,7 +65,9 @@ class CharCnn(nn.Module):
         for number in range(config.highway_layers):
             x = self._highway(x.astype(dtype), number)
         if config.project:
-            x = self._linear(("projection",), x, self.projection, (0.0,))[0]
+            sizes = (x.shape[-1], self.projection)
+            kernel, bias = self._weights("projection", *sizes, 0.0)
+            x = _add_bias(self._product(x, kernel), bias)
         x = _by_shard(self.mesh, x, [each.shape[0] for each in rows])
         return x if len(tables) > 1 else x.reshape(*lead, -1)
 
@@ -99,26 +101,36 @@ class CharCnn(nn.Module):
         )
 
     def _highway(self, x: Array, number: int) -> Array:
-        names = (f"highway_{number}_carry", f"highway_{number}_transform")
-        gates = self._linear(names, x, x.shape[-1], (CARRY_BIAS, 0.0))
-        return _mixed(gates.astype(x.dtype), x)
+        """Both products in one, but on a CPU: a copy of weights costs more there."""
+        gates = (("carry", CARRY_BIAS), ("transform", 0.0))
+        pairs = [
+            self._weights(f"highway_{number}_{name}", x.shape[-1], x.shape[-1], bias)
+            for name, bias in gates
+        ]
+        kernels, biases = zip(*pairs, strict=True)
 
-    def _linear(
-        self, names: tuple[str, ...], x: Array, width: int, biases: tuple[float, ...]
-    ) -> Array:
-        """Linear maps of the same vectors: [maps, words, width]."""
-        start, inputs = nn.initializers, x.shape[-1]
-        kernels = [
-            self.param(f"{name}_kernel", start.normal(inputs**-0.5), (inputs, width))
-            for name in names
-        ]
-        offsets = [
-            self.param(f"{name}_bias", start.constant(bias), (width,))
-            for name, bias in zip(names, biases, strict=True)
-        ]
-        kernel = jnp.stack(kernels)
-        product = contract("ni,gio->gno", x, kernel, self.dtype or kernel.dtype)
-        return product + jnp.stack(offsets).astype(jnp.float32)[:, None]
+        def apart(x: Array, *kernels: Array) -> Array:
+            return jnp.stack([self._product(x, each) for each in kernels])
+
+        def joined(x: Array, *kernels: Array) -> Array:
+            kernel = jnp.stack(kernels)
+            return contract("ni,gio->gno", x, kernel, self.dtype or kernel.dtype)
+
+        both = by_platform(self.platform, x, *kernels, cpu=apart, accelerator=joined)
+        offsets = jnp.stack(biases).astype(jnp.float32)[:, None]
+        return _mixed((both + offsets).astype(x.dtype), x)
+
+    def _product(self, x: Array, kernel: Array) -> Array:
+        return contract("ni,io->no", x, kernel, self.dtype or kernel.dtype)
+
+    def _weights(
+        self, name: str, inputs: int, width: int, bias: float
+    ) -> tuple[Array, Array]:
+        """Kernel and bias of a linear map."""
+        start = nn.initializers.normal(inputs**-0.5)
+        kernel = self.param(f"{name}_kernel", start, (inputs, width), jnp.float32)
+        start = nn.initializers.constant(bias)
+        return kernel, self.param(f"{name}_bias", start, (width,), jnp.float32)
 
 
 class WordTable(nn.Module):
@@ -153,9 +165,9 @@ class WordTable(nn.Module):
 
 @jax.checkpoint
 def _mixed(gates: Array, x: Array) -> Array:
-    """A highway from its two products; nothing else is kept for the way back."""
-    gate, transform, old = (a.astype(jnp.float32) for a in (*gates, x))
-    carry = jax.nn.sigmoid(gate)
+    """A highway from its products; nothing else is kept for the way back."""
+    carry, transform, old = (a.astype(jnp.float32) for a in (*gates, x))
+    carry = jax.nn.sigmoid(carry)
     return (carry * jax.nn.relu(transform) + (1 - carry) * old).astype(x.dtype)
 
 
