@@ -24,7 +24,7 @@ from elmojax.cli.estimate import EstimateArguments
 from elmojax.cli.recipe import defaults, train_config
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
 from elmojax.errors import InputError
-from elmojax.training import compilers, fitting, loop, memory
+from elmojax.training import compilers, fitting, memory, prefetch
 from elmojax.training import estimate as estimating
 from elmojax.training import start as starting
 from elmojax.training.chips import CHIPS, chip_named, chip_of
@@ -421,7 +421,7 @@ def test_out_of_memory_at_a_step_names_the_estimate(data, tmp_path, monkeypatch)
     done("pretrain", *flags, "--steps", 2)
     saved = sorted(path.name for path in (directory / "checkpoints").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compile_train_step", lambda *_: full)
+        patch.setattr(prefetch, "compile_train_step", lambda *_: full)
         outcome = run("pretrain", *flags, "--steps", 4)
     assert (outcome.status, outcome.out) == (2, "")
     said = outcome.err.splitlines()[-1]
@@ -456,8 +456,8 @@ def test_a_cpu_is_given_a_step_when_the_one_before_is_finished(
         heavy = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), heavy)
         return jnp.where(jnp.isnan(heavy.sum()), key + 1, key)
 
-    real = loop.compile_train_step
-    monkeypatch.setattr(loop, "compile_train_step", slowly)
+    real = prefetch.compile_train_step
+    monkeypatch.setattr(prefetch, "compile_train_step", slowly)
     done("pretrain", "--data", data, "--workdir", tmp_path / "run", *TINY, "--steps", 4)
     assert len(ready) > 4 and all(ready)
 

@@ -18,7 +18,7 @@ from commands import CHARACTERS, LSTM, answer, done, refused, run
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
-from elmojax.training import loop
+from elmojax.training import loop, prefetch
 from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.damage import SaveFailed
 from elmojax.training.evaluate import Evaluator
@@ -211,7 +211,7 @@ def test_parameters_that_are_not_finite_are_never_saved(
     one_device, tmp_path, monkeypatch, value
 ):
     """An update can make them while loss and gradient are finite."""
-    real = loop.compile_train_step
+    real = prefetch.compile_train_step
 
     def compile_train_step(*arguments):
         step = real(*arguments)
@@ -226,7 +226,7 @@ def test_parameters_that_are_not_finite_are_never_saved(
 
         return wrong
 
-    monkeypatch.setattr(loop, "compile_train_step", compile_train_step)
+    monkeypatch.setattr(prefetch, "compile_train_step", compile_train_step)
     command = [*one_device, "--workdir", tmp_path, "--checkpoint-every", 2]
     outcome = run(*command, "--steps", 8)
     assert outcome.status == 2

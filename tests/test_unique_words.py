@@ -208,7 +208,7 @@ def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
         programs.ahead(1, 0)
         programs.ahead(2, 0)
     events = "/jax/core/compile/backend_compile_duration"
-    made = list(prefetched(run, 0, Stop(), lambda step, level: None))
+    made = list(prefetched(run, 0, Stop()))
     assert [ready.level for ready in made] == [0] * 4
     first, first_is_new = programs.take(1, 0)
     whole, whole_is_new = programs.take(2, 0)

@@ -44,7 +44,10 @@ class Ready(NamedTuple):
 
 
 def prefetched(
-    run: Run, first: int, stop: Stop, ahead: Callable[[int, int], None]
+    run: Run,
+    first: int,
+    stop: Stop,
+    ahead: Callable[[int, int], None] = lambda step, level: None,
 ) -> Iterator[Ready]:
     """Batches of the steps from `first` on, made by a thread ahead of time.
 

@@ -116,7 +116,7 @@ class Variant:
         run: Any = SimpleNamespace(
             record=record, lm=self.lm, text=self.text, steps=steps
         )
-        for ready in prefetched(run, 0, Stop(), lambda step, level: None):
+        for ready in prefetched(run, 0, Stop()):
             yield ready.batch
 
 

@@ -57,7 +57,8 @@ def measure(run: Run, every: int) -> dict[str, object]:
     state, seconds, cpu = run.state, {True: [], False: []}, {True: [], False: []}
     memory, blocked, saving = [], [], False
     began = used = 0.0
-    for number, (batch, _) in enumerate(prefetched(run, 0, Stop())):
+    for number, ready in enumerate(prefetched(run, 0, Stop())):
+        batch = ready.batch
         if number % every == 0:
             jax.block_until_ready(state)
             now, cpu_now = time.perf_counter(), time.process_time()

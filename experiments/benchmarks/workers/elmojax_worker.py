@@ -73,7 +73,7 @@ class Training:
         """Takes training steps; returns the loss of the last."""
         late, name = None, self.run.lm.loss_name
         for _ in range(count):
-            batch, _ = next(self._batches)
+            batch = next(self._batches).batch
             program = self._programs[_shape(batch)]
             with self._memory.of_step(self.state):
                 self.state, metrics = program(self.state, batch)
