@@ -177,6 +177,10 @@ class HeadConfig:
         _require(rising, self, "cutoffs", "above 0 and strictly increasing")
         _require(self.div_value >= 1, self, "div_value", "1 or more")
 
+    def edges(self, vocabulary: int) -> tuple[int, ...]:
+        """Ranks where the tail clusters of an adaptive softmax begin, and the end."""
+        return (*(self.cutoffs if self.kind == "adaptive" else ()), vocabulary)
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

@@ -12,6 +12,7 @@ import numpy as np
 
 from elmojax.model.lstm import State
 from elmojax.model.precision import contract
+from elmojax.model.softmax import log_prob_all
 
 Tree = dict[str, Any]
 
@@ -51,6 +52,32 @@ def char_cnn(params: Tree, ids: np.ndarray, widths: Sequence[int], activation: s
             x = carry * transform + (1 - carry) * x
         vectors.append(x @ params["projection_kernel"] + params["projection_bias"])
     return np.stack(vectors)
+
+
+def first_largest(table: np.ndarray, kernels: Sequence[np.ndarray], ids: np.ndarray):
+    """Largest response of each filter in each word, and the first window with it."""
+    best, where = [], []
+    for kernel in kernels:
+        windows = ids.shape[1] - len(kernel) + 1
+        terms = [table[ids[:, k : k + windows]] @ kernel[k] for k in range(len(kernel))]
+        responses = np.sum(terms, axis=0)
+        best.append(responses.max(axis=1))
+        where.append(responses.argmax(axis=1))
+    return np.concatenate(best, axis=1), np.concatenate(where, axis=1)
+
+
+def gradient_of_largest(table, kernels, ids, where, d_best):
+    """Gradients by table and kernels of what `first_largest` found, in loops."""
+    d_table, d_kernels, before = np.zeros_like(table), [], 0
+    for kernel in kernels:
+        d_kernels.append(np.zeros_like(kernel))
+        for word, filter_ in np.ndindex(len(ids), kernel.shape[2]):
+            at, d = where[word, before + filter_], d_best[word, before + filter_]
+            for k in range(len(kernel)):
+                d_kernels[-1][k, :, filter_] += d * table[ids[word, at + k]]
+                d_table[ids[word, at + k]] += d * kernel[k, :, filter_]
+        before += kernel.shape[2]
+    return d_table, tuple(d_kernels)
 
 
 def lstm_step(x, cell, hidden, kernel, bias, projection, clips):
@@ -145,3 +172,19 @@ def recurrence(options, inputs, weights, state, lengths=None, reset=None):
     times = jnp.arange(len(inputs), dtype=jnp.int32)
     state, outputs = jax.lax.scan(step, state, (inputs, times))
     return outputs, state
+
+
+def log_prob_of_all(params, hidden, targets, dtype=None):
+    """Log-probability of targets, out of that of all words; NaN for no word."""
+    every = log_prob_all(params, hidden, dtype)
+    valid = (targets >= 0) & (targets < every.shape[-1])
+    at = jnp.where(valid, targets, 0)[:, None]
+    # A factor, so that the gradient is NaN too.
+    found = jnp.take_along_axis(every, at, axis=-1)[:, 0]
+    return found * jnp.where(valid, 1, jnp.nan)
+
+
+def negative_log_likelihood(params, hidden, targets, weights):
+    """Weighted sum of -log p, and each of them."""
+    each = -log_prob_of_all(params, hidden, targets)
+    return (each * weights).sum(), each

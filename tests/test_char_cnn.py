@@ -11,10 +11,11 @@ import pytest
 import reference
 from toys import drawn
 
-from elmojax.config import CharCnnConfig
+from elmojax.config import CharCnnConfig, MeshConfig, WordTableConfig
 from elmojax.model import windows
-from elmojax.model.char_cnn import CharCnn
+from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.text.characters import encode_words
+from elmojax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -132,7 +133,7 @@ def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
     In bfloat16 a gradient's factors are rounded to 8 bits, so it is within 2**-8 of
     that of the rounded weights, as a norm; the responses themselves are exact.
     """
-    monkeypatch.setattr(windows, "BLOCK", windows.CPU_BLOCK)
+    monkeypatch.setattr(windows, "BLOCK", windows.CPU_BLOCK * 9)
     count = 2 * windows.CPU_BLOCK + 5
     random = np.random.default_rng(0)
     ids = jnp.asarray(random.integers(0, 30, (count, 9)), jnp.int32)
@@ -158,3 +159,81 @@ def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
         assert got.dtype == jnp.float32
         assert np.linalg.norm(got - plain) < tolerance * np.linalg.norm(plain)
         assert np.abs(plain).max() > 1
+
+
+@pytest.mark.usefixtures("users_compilation")
+@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_equal_maxima(monkeypatch, platform, dtype):
+    """Numbers so small that all is exact, and most maxima stand in several windows."""
+    monkeypatch.setattr(windows, "BLOCK", windows.CPU_BLOCK * 9)
+    count = windows.CPU_BLOCK + 7
+    random = np.random.default_rng(0)
+
+    def small(*shape):
+        return random.integers(-1, 2, shape).astype(np.float32)
+
+    ids = random.integers(0, 30, (count, 9)).astype(np.int32)
+    table = small(30, 4)
+    kernels = tuple(small(width, 4, filters) for width, filters in FILTERS)
+    best, where = reference.first_largest(table, kernels, ids)
+    d_best = small(*best.shape)
+    wanted = reference.gradient_of_largest(table, kernels, ids, where, d_best)
+
+    @jax.jit
+    def both(table, kernels):
+        options = {"dtype": jnp.dtype(dtype), "platform": platform}
+        run = partial(windows.pooled_responses, ids=ids, **options)
+        got, pull = jax.vjp(run, table, kernels)
+        return run(table, kernels), got, pull(d_best)
+
+    *got, gradient = both(table, kernels)
+    for values in got:
+        np.testing.assert_array_equal(values, best)
+    for got, plain in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_array_equal(got, plain)
+
+
+@pytest.mark.parametrize("shape", [None, (1, 1), (4, 1), (4, 2)])
+def test_two_tables(shape):
+    """Each shard's vectors together, one table after the other; and the gradient."""
+    mesh = shape and make_mesh(MeshConfig(*shape))
+    shards, params = shape[0] if shape else 1, parameters(config())
+    random = np.random.default_rng(0)
+    tables = tuple(
+        random.integers(1, 262, (shards, rows, columns)).astype(np.int32)
+        for rows, columns in ((6, 9), (2, SIZE))
+    )
+    weights = random.standard_normal((shards, 8, PROJECTION)).astype(np.float32)
+
+    def together(params):
+        flat = tuple(table.reshape(-1, table.shape[-1]) for table in tables)
+        encoder = CharCnn(config(), PROJECTION, mesh)
+        return encoder.apply({"params": params}, flat).reshape(weights.shape)
+
+    def apart(params):
+        encoder = CharCnn(config(), PROJECTION)
+        found = [encoder.apply({"params": params}, table) for table in tables]
+        return jnp.concatenate(found, axis=1)
+
+    @partial(jax.jit, static_argnums=0)
+    def both(run, params):
+        found, pull = jax.vjp(run, params)
+        return found, pull(weights)[0]
+
+    got, wanted = both(together, params), both(apart, params)
+    for one, two in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert np.abs(two).max() > 1e-3
+        np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max())
+
+
+@pytest.mark.parametrize("shape", [None, (4, 1), (4, 2)])
+def test_a_table_of_whole_words(shape):
+    mesh = shape and make_mesh(MeshConfig(*shape))
+    encoder = WordTable(WordTableConfig(9, PROJECTION), PROJECTION, mesh)
+    ids = np.arange(16, dtype=np.int32) % 8 + 1
+    params = {"embedding": jnp.asarray(np.eye(9, PROJECTION, dtype=np.float32))}
+    found = jax.jit(encoder.apply)({"params": params}, (ids,))
+    np.testing.assert_array_equal(found, np.eye(9, PROJECTION)[ids - 1])

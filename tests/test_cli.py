@@ -203,10 +203,12 @@ def test_pretrain_leaves_a_whole_run(world):
     assert [line["step"] for line in heldout] == [0, 6]
     keys = {"loss", "forward_loss", "backward_loss", "gradient_norm", "learning_rate"}
     keys |= {"step", "epoch", "tokens", "tokens_per_second"}
-    keys |= {"table_words", "table_columns"}
+    keys |= {"table_words"}
     assert all(line.keys() == keys for line in training)
     assert training[-1]["tokens"] == 6 * 8 * 10
-    assert "step 1/6: loss" in world.trained.err
+    assert (
+        "step 1/6: loss" in world.trained.err and "of which steps" in world.trained.err
+    )
     assert "step 6: held-out perplexity" in world.trained.err
     assert "before," in world.trained.out and "loss.png" in world.trained.out
 

@@ -140,11 +140,12 @@ def poisoned(monkeypatch, steps: set[int]):
     """Batches of these steps (from 0) make the loss NaN."""
     real = loop.prefetched
 
-    def prefetched(run, first, stop):
-        for step, (batch, asked) in enumerate(real(run, first, stop), start=first):
+    def prefetched(run, first, *rest):
+        for step, ready in enumerate(real(run, first, *rest), start=first):
             if step in steps:
-                batch = batch._replace(weights=batch.weights * np.float32("nan"))
-            yield batch, asked
+                nan = ready.batch.weights * np.float32("nan")
+                ready = ready._replace(batch=ready.batch._replace(weights=nan))
+            yield ready
 
     monkeypatch.setattr(loop, "prefetched", prefetched)
 

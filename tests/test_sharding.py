@@ -132,7 +132,6 @@ def test_arrays_lie_where_the_table_says_after_a_step(sharded):
     state = sharded.state
     data, model = sharded.mesh.shape["data"], sharded.mesh.shape["model"]
     dim, projection = CONFIG.lstm.dim // model, CONFIG.lstm.projection
-    highway = 16 // model
     accumulators = state.optimizer[1][0].sum_of_squares
     for params in (state.params, accumulators):
         assert {name: held(leaf) for name, leaf in params["lstm"].items()} == {
@@ -144,19 +143,15 @@ def test_arrays_lie_where_the_table_says_after_a_step(sharded):
             "projection_1": (2, dim, projection),
         }
         for name, leaf in params["encoder"].items():
-            split = {
-                "highway_0_carry_kernel": (16, highway),
-                "highway_0_carry_bias": (highway,),
-                "highway_0_transform_kernel": (16, highway),
-                "highway_0_transform_bias": (highway,),
-            }
-            assert held(leaf) == split.get(name, leaf.shape), name
+            assert held(leaf) == leaf.shape, name
         words = {name: leaf.shape[0] for name, leaf in params["head"].items()}
         columns = projection if projection % model else projection // model
         for name, leaf in params["head"].items():
             split = {"kernel": (words[name], columns)}
             if name.startswith("up_") and not words[name] % model:
                 split[name] = (words[name] // model, leaf.shape[1])
+            elif name.startswith("up_") and not leaf.shape[1] % model:
+                split[name] = (words[name], leaf.shape[1] // model)
             assert held(leaf) == split.get(name, leaf.shape), name
     assert held(state.carry.cell) == (2, 2, ROWS // data, dim)
     assert held(state.carry.hidden) == (2, 2, ROWS // data, projection)
@@ -183,10 +178,15 @@ def test_steps_of_equal_shapes_compile_once(sharded):
 
 def test_batches_are_split_by_rows_and_words():
     mesh = mesh_of(4, 2)
-    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 4)
+    head = HeadConfig("adaptive", (6, 15))
+    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 4, head=head, split=2)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(0)
     placed = place(mesh, batch, "batch.")
-    assert held(placed.words) == (len(batch.words) // 4, 12)
+    for tail, whole in zip(placed.members, batch.members, strict=True):
+        size = whole.positions.shape[1]
+        assert held(tail.positions) == held(tail.targets) == (1, size)
+    (placed_table,), (table,) = placed.words, batch.words
+    assert held(placed_table) == (len(table) // 8, 12)
     assert held(placed.inputs) == held(placed.targets) == (2, ROWS // 4, WINDOW)
     assert held(placed.weights) == (ROWS // 4, WINDOW)
     jax.tree.map(np.testing.assert_array_equal, placed, batch)

@@ -1,5 +1,6 @@
-"""The exact softmax against PyTorch's numbers, its own reference, and NumPy."""
+"""The exact softmax against PyTorch's numbers, a dense form, and NumPy."""
 
+import itertools
 from functools import partial
 from types import SimpleNamespace
 from unittest import mock
@@ -9,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.sharding import NamedSharding, PartitionSpec
 from toys import drawn
 
 from elmojax.config import MeshConfig
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.softmax import (
-    Form,
     Softmax,
+    clusters,
+    edges_of,
     log_prob,
     log_prob_all,
     predict,
-    tiles,
 )
-from elmojax.model.softmax.parameters import tails_of
-from elmojax.training.sharding import make_mesh
+from elmojax.model.softmax.clusters import Form, Members
+from elmojax.training.sharding import make_mesh, shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -53,21 +55,40 @@ def mean_and_more(params, x, targets):
 
 
 WAYS = {
-    "whole rows": {"TILE": tiles.TILE},
-    "small blocks": {"TILE": 1},
-    "in pieces": {"LARGE_TABLE": 0},
-    "small pieces": {"LARGE_TABLE": 0, "TILE": 300},
+    "whole clusters": Form(1 << 19, cpu=True),
+    "small chunks": Form(1, cpu=True),
+    "accelerators": Form(1 << 24, cpu=False),
+    "accelerators, small chunks": Form(300, cpu=False),
 }
-"""Sizes that make the fast form take each of its ways."""
+"""Forms of which each takes another way; those of accelerators with a plan."""
 
 
 def compiled_as(way, function, *arguments):
-    with mock.patch.multiple(tiles, **WAYS[way]):
+    """With positions of each tail for all forms but the first."""
+    patch = {"CPU": WAYS[way]}
+    if "small" in way:
+        patch |= {"MOST": 1, "PIECE": 100}
+    with mock.patch.multiple(clusters, **patch):
         return jax.jit(function).lower(*arguments).compile()
 
 
+def planned(targets, edges, capacity):
+    """Members of each tail for targets [shards, positions], which are all in one."""
+    shards, positions = targets.shape
+    plans = []
+    for low, high in itertools.pairwise(edges):
+        where = np.full((shards, capacity), positions, np.int32)
+        inside = np.zeros((shards, capacity), np.int32)
+        for shard, row in enumerate(targets):
+            found = np.flatnonzero((row >= low) & (row < high))
+            where[shard, : len(found)] = found
+            inside[shard, : len(found)] = row[found] - low
+        plans.append(Members(where, inside))
+    return tuple(plans)
+
+
 @pytest.mark.usefixtures("users_compilation")
-@pytest.mark.parametrize("way", ["whole rows", "small pieces"])
+@pytest.mark.parametrize("way", ["whole clusters", "accelerators, small chunks"])
 def test_equals_pytorch(goldens, way):
     """torch.nn.AdaptiveLogSoftmaxWithLoss: targets, all words, gradients, predict."""
     data = np.load(goldens / "pytorch" / "adaptive.npz")
@@ -86,26 +107,37 @@ def test_equals_pytorch(goldens, way):
     close(d_x[:24], data["grad/x"])
     close(d_params["kernel"], data["grad/head.weight"])
     close(d_params["bias"], data["grad/head.bias"])
-    for k in range(tails_of(params)):
+    for k in range(len(edges_of(params)) - 1):
         close(d_params[f"down_{k}"], data[f"grad/tail.{k}.0.weight"].T)
         close(d_params[f"up_{k}"], data[f"grad/tail.{k}.1.weight"])
 
 
-def everything(form, mesh, params, x, targets, weights):
+def everything(nll, log_prob, params, x, targets, weights, *members):
     """Values and gradients of what trains, and of `log_prob`."""
 
     def total(params, x, weights):
-        nll = softmax.negative_log_likelihood
-        return nll(params, x, targets, weights, form=form, mesh=mesh)
+        return nll(params, x, targets, weights, *members)
 
     def mixed(params, x):
-        each = log_prob(params, x, targets, form=form, mesh=mesh)
+        each = log_prob(params, x, targets, *members)
         return jnp.vdot(each, weights - 0.5), each
 
     return (
         jax.value_and_grad(total, (0, 1, 2), has_aux=True)(params, x, weights),
         jax.value_and_grad(mixed, (0, 1), has_aux=True)(params, x),
     )
+
+
+FAST = partial(everything, softmax.negative_log_likelihood, log_prob)
+DENSE = partial(
+    everything, reference.negative_log_likelihood, reference.log_prob_of_all
+)
+
+
+def on_a_mesh(mesh):
+    options = {"mesh": mesh}
+    nll = partial(softmax.negative_log_likelihood, **options)
+    return partial(everything, nll, partial(log_prob, **options))
 
 
 def inputs(cutoffs, bias=True):
@@ -119,17 +151,36 @@ def inputs(cutoffs, bias=True):
 def compiled(request):
     """The dense form, and the fast one in every way."""
     params, x, targets, weights = inputs(request.param, bias=request.param != (5, 20))
-    dense = partial(everything, Form.REFERENCE, None)
-    fast = partial(everything, Form.BLOCKS, None)
     arguments = (params, x, targets, weights)
-    ways = {way: compiled_as(way, fast, *arguments) for way in WAYS}
-    dense = jax.jit(dense).lower(*arguments).compile()
+    edges, ways = edges_of(params), {}
 
-    def at(run):
-        return lambda mix: run(params, x, jnp.asarray(mix, jnp.int32), weights)
+    def sharded(mix, plan):
+        arrays = (x[None], mix[None], weights[None])
+        members = planned(np.asarray(mix)[None], edges, 40) if plan else None
+        return params, *arrays, members
 
-    ways = {way: at(run) for way, run in ways.items()}
-    return SimpleNamespace(params=params, x=x, dense=at(dense), ways=ways)
+    for way in WAYS:
+        plan = "accelerators" in way
+        ways[way] = compiled_as(way, FAST, *sharded(targets, plan)), plan
+    dense = jax.jit(DENSE).lower(*arguments).compile()
+
+    def fast(run, plan):
+        def at(mix):
+            found = run(*sharded(jnp.asarray(mix, jnp.int32), plan))
+            flat = (POSITIONS, POSITIONS * DIM)
+            return jax.tree.map(
+                lambda a: a[0] if a.size in flat and len(a) == 1 else a, found
+            )
+
+        return at
+
+    ways = {way: fast(*found) for way, found in ways.items()}
+    return SimpleNamespace(
+        params=params,
+        x=x,
+        dense=lambda mix: dense(params, x, jnp.asarray(mix, jnp.int32), weights),
+        ways=ways,
+    )
 
 
 MIXES = {
@@ -166,9 +217,8 @@ def test_a_target_that_is_no_word_is_never_clamped(compiled, way, outside):
         assert np.isnan(each).sum() == np.isnan(log_probs).sum() == 1
         assert np.isnan(grads[0]["kernel"]).any()
     params, x = compiled.params, compiled.x
-    for function in (log_prob, partial(log_prob, form=Form.REFERENCE)):
-        with pytest.raises(InputError, match=f"Target {outside} .* 50 words"):
-            function(params, x, targets)
+    with pytest.raises(InputError, match=f"Target {outside} .* 50 words"):
+        log_prob(params, x, targets)
     ones = np.ones(POSITIONS, np.float32)
     with pytest.raises(InputError, match=f"Target {outside} "):
         softmax.negative_log_likelihood(params, x, targets, ones)
@@ -240,25 +290,36 @@ def test_arrays_of_numpy_are_taken_and_shapes_are_named(compiled):
             log_prob(params, *wrong)
 
 
+@pytest.mark.parametrize("plan", [True, False], ids=["planned", "found"])
 @pytest.mark.parametrize(
     ("mesh", "way"),
     [
-        ((4, 2), "whole rows"),
-        ((2, 4), "small pieces"),
-        pytest.param((8, 1), "whole rows", marks=pytest.mark.slow),
-        pytest.param((1, 8), "whole rows", marks=pytest.mark.slow),
+        ((4, 2), "whole clusters"),
+        ((2, 4), "accelerators, small chunks"),
+        pytest.param((8, 1), "accelerators", marks=pytest.mark.slow),
+        pytest.param((1, 8), "small chunks", marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_a_mesh_gives_the_numbers_of_one_device(mesh, way):
-    """Neither positions nor words divide; some devices have no word of a cluster."""
-    arguments = inputs((5, 46))
-    targets = jnp.asarray(MIXES["every cluster"], jnp.int32)
-    arguments = (*arguments[:2], targets, arguments[3])
-    mesh = make_mesh(MeshConfig(*mesh))
-    run = compiled_as(way, partial(everything, Form.BLOCKS, mesh), *arguments)
-    plain = jax.jit(partial(everything, Form.REFERENCE, None))
-    same(run(*arguments), plain(*arguments))
+def test_a_mesh_gives_the_numbers_of_one_device(mesh, way, plan):
+    """Words do not divide; some devices have no word of a cluster."""
+    mesh, shards = make_mesh(MeshConfig(*mesh)), mesh[0]
+    params, *_ = inputs((5, 46))
+    random = np.random.default_rng(2)
+    x = jnp.asarray(random.standard_normal((shards, 9, DIM)), jnp.float32)
+    weights = jnp.asarray(random.random((shards, 9)), jnp.float32)
+    targets = jnp.arange(shards * 9, dtype=jnp.int32).reshape(shards, 9) * 7
+    targets = targets % VOCABULARY
+    members = planned(np.asarray(targets), edges_of(params), 9) if plan else None
+    arrays = jax.device_put(
+        (x, targets, weights, members), NamedSharding(mesh, PartitionSpec("data"))
+    )
+    placed = jax.device_put(params, shardings(mesh, params, "head."))
+    got = compiled_as(way, on_a_mesh(mesh), placed, *arrays)(placed, *arrays)
+    flat = (x.reshape(-1, DIM), targets.reshape(-1), weights.reshape(-1))
+    wanted = jax.tree.leaves(jax.jit(DENSE)(params, *flat))
+    got = jax.tree.leaves(got)
+    same([a.reshape(b.shape) for a, b in zip(got, wanted, strict=True)], wanted)
 
 
 def test_half_width_tables_are_multiplied_rounded():
@@ -266,8 +327,8 @@ def test_half_width_tables_are_multiplied_rounded():
     params, x, _, weights = inputs((5, 20))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     targets = jnp.asarray(MIXES["every cluster"], jnp.int32)
-    got = jax.jit(partial(everything, Form.BLOCKS, None))(half, x, targets, weights)
-    dense = jax.jit(partial(everything, Form.REFERENCE, None))
+    got = jax.jit(FAST)(half, x, targets, weights)
+    dense = jax.jit(DENSE)
     wanted = dense(half, x, targets, weights)
     np.testing.assert_allclose(got[0][0][1], wanted[0][0][1], atol=2e-5)
     assert got[0][1][0]["kernel"].dtype == jnp.bfloat16

@@ -18,14 +18,19 @@ from elmojax.config import (
     HeadConfig,
     MeshConfig,
     TrainConfig,
+    WordTableConfig,
 )
-from elmojax.text import tables
-from elmojax.text.batches import TrainingText
+from elmojax.text.batches import TrainingText, distinct_words
 from elmojax.text.corpus import prepare
 from elmojax.text.tables import Words
+from elmojax.training import prefetch
 from elmojax.training.loop import pretrain
 from elmojax.training.metrics import read_metrics
-from elmojax.training.sharding import make_mesh, place, shardings
+from elmojax.training.prefetch import Programs, prefetched
+from elmojax.training.reading import batch_shapes, training_text
+from elmojax.training.sharding import batch_shardings, make_mesh, place, shardings
+from elmojax.training.signals import Stop
+from elmojax.training.start import start
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
@@ -68,7 +73,8 @@ def test_on_and_off_give_the_same_loss_and_gradients(shards, pieces):
     jax.tree.map(close, others, slopes)
     # Off, a shard has a row for each of its positions, in both directions.
     positions = 2 * ROWS * WINDOW // shards // pieces
-    assert every.words.shape[pieces > 1] == shards * positions
+    (table,) = every.words
+    assert table.shape[pieces > 1] == shards * positions
     here = every.inputs if pieces > 1 else every.inputs[None]
     for shard in np.split(here, shards, axis=2):
         for piece in shard:
@@ -88,13 +94,18 @@ def zipf_text(types=20_000, words=200_000):
 
 
 @pytest.mark.parametrize(("rows", "shards"), [(64, 1), (256, 1), (64, 4)])
-def test_an_epoch_of_natural_text_has_a_handful_of_shapes(rows, shards):
+def test_an_epoch_of_natural_text_has_one_shape(rows, shards):
+    """Which is little larger than what a step needs on average."""
     corpus = corpus_of(zipf_text(), 5000)
-    model = replace(TINY, encoder=CharCnnConfig())
-    words = Words(corpus, corpus.vocabulary, model, shards)
+    model, head = replace(TINY, encoder=CharCnnConfig()), HeadConfig(cutoffs=(99, 999))
+    words = Words(corpus, corpus.vocabulary, model, shards, head=head)
     text = TrainingText(corpus, words, rows, 20, 0)
-    shapes = {text.batch(step).words.shape for step in range(text.steps(1))}
-    assert len(shapes) <= 6
+    made = [text.batch_at_level(step) for step in range(text.steps(1))]
+    assert {level for level, _ in made} == {0}
+    used = np.mean([distinct_words(batch) for _, batch in made]) / shards
+    expected = sum(words.frequencies(20).distinct(rows * 20 / shards))
+    assert expected == pytest.approx(used, rel=0.05)
+    assert sum(text.capacities.usual.words) < 1.25 * used + 2 * 64
 
 
 class Notes:
@@ -133,23 +144,104 @@ def prepared(folder, lines):
 
 
 @pytest.mark.slow
-def test_words_that_fit_no_shape_so_far_get_a_larger_one(tmp_path, monkeypatch):
-    """Nothing is lost, and the count of shapes is told."""
-    monkeypatch.setattr(tables, "SMALLEST", 16)
+def test_words_that_do_not_fit_get_a_larger_program(tmp_path):
+    """Nothing is lost, and it is told once."""
     common = ["the river bank is the bank"] * 240
-    rare = [" ".join(f"{i}{'y' * 40}{j}" for j in range(15)) for i in range(2)]
-    config = replace(prepared(tmp_path, common + rare), steps=11)
+    rare = [" ".join(f"{i}{'y' * 40}{j}" for j in range(99)) for i in range(2)]
+    config = replace(prepared(tmp_path, common + rare), steps=12)
     notes = Notes()
     pretrain(config, [notes])
     lines = read_metrics(config.workdir / "metrics.jsonl")
-    shapes = [(int(line["table_words"]), int(line["table_columns"])) for line in lines]
-    distinct = list(dict.fromkeys(shapes))
-    assert distinct[0] == (16, 16) and (24, 50) in distinct
-    assert len(notes.said) == len(distinct) - 1
-    for number, (said, shape) in enumerate(zip(notes.said, distinct[1:], strict=True)):
-        assert f"{shape[0]} x {shape[1]}" in said
-        assert f"({number + 2} shapes so far)" in said
-        assert f"step {shapes.index(shape) + 1} " in said
+    words = [int(line["table_words"]) for line in lines]
+    assert min(words) < 10 and max(words) > 64
+    (said,) = notes.said
+    first = next(n for n, count in enumerate(words) if count > 64)
+    assert f"Step {first + 1} has more words than are usual" in said
+    assert "compiled once" in said
+    every = replace(config, workdir=tmp_path / "every", unique_words=False)
+    pretrain(every)
+    again = read_metrics(every.workdir / "metrics.jsonl")
+    losses = [[line["loss"] for line in run] for run in (lines, again)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({"head": HeadConfig("adaptive", (6, 15), 2.0), "accumulate": 2}, 0),
+        ({"head": HeadConfig("adaptive", (6, 15), 2.0)}, 1),
+        ({"head": HeadConfig("sampled", samples=5)}, 2),
+        ({"head": HeadConfig("full"), "encoder": "words", "unique_words": False}, 0),
+    ],
+    ids=["pieces", "adaptive", "sampled", "every word"],
+)
+def test_shapes_are_known_without_a_batch(options, level):
+    """Those of the arrays on the devices, and where they lie."""
+    model = TINY
+    if options.pop("encoder", None):
+        model = replace(TINY, encoder=WordTableConfig(len(CORPUS.vocabulary), 4))
+    config = TrainConfig(model=model, rows=8, window=6, **options)
+    config = replace(config, mesh=MeshConfig(2, 2))
+    mesh, pieces = make_mesh(config.mesh), config.accumulate > 1
+    text = training_text(config, CORPUS, 2)
+    found, batch = text.batch_at_level(0, level)
+    sizes = text.capacities.at(found)
+    known = batch_shapes(config, sizes, text.words.columns, 2)
+    placed = place(mesh, batch, "batch.", pieces=pieces)
+    places = batch_shardings(mesh, known, pieces)
+
+    def same(shape, sharding, array):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert sharding == array.sharding
+
+    jax.tree.map(same, known, places, placed)
+
+
+def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
+    """And the step does not compile it again."""
+    config = prepared(tmp_path, ["the river bank is no bank"] * 200)
+    config = replace(config, freeze_steps=2, steps=4)
+    run = start(config, "test")
+    programs, compiled = Programs(run), []
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "tpu")
+        programs.ahead(1, 0)
+        programs.ahead(2, 0)
+    events = "/jax/core/compile/backend_compile_duration"
+    made = list(prefetched(run, 0, Stop(), lambda step, level: None))
+    assert [ready.level for ready in made] == [0] * 4
+    first, first_is_new = programs.take(1, 0)
+    whole, whole_is_new = programs.take(2, 0)
+    assert first is not whole and first_is_new and whole_is_new
+    assert programs.take(3, 0) == (whole, False)
+
+    def listen(event, duration, **_):
+        compiled.append(event == events)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    state, _ = first(run.state, made[1].batch)
+    state, metrics = whole(state, made[2].batch)
+    assert np.isfinite(float(metrics["loss"])) and not any(compiled)
+    whole.lower(state, made[2].batch).compile({"xla_embed_ir_in_executable": True})
+    assert any(compiled), "the event has another name"
+    programs.close()
+
+    # Another process needs larger arrays at two steps, and was asked to stop.
+    others = iter([(15, 0, 1, 0), (0, 2)])
+    monkeypatch.setattr(prefetch, "BLOCK", 3)
+    monkeypatch.setattr(prefetch, "ASK", 2)
+    monkeypatch.setattr(
+        prefetch, "gathered", lambda *mine: lambda: np.array([mine, next(others)])
+    )
+    told = []
+    made = list(prefetched(run, 0, Stop(), lambda *step: told.append(step)))
+    assert [ready.level for ready in made] == [0, 1, 0, 2]
+    assert [ready.asked for ready in made] == [15, 0, 0, 0]
+    assert told == list(enumerate([0, 1, 0, 2]))
+    for step, ready in enumerate(made):
+        wanted = run.text.batch_at_level(step, ready.level)[1]
+        jax.tree.map(np.testing.assert_array_equal, ready.batch, wanted)
+    run.lock.release()
 
 
 @pytest.mark.slow
@@ -169,4 +261,5 @@ def test_a_run_goes_on_with_the_switch_as_given(tmp_path):
     ]
     losses = [[line["loss"] for line in run] for run in lines]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert [line["table_words"] for line in lines[0]] == [256, 256, 320, 320]
+    counts = [[line["table_words"] for line in run] for run in lines]
+    assert counts[0] == [*counts[1][:2], 320, 320] and max(counts[1]) < 10

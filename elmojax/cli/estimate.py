@@ -116,7 +116,7 @@ def _report(
         },
         "softmax": {"kind": config.head.kind, "cutoffs": list(config.head.cutoffs)},
         "words_a_step": found.words,
-        "table": list(found.table),
+        "tables": [list(table) for table in found.tables],
         "parameters": {**found.parameters, "total": sum(found.parameters.values())},
         "memory_per_device": asdict(found.memory),
         "flops_a_token": {**asdict(found.flops), "total": found.flops.total},

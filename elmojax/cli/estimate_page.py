@@ -9,7 +9,8 @@ def page(report: dict[str, Any]) -> str:
     """What `elmojax estimate` found, a line a thing."""
     text, mesh, memory = report["text"], report["mesh"], report["memory_per_device"]
     positions = report["rows"] * report["window"]
-    table = " x ".join(f"{size:,}" for size in report["table"])
+    shapes = (" x ".join(f"{n:,}" for n in table) for table in report["tables"])
+    tables = " and ".join(shapes)
     count = {name: f"{n / 1e6:.1f} M" for name, n in report["parameters"].items()}
     mega = {name: f"{n / 1e6:,.1f}" for name, n in report["flops_a_token"].items()}
     kind, cutoffs = report["softmax"]["kind"], report["softmax"]["cutoffs"]
@@ -21,8 +22,8 @@ def page(report: dict[str, Any]) -> str:
         f"{text['positions']:,} positions a pass",
         f"a step         {report['rows']:,} rows x {report['window']} = {positions:,} "
         f"positions{split}, about {report['words_a_step']:,.0f} distinct words",
-        f"mesh           data={mesh['data']} x model={mesh['model']}; a device's table "
-        f"of words is {table}",
+        f"mesh           data={mesh['data']} x model={mesh['model']}; tables of words "
+        f"of {tables}",
         f"softmax        {softmax}",
         f"parameters     {count['total']}: encoder {count['encoder']}, LSTM "
         f"{count['lstm']}, softmax {count['head']}",

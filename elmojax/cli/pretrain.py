@@ -132,7 +132,11 @@ class Progress:
         if rate:  # the first step only compiles
             left = (bar.total - step) * metrics["tokens"] / step / rate
             left = tqdm.format_interval(left)
-            status += f", {rate:,.0f} tokens/s, {left} left"
+            status += f", {rate:,.0f} tokens/s"
+            if "mfu" in metrics:
+                each = metrics["tokens_per_second_per_chip"]
+                status += f" ({each:,.0f} a chip, MFU {metrics['mfu']:.1%})"
+            status += f", {left} left"
         bar.set_postfix_str(status)
         if bar.disable and time.monotonic() - self._said > 15:
             self._said = time.monotonic()

@@ -18,7 +18,6 @@ from elmojax.formats.options import CHARACTERS, Options, config_of, read_options
 from elmojax.formats.published import Entry, Shape, layout
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import batch_to_ids
-from elmojax.text.tables import padded_size
 from elmojax.text.vocabulary import Vocabulary
 
 
@@ -205,10 +204,18 @@ def _ids(
         else:
             assert vocabulary is not None
             ids = vocabulary.ids(sentence)[None] + 1
-        after = padded_size(len(sentence), 8) - len(sentence)
+        after = _padded_time(len(sentence)) - len(sentence)
         return np.pad(ids, ((0, 0), (0, after)) + ((0, 0),) * (ids.ndim - 2))
 
     return make
+
+
+def _padded_time(words: int) -> int:
+    """The first of 8, 12, 16, 24, 32 ... that is not below `words`."""
+    size = 8
+    while 2 * size < words:
+        size *= 2
+    return next(s for s in (size, size * 3 // 2, 2 * size) if s >= words)
 
 
 def _aligned(

@@ -42,7 +42,7 @@ class BiLM(nn.Module):
                 encoder, lstm.projection, self.mesh, self.dtype, self.platform
             )
         else:
-            self.encoder = WordTable(encoder, lstm.projection, self.dtype)
+            self.encoder = WordTable(encoder, lstm.projection, self.mesh, self.dtype)
         self.lstm = BiLstm(
             lstm,
             self.dropout,
@@ -57,8 +57,13 @@ class BiLM(nn.Module):
         x = self.encode_words(words)[None, None].repeat(2, axis=1)
         return self.contextualize(x, state)[0]
 
-    def encode_words(self, words: Array) -> Array:
-        """Ids [words, characters] (or word ids [words]) -> [words, projection]."""
+    def encode_words(self, words: Array | tuple[Array, ...]) -> Array:
+        """Ids [words, characters] (or word ids [words]) -> [words, projection].
+
+        Of tables with different numbers of columns, one after the other. On a mesh,
+        rows are those of all its devices, in shards along `data`; the vectors of a
+        shard lie together, and whole on each of its devices.
+        """
         return self.encoder(words)
 
     def contextualize(
@@ -112,7 +117,7 @@ class ElmoParams:
         return {"encoder": self.encoder, "lstm": self.lstm}
 
 
-def encode_words(model: BiLM, tree: Params, words: Array) -> Array:
+def encode_words(model: BiLM, tree: Params, words: Array | tuple[Array, ...]) -> Array:
     """`BiLM.encode_words` with the parameters of a tree (which may hold more)."""
     variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
     return cast(Array, model.apply(variables, words, method="encode_words"))

@@ -39,12 +39,17 @@ def contract(subscripts: str, left: Array, right: Array, dtype: Dtype) -> Array:
 
 
 def sum_over(axis: str, x: Array) -> Array:
-    """`psum` over a mesh axis, in float32 whatever becomes of the sum.
+    """`psum` over a mesh axis, in float32 whatever becomes of the sum."""
+    return summed(lax.psum(x, axis))
+
+
+def summed(x: Array) -> Array:
+    """`x` of float32, of which devices that hold parts add these up in float32.
 
     Where products round it next, a TPU's compiler would add it up in bfloat16; it does
     not look through numbers that are taken for integers on the way.
     """
-    bits = lax.bitcast_convert_type(lax.psum(x, axis), jnp.int32)
+    bits = lax.bitcast_convert_type(x, jnp.int32)
     return lax.bitcast_convert_type(lax.optimization_barrier(bits), jnp.float32)
 
 

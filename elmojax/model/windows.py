@@ -1,15 +1,17 @@
 """Convolutions over the characters of a word with max-pooling, and their gradient.
 
 A convolution of width w gives one response a filter and window of w characters; the
-largest over the word is kept (Kim et al. 2016). Words are taken in blocks, so that the
-responses of a block stay in the cache of a CPU and never fill the memory of a device.
-For the gradient the place of each maximum is enough: one number a word and filter.
+largest over the word is kept (Kim et al. 2016). For the gradient the place of each
+maximum is enough: one number a word and filter. Filters of all widths read the same
+windows, as wide as the widest, and stand in one array with zeros below the narrow ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +22,10 @@ from elmojax.model.precision import Dtype, contract
 from elmojax.model.varying import varying_as
 
 CPU_BLOCK = 64
-"""Words at a time on a CPU: 1,024 words of the mini preset took 12 ms instead of 40."""
-BLOCK = 2048
-"""Words at a time elsewhere: 0.4 GB of responses to the widest published filter."""
-
-Kernels: TypeAlias = tuple[Array, ...]
-"""One [width, dim, filters] for each width."""
-Saved: TypeAlias = tuple[Array, Kernels, Array, Array]
+"""Words at a time on a CPU, so that their responses stay in its cache."""
+BLOCK = 2**17
+"""Characters at a time elsewhere: 0.5 GB of responses to the widest published filter,
+where the compiler does not take the maxima inside of the product."""
 
 
 class Options(NamedTuple):
@@ -35,11 +34,13 @@ class Options(NamedTuple):
     dtype: Dtype
     """Of matrix products."""
     platform: Platform
+    filters: tuple[tuple[int, int], ...]
+    """(width, number) of each convolution."""
 
 
 def pooled_responses(
     table: Array,
-    kernels: Kernels,
+    kernels: tuple[Array, ...],
     ids: Array,
     dtype: Dtype = None,
     platform: Platform = None,
@@ -57,109 +58,134 @@ def pooled_responses(
       float32 [words, filters of all widths, in the order of `kernels`]. The gradient
       goes to the first of equal maxima.
     """
-    for other in (ids, table, *kernels):
-        table = varying_as(other, table)
-    kernels = tuple(varying_as(table, kernel) for kernel in kernels)
-    return _pooled(Options(dtype or kernels[0].dtype, platform), table, kernels, ids)
+    filters = tuple((len(kernel), kernel.shape[2]) for kernel in kernels)
+    widest = max(width for width, _ in filters)
+    below = [((0, widest - width), (0, 0), (0, 0)) for width, _ in filters]
+    kernel = jnp.concatenate(list(map(jnp.pad, kernels, below)), axis=-1)
+    table = varying_as(ids, varying_as(kernel, table))
+    options = Options(dtype or kernel.dtype, platform, filters)
+    return _pooled(options, table, varying_as(table, kernel), ids)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pooled(options: Options, table: Array, kernels: Kernels, ids: Array) -> Array:
-    return _in_blocks(options, table, kernels, ids)[0]
+def _pooled(options: Options, table: Array, kernel: Array, ids: Array) -> Array:
+    def largest(responses: Array) -> tuple[Array]:
+        return (responses.max(axis=0),)
+
+    return _over_words(options, largest, table, kernel, ids)[0]
 
 
 def _forward(
-    options: Options, table: Array, kernels: Kernels, ids: Array
-) -> tuple[Array, Saved]:
-    best, where = _in_blocks(options, table, kernels, ids)
-    return best, (table, kernels, ids, where)
+    options: Options, table: Array, kernel: Array, ids: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    best, where = _over_words(options, _first_largest, table, kernel, ids)
+    return best, (table, kernel, ids, where)
 
 
 def _backward(
-    options: Options, saved: Saved, d_best: Array
-) -> tuple[Array, Kernels, None]:
-    forms = (partial(form, options.dtype) for form in (_by_character, _by_window))
-    cpu, accelerator = forms
-    arguments = (*saved, d_best)
-    d_table, d_kernels = by_platform(
-        options.platform, *arguments, cpu=cpu, accelerator=accelerator
+    options: Options, saved: tuple[Array, ...], d_best: Array
+) -> tuple[Array, Array, None]:
+    table, kernel, *words = saved
+    forms = (_by_character, _by_window)
+    cpu, run = (partial(form, options.dtype, table, kernel) for form in forms)
+    accelerator = partial(_in_blocks, BLOCK, run, lambda sums: sums.sum(axis=0))
+    d_table, d_kernel = by_platform(
+        options.platform, *words, d_best, cpu=cpu, accelerator=accelerator
     )
-    return d_table, d_kernels, None
+    return d_table.astype(table.dtype), d_kernel.astype(kernel.dtype), None
 
 
 _pooled.defvjp(_forward, _backward)
 
 
+def _over_words(
+    options: Options,
+    pool: Callable[[Array], tuple[Array, ...]],
+    table: Array,
+    kernel: Array,
+    ids: Array,
+) -> tuple[Array, ...]:
+    """What `pool` makes of the responses of each width, [words, filters] together."""
+
+    def run(ids: Array) -> tuple[Array, ...]:
+        found = zip(*map(pool, _responses(options, table, kernel, ids)), strict=True)
+        return tuple(jnp.concatenate(each, axis=-1) for each in found)
+
+    def join(blocks: Array) -> Array:
+        return blocks.reshape(-1, blocks.shape[-1])[: len(ids)]
+
+    cpu, accelerator = (
+        partial(_in_blocks, characters, run, join)
+        for characters in (CPU_BLOCK * ids.shape[1], BLOCK)
+    )
+    result: tuple[Array, ...] = by_platform(
+        options.platform, ids, cpu=cpu, accelerator=accelerator
+    )
+    return result
+
+
 def _in_blocks(
-    options: Options, table: Array, kernels: Kernels, ids: Array
-) -> tuple[Array, Array]:
-    """Maxima, and the window where each is first: [words, filters]."""
-    table, *kernels_ = (leaf.astype(options.dtype) for leaf in (table, *kernels))
-    kernels = tuple(kernels_)
-    words: Any = ids.shape[0]
-    if not isinstance(words, int):  # symbolic: a program for any number of words
-        return _whole(table, kernels, ids)
-    best, where = by_platform(
-        options.platform,
-        table,
-        kernels,
-        ids,
-        cpu=partial(_mapped, CPU_BLOCK),
-        accelerator=partial(_mapped, BLOCK),
+    characters: int,
+    run: Callable[..., Any],
+    join: Callable[[Array], Array],
+    *arrays: Array,
+) -> Any:
+    """`run` on blocks of words, the last one filled up; `join` takes [blocks, ...]."""
+    words: Any = arrays[0].shape[0]
+    # A symbolic number, of a program for any number of words, is one block.
+    count = isinstance(words, int) and -(-arrays[0].size // characters)
+    if count < 2:
+        return run(*arrays)
+    size = -(-words // count)
+    fill = ((0, count * size - words), (0, 0))
+    blocks = [jnp.pad(a, fill).reshape(count, size, a.shape[1]) for a in arrays]
+    return jax.tree.map(join, lax.map(lambda block: run(*block), blocks))
+
+
+def _read(table: Array, ids: Array, width: int) -> Array:
+    """The characters of each window side by side: [columns, words, width * dim].
+
+    Windows that begin too late for their width have zeros behind the last character.
+    """
+    columns = ids.shape[1]
+    characters = jnp.pad(table[ids.T], ((0, width - 1), (0, 0), (0, 0)))
+    return jnp.concatenate([characters[k : k + columns] for k in range(width)], -1)
+
+
+def _responses(
+    options: Options, table: Array, kernel: Array, ids: Array
+) -> list[Array]:
+    """[windows, words, filters] of each width, as one product over all windows."""
+    widest, dim, _ = kernel.shape
+    read = _read(table.astype(options.dtype), ids, widest)
+    ends = accumulate(number for _, number in options.filters)
+    found = []
+    for (width, number), end in zip(options.filters, ends, strict=True):
+        own = kernel[:width, :, end - number : end].reshape(-1, number)
+        windows = read[: ids.shape[1] - width + 1, :, : width * dim]
+        found.append(contract("wnk,kf->wnf", windows, own, options.dtype))
+    return found
+
+
+def _first_largest(responses: Array) -> tuple[Array, Array]:
+    """Maxima, and the window where each is first, [words, filters], in one pass."""
+
+    def larger(one: tuple[Array, Array], two: tuple[Array, Array]) -> Any:
+        (a, i), (b, j) = one, two
+        first = jnp.where(a == b, jnp.minimum(i, j), jnp.where(a > b, i, j))
+        return jnp.maximum(a, b), first
+
+    number = lax.broadcasted_iota(jnp.int32, responses.shape, 0)
+    start = (jnp.float32(-jnp.inf), jnp.int32(len(responses)))
+    best, where = lax.reduce(
+        (responses, varying_as(responses, number)), start, larger, (0,)
     )
     return best, where
 
 
-def _mapped(
-    block: int, table: Array, kernels: Kernels, ids: Array
-) -> tuple[Array, Array]:
-    if len(ids) <= block:
-        return _whole(table, kernels, ids)
-    return lax.map(partial(_whole, table, kernels), ids, batch_size=block)
-
-
-def _whole(table: Array, kernels: Kernels, ids: Array) -> tuple[Array, Array]:
-    best, where = [], []
-    for kernel in kernels:
-        responses = _responses(table, kernel, ids)
-        most = responses.max(axis=-2)
-        equal = responses == most[..., None, :]
-        number = lax.broadcasted_iota(jnp.int32, responses.shape, responses.ndim - 2)
-        numbers = jnp.where(equal, number, responses.shape[-2])
-        best.append(most)
-        where.append(numbers.min(axis=-2))
-    return jnp.concatenate(best, -1), jnp.concatenate(where, -1)
-
-
-def _responses(table: Array, kernel: Array, ids: Array) -> Array:
-    """[..., columns] -> [..., windows, filters], as one product over all windows."""
-    width, _, filters = kernel.shape
-    flat = kernel.reshape(-1, filters)
-    return contract("...wk,kf->...wf", _read(table, ids, width), flat, kernel.dtype)
-
-
-def _read(table: Array, ids: Array, width: int) -> Array:
-    """The characters of each window side by side: [..., windows, width * dim]."""
-    windows, characters = ids.shape[-1] - width + 1, table[ids]
-    shifted = [characters[..., k : k + windows, :] for k in range(width)]
-    return jnp.concatenate(shifted, axis=-1)
-
-
-def _split(kernels: Kernels, where: Array, d_best: Array) -> zip[tuple[Array, ...]]:
-    """Each kernel with its filters' share of two arrays."""
-    ends = [sum(k.shape[2] for k in kernels[:n]) for n in range(1, len(kernels))]
-    shares = (jnp.split(array, ends, axis=-1) for array in (where, d_best))
-    return zip(kernels, *shares, strict=True)
-
-
 def _by_character(
-    dtype: Dtype,
-    table: Array,
-    kernels: Kernels,
-    ids: Array,
-    where: Array,
-    d_best: Array,
-) -> tuple[Array, Kernels]:
+    dtype: Dtype, table: Array, kernel: Array, ids: Array, where: Array, d_best: Array
+) -> tuple[Array, Array]:
     """The gradient out of sums over words, one a character, offset and filter.
 
     A filter meets one window a word, and there are few characters: what a character at
@@ -167,44 +193,29 @@ def _by_character(
     as small as the parameters. Adding is cheap on a CPU, and it leaves out all windows
     that are not the best.
     """
-    d_table, d_kernels = jnp.zeros(table.shape, jnp.float32), []
-    for kernel, first, d_filters in _split(kernels, where, d_best):
-        width, _, filters = kernel.shape
-        number = jnp.arange(filters, dtype=jnp.int32)[None]
-        sums = []
-        for k in range(width):
-            met = jnp.take_along_axis(ids, first + k, axis=1)
-            none = jnp.zeros((len(table), filters), jnp.float32)
-            sums.append(none.at[met, number].add(d_filters))
-        received = jnp.stack(sums)
-        d_kernel = contract("ce,wcf->wef", table, received, dtype)
-        d_kernels.append(d_kernel.astype(kernel.dtype))
-        d_table += contract("wcf,wef->ce", received, kernel, dtype)
-    return d_table.astype(table.dtype), tuple(d_kernels)
+    filters = jnp.arange(kernel.shape[2], dtype=jnp.int32)[None]
+    none = jnp.zeros((len(table), kernel.shape[2]), jnp.float32)
+    places = (where + k for k in range(len(kernel)))
+    met = (jnp.take_along_axis(ids, at, axis=1, mode="clip") for at in places)
+    received = jnp.stack([none.at[each, filters].add(d_best) for each in met])
+    d_table = contract("wcf,wef->ce", received, kernel, dtype)
+    return d_table, contract("ce,wcf->wef", table, received, dtype)
 
 
 def _by_window(
-    dtype: Dtype,
-    table: Array,
-    kernels: Kernels,
-    ids: Array,
-    where: Array,
-    d_best: Array,
-) -> tuple[Array, Kernels]:
+    dtype: Dtype, table: Array, kernel: Array, ids: Array, where: Array, d_best: Array
+) -> tuple[Array, Array]:
     """The gradient by products over all windows, 0 where a response is not the best."""
-    d_characters, d_kernels = jnp.zeros((*ids.shape, table.shape[1]), jnp.float32), []
-    for kernel, first, d_filters in _split(kernels, where, d_best):
-        width, _, filters = kernel.shape
-        read = _read(table.astype(dtype), ids, width)
-        flat = kernel.reshape(-1, filters)
-        windows = read.shape[1]
-        number = lax.broadcasted_iota(jnp.int32, (len(ids), windows, filters), 1)
-        here = number == first[:, None]
-        d_responses = jnp.where(here, d_filters[:, None], 0.0)
-        d_kernel = contract("nwk,nwf->kf", read, d_responses, dtype)
-        d_kernels.append(d_kernel.reshape(kernel.shape).astype(kernel.dtype))
-        d_read = contract("nwf,kf->nwk", d_responses, flat, dtype)
-        for k, d_shifted in enumerate(jnp.split(d_read, width, axis=-1)):
-            d_characters = d_characters.at[:, k : k + windows].add(d_shifted)
-    d_table = jnp.zeros(table.shape, jnp.float32).at[ids].add(d_characters)
-    return d_table.astype(table.dtype), tuple(d_kernels)
+    (width, dim, filters), (words, columns) = kernel.shape, ids.shape
+    number = lax.broadcasted_iota(jnp.int32, (columns, words, filters), 0)
+    d_responses = jnp.where(number == where[None], d_best.astype(dtype)[None], 0)
+    read = _read(table.astype(dtype), ids, width)
+    d_kernel = contract("wnk,wnf->kf", read, d_responses, dtype)
+    flat = kernel.reshape(-1, filters)
+    d_read = contract("wnf,kf->wnk", d_responses, flat, dtype)
+    d_characters = jnp.zeros((columns, words, dim), jnp.float32)
+    for k, shifted in enumerate(jnp.split(d_read, width, axis=-1)):
+        d_characters += jnp.pad(shifted, ((k, 0), (0, 0), (0, 0)))[:columns]
+    named = jax.nn.one_hot(ids.T, len(table), dtype=dtype)
+    d_table = contract("wnc,wnd->cd", named, d_characters, dtype)
+    return d_table, d_kernel.reshape(kernel.shape)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import chain
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from elmojax.text.negatives import Negatives, check_samples, negatives
+from elmojax.text.capacity import Sizes, largest
+from elmojax.text.negatives import Negatives, check_samples, filled, negatives
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Sizes, Words, own_sizes
+from elmojax.text.tables import Members, Words
 
 BEGIN, END = 0, 1
 """Types (and vocabulary ids) of `<S>` and `</S>`."""
@@ -29,19 +29,23 @@ ORDER = 1
 class Batch(NamedTuple):
     """One step of all rows, for both directions: 0 forward, 1 backward.
 
-    Rows lie in shards, one a device of the mesh axis `data`, each with a table of its
-    own words. A batch in pieces has one more axis before all others.
+    Rows lie in shards, one a place of the mesh axis `data`, each with tables of its own
+    words. A batch in pieces has one more axis before all others.
     """
 
-    words: np.ndarray
-    """Distinct words of each shard, one shard after the other, each as many rows:
-    int32 [shards * words, characters], or ids [shards * words]."""
+    words: tuple[np.ndarray, ...]
+    """Tables of distinct words, short words first. In each the words of one shard after
+    the other, each as many rows: int32 [shards * words, characters], or ids
+    [shards * words]."""
     inputs: np.ndarray
-    """int32 [two, rows, window]: row at each position, in the words of its shard."""
+    """int32 [two, rows, window]: row at each position, in the tables of its shard, of
+    which one follows on the other."""
     targets: np.ndarray
     """int32 [two, rows, window]: vocabulary id to predict."""
     weights: np.ndarray
     """float32 [rows, window]: 1 where the position counts, 0 where it is filling."""
+    members: tuple[Members, ...] = ()
+    """Where the targets in each tail cluster of an adaptive softmax are."""
     negatives: Negatives | None = None
     """Words drawn at random, where the softmax is sampled."""
 
@@ -117,6 +121,10 @@ class TrainingText:
         self.positions = len(corpus.words) + len(corpus.offsets) - 1
         self.piece = -(-self.positions // rows)
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
+        self.capacities = words.frequencies(window).capacities(
+            *(rows, window, words.shards * pieces, words.edges),
+            *(words.split, words.every, samples, seed),
+        )
 
     def steps(self, epochs: float) -> int:
         """Steps in which every row has read `epochs` times its piece."""
@@ -126,8 +134,12 @@ class TrainingText:
         """Epochs read before `step`."""
         return step * self.window / self.piece
 
-    def batch(self, step: int, sizes: Sizes = own_sizes) -> Batch:
+    def batch(self, step: int) -> Batch:
         """The windows of the rows of `local` at `step`, counted from 0."""
+        return self.batch_at_level(step)[1]
+
+    def batch_at_level(self, step: int, least: int = 0) -> tuple[int, Batch]:
+        """A batch in the first sizes that hold it, of level `least` or above."""
         local = self.local.ravel()
         # Which words a sampled softmax takes is decided by the targets of all rows.
         types = self._types(step, np.arange(self.rows) if self.samples else local)
@@ -140,12 +152,18 @@ class TrainingText:
             types = types[:, :, local]
         weights = np.ones((len(local), self.window), np.float32)
         shards = len(self.local)
-        batch = _batch(self.words, types, weights, shards, self.pieces, sizes=sizes)
+        found = _Found(self.words, types, weights, shards, self.pieces)
+        wanted = found.needed
         if drawn is not None:
-            batch = batch._replace(
-                negatives=_drawn_in_pieces(drawn, shards, self.pieces)
-            )
-        return batch if self.pieces > 1 else _only(batch)
+            wanted = wanted._replace(names=len(drawn.words))
+        level = self.capacities.level(wanted, least)
+        sizes = self.capacities.at(level)
+        batch = found.batch(sizes)
+        if drawn is not None:
+            drawn = filled(drawn, self.words.vocabulary, sizes.names)
+            drawn = _drawn_in_pieces(drawn, shards, self.pieces)
+            batch = batch._replace(negatives=drawn)
+        return level, batch if self.pieces > 1 else only_piece(batch)
 
     def _types(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Word types of some rows: [inputs or targets, two, rows, window]."""
@@ -197,64 +215,134 @@ class Places(NamedTuple):
 
 
 def heldout_batches(
-    corpus: Corpus, words: Words, rows: int, window: int
+    corpus: Corpus, words: Words, rows: int, window: int, sizes: Sizes | None = None
 ) -> Iterator[Batch]:
     """All positions once, in file order: whole sentences, dealt to rows in stretches.
 
-    Rows end at different steps; positions past the end of a row weigh 0.
+    Rows end at different steps; positions past the end of a row weigh 0. Arrays have
+    the sizes of `heldout_sizes`, unless larger ones are given.
     """
-    for batch, _ in located_batches(corpus, words, rows, window):
+    for batch, _ in located_batches(corpus, words, rows, window, sizes):
         yield batch
 
 
 def located_batches(
-    corpus: Corpus, words: Words, rows: int, window: int
+    corpus: Corpus, words: Words, rows: int, window: int, sizes: Sizes | None = None
 ) -> Iterator[tuple[Batch, Places]]:
     """`heldout_batches`, and where each position comes from."""
+    sizes = sizes or heldout_sizes(corpus, words, rows, window)
+    for found, places in _heldout(corpus, words, rows, window):
+        yield only_piece(found.batch(sizes)), places
+
+
+def heldout_sizes(corpus: Corpus, words: Words, rows: int, window: int) -> Sizes:
+    """The most that a held-out batch needs; it takes a reading of the text."""
+    each = [found.needed for found, _ in _heldout(corpus, words, rows, window)]
+    return largest(each).rounded(words.split)
+
+
+def _heldout(
+    corpus: Corpus, words: Words, rows: int, window: int
+) -> Iterator[tuple[_Found, Places]]:
+    """What is in each held-out batch."""
     sentences = len(corpus.offsets) - 1
     order = _order(corpus, np.arange(sentences))
     marks = np.arange(rows + 1) * order.starts[-1] // rows
     bounds = order.starts[np.searchsorted(order.starts, marks)]
-    least = 0  # the few words of the last windows need no shape of their own
     for start in range(0, int(np.diff(bounds).max()), window):
         where = bounds[:-1, None] + start + np.arange(window)
         counts = where < bounds[1:, None]
         where = np.where(counts, where, 0)
-        types = _read(corpus, order, where)
-        weights, shards = counts.astype(np.float32), words.shards
-        batch = _only(_batch(words, types, weights, shards, least=least))
-        least = least or len(batch.words) // shards
+        # Filling reads and predicts a mark, which no tail cluster has.
+        types = np.where(counts, _read(corpus, order, where), BEGIN)
+        weights = counts.astype(np.float32)
+        found = _Found(words, types, weights, words.shards, 1)
         sentence = np.searchsorted(order.starts, where, side="right") - 1
-        yield batch, Places(counts, sentence, where - order.starts[sentence])
+        yield found, Places(counts, sentence, where - order.starts[sentence])
 
 
-def _batch(
-    words: Words,
-    types: np.ndarray,
-    weights: np.ndarray,
-    shards: int,
-    pieces: int = 1,
-    least: int = 0,
-    sizes: Sizes = own_sizes,
-) -> Batch:
-    """Types [inputs or targets, two, rows, window] as a batch in pieces."""
-    types = split_rows(types, 2, shards, pieces)
-    blocks = [np.split(inputs, shards, axis=1) for inputs in types[:, 0]]
-    tables, rows = words.unique(list(chain(*blocks)), least, sizes)
-    inputs = np.stack(rows).reshape(pieces, shards, *rows[0].shape)
-    inputs = inputs.transpose(0, 2, 1, 3, 4).reshape(types[:, 0].shape)
-    targets = words.targets[types[:, 1]].astype(np.int32)
-    tables = tables.reshape(pieces, -1, *tables.shape[2:])
-    return Batch(tables, inputs, targets, split_rows(weights, 0, shards, pieces))
+class _Found:
+    """What is in a batch in pieces, before its arrays have a size."""
+
+    def __init__(
+        self,
+        words: Words,
+        types: np.ndarray,
+        weights: np.ndarray,
+        shards: int,
+        pieces: int,
+    ) -> None:
+        """Of types [inputs or targets, two, rows, window]."""
+        self.words, self.pieces = words, pieces
+        types = split_rows(types, 2, shards, pieces)
+        self.weights = split_rows(weights, 0, shards, pieces)
+        self.targets = words.targets[types[:, 1]].astype(np.int32, copy=False)
+        # The shards of a piece follow on each other.
+        self._inputs = _by_shard(types[:, 0], shards)
+        self._distinct = [words.distinct(shard) for shard in self._inputs]
+        self._members = [words.members(t) for t in _by_shard(self.targets, shards)]
+
+    @property
+    def needed(self) -> Sizes:
+        """What its largest shard takes."""
+        words = zip(*self._distinct, strict=True)
+        tails = zip(*self._members, strict=True)
+        return Sizes(
+            tuple(max(map(len, table)) for table in words),
+            tuple(max(len(places) for places, _ in tail) for tail in tails),
+        )
+
+    def batch(self, sizes: Sizes) -> Batch:
+        """In arrays of some sizes, which hold it."""
+        pairs = zip(self._inputs, self._distinct, strict=True)
+        rows = [self.words.rows(shard, found, sizes.words) for shard, found in pairs]
+        inputs = np.stack(rows).reshape(self.pieces, -1, *rows[0].shape)
+        tables = self.words.tables(self._distinct, sizes.words)
+        return Batch(
+            tuple(t.reshape(self.pieces, -1, *t.shape[2:]) for t in tables),
+            inputs.transpose(0, 2, 1, 3, 4).reshape(self.targets.shape),
+            self.targets,
+            self.weights,
+            tuple(map(self._cluster, zip(*self._members, strict=True), sizes.members)),
+        )
+
+    def _cluster(
+        self, shards: tuple[tuple[np.ndarray, np.ndarray], ...], size: int
+    ) -> Members:
+        """One tail cluster of all shards and pieces."""
+        positions = np.full((len(shards), size), self._inputs[0].size, np.int32)
+        targets = np.zeros((len(shards), size), np.int32)
+        for shard, (places, names) in enumerate(shards):
+            positions[shard, : len(places)] = places
+            targets[shard, : len(places)] = names
+        arrays = (positions, targets)
+        return Members(*(array.reshape(self.pieces, -1, size) for array in arrays))
 
 
-def _only(batch: Batch) -> Batch:
+def _by_shard(array: np.ndarray, shards: int) -> list[np.ndarray]:
+    """[pieces, two, rows, window] as [two, rows of a shard, window], piece by piece."""
+    size = array.shape[2] // shards
+    starts = range(0, array.shape[2], size)
+    return [piece[:, start : start + size] for piece in array for start in starts]
+
+
+def only_piece(batch: Batch) -> Batch:
     """The one piece of a batch in pieces."""
-    words, inputs, targets, weights = (array[0] for array in batch[:4])
+    words, *rest = batch[:4]
+    members = (Members(*(array[0] for array in tail)) for tail in batch.members)
     drawn = batch.negatives
     if drawn is not None:
         drawn = Negatives(*(array[0] for array in drawn))
-    return Batch(words, inputs, targets, weights, drawn)
+    inputs, targets, weights = (array[0] for array in rest)
+    tables = tuple(table[0] for table in words)
+    return Batch(tables, inputs, targets, weights, tuple(members), drawn)
+
+
+def distinct_words(batch: Batch) -> int:
+    """Words in the tables of a batch, of all shards and pieces that it holds."""
+    axis = batch.weights.ndim - 1  # of characters, where there are some
+    tables = (t[..., 0] if t.ndim > axis else t for t in batch.words)
+    return int(sum(np.count_nonzero(table) for table in tables))
 
 
 def _drawn_in_pieces(drawn: Negatives, shards: int, pieces: int) -> Negatives:

@@ -15,9 +15,6 @@ import numpy as np
 
 from elmojax.errors import InputError
 
-SMALLEST = 1024
-"""Rows that a step takes at least."""
-
 
 class Negatives(NamedTuple):
     """What a step of the sampled softmax takes besides the text."""
@@ -91,12 +88,37 @@ def negatives(
         *(log_uniform(bits, vocabulary, samples) for _ in targets), strict=True
     )
     words = np.unique(np.concatenate([*drawn, targets.ravel()]))
-    size = SMALLEST * -(-len(words) // SMALLEST)
-    filled = np.concatenate([words, vocabulary + np.arange(size - len(words))])
-    expected = [log_expected(filled, vocabulary, n) for n in draws]
+    expected = [log_expected(words, vocabulary, n) for n in draws]
     return Negatives(
-        filled.astype(np.int32),
+        words.astype(np.int32),
         np.searchsorted(words, targets).astype(np.int32),
         np.searchsorted(words, np.stack(drawn)).astype(np.int32),
         np.stack(expected),
     )
+
+
+def filled(drawn: Negatives, vocabulary: int, size: int) -> Negatives:
+    """The same with so many words, the last of which are none."""
+    more = size - len(drawn.words)
+    none = vocabulary + np.arange(more, dtype=np.int32)
+    return drawn._replace(
+        words=np.concatenate([drawn.words, none]),
+        log_expected=np.pad(drawn.log_expected, ((0, 0), (0, more))),
+    )
+
+
+def named(
+    targets: np.ndarray, samples: int, draws: float, seed: int
+) -> tuple[float, float]:
+    """How many words a step names: mean and variance.
+
+    Args:
+      targets: share of each word of the vocabulary among the targets.
+      draws: targets of a step that are drawn by these shares.
+    """
+    size = len(targets)
+    tries = log_uniform(np.random.Philox(seed), size, samples)[1]
+    expected = log_expected(np.arange(size), size, tries).astype(np.float64)
+    absent = -np.expm1(expected)  # of the words of one direction
+    absent = absent**2 * np.exp(draws * np.log1p(-np.minimum(targets, 0.999)))
+    return float((1 - absent).sum()), float((absent * (1 - absent)).sum())

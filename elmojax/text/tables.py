@@ -1,43 +1,54 @@
-"""Tables of the distinct words of a batch: what an encoder takes, in few sizes."""
+"""Tables of the distinct words of a batch: what an encoder takes, in fixed sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
-from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig
+from elmojax.text.capacity import Frequencies, shown
 from elmojax.text.characters import byte_lengths, encode_words
 from elmojax.text.prepared import Corpus
 from elmojax.text.vocabulary import Vocabulary
 
-COLUMNS = (16, 32)
-"""Character columns a batch may be cut to, besides all of them."""
-
-SMALLEST = 256
-"""Rows of the smallest table of words."""
-
-STEPS = 4
-"""Sizes of a table between one and its double."""
+SHORT = 11
+"""UTF-8 bytes of the longest words in the table of short words."""
 
 SORT_BELOW = 128
 """Types a position above which the distinct ones are found by sorting positions."""
 
-Sizes = Callable[[int, int], tuple[int, int]]
-"""The words and columns that a table must hold, out of what this process needs."""
+
+def columns_of(encoder: CharCnnConfig) -> tuple[int, int]:
+    """Columns of the table of short words and of that of long ones.
+
+    A word has two marks. One window of nothing but padding is as good for a maximum as
+    many, so columns past it say nothing.
+    """
+    widest = max(width for width, _ in encoder.filters)
+    return min(SHORT + 2 + widest, encoder.max_characters), encoder.max_characters
 
 
-def own_sizes(words: int, columns: int) -> tuple[int, int]:
-    """Nobody else has a say in the sizes of a table."""
-    return words, columns
+class Members(NamedTuple):
+    """The targets in one tail cluster of an adaptive softmax.
+
+    Position (time * 2 + direction) * rows + row of a shard has that number.
+    """
+
+    positions: np.ndarray
+    """int32 [shards, capacity]: positions of the shard with a target in the cluster,
+    rising; then the number of all its positions."""
+    targets: np.ndarray
+    """int32 [shards, capacity]: the target's number in the cluster; 0 for filling."""
 
 
 class Words:
-    """What an encoder takes for the word types of a corpus, in fixed sizes.
+    """What encoder and softmax take for the word types of a corpus, in fixed sizes.
 
-    The table of a batch has a number of rows and of columns out of a short list, so
-    that few shapes are compiled; its values are those of the full width (windows of
-    nothing but padding are all alike, so one is enough for a maximum).
+    Short and long words have tables of their own, so that a long one does not make all
+    words wide. A text without long words has one table, and so have whole words.
     """
 
     def __init__(
@@ -47,85 +58,124 @@ class Words:
         model: ElmoConfig,
         shards: int = 1,
         every: bool = False,
+        head: HeadConfig | None = None,
+        split: int = 1,
+        any_text: bool = False,
     ) -> None:
-        """`every`: a row for every position, repeated words too; to measure by."""
-        self.every = every
+        """What a corpus needs.
+
+        Args:
+          every: a row for every position, repeated words too; to measure by.
+          head: the softmax, of which the tail clusters count; None = one without.
+          split: devices along `model`, over which the rows of a table are split.
+          any_text: a table of long words even where there are none, for the same shapes
+            whatever the text.
+        """
+        self.corpus, self.every = corpus, every
         self.targets = corpus.targets(vocabulary)
         self.vocabulary = len(vocabulary)
         self.shards = shards
-        if isinstance(model.encoder, CharCnnConfig):
-            most = model.encoder.max_characters
-            self._ids = encode_words(corpus.types, most).astype(np.uint16)
-            widest = max(width for width, _ in model.encoder.filters)
-            self._columns = byte_lengths(corpus.types) + 2 + widest
-            self._buckets = (*(c for c in COLUMNS if c < most), most)
-        else:
-            self._ids = (self.targets + 1).astype(np.int32)
+        self.edges = (head or HeadConfig()).edges(self.vocabulary)
+        self.split = split
+        self._long = np.zeros(len(corpus.types), bool)
+        self.columns: tuple[int, ...] = (0,)
+        self._ids: tuple[np.ndarray, ...] = ((self.targets + 1).astype(np.int32),)
+        if not isinstance(model.encoder, CharCnnConfig):
+            return
+        short, most = columns_of(model.encoder)
+        wide = encode_words(corpus.types, most).astype(np.uint16)
+        long = byte_lengths(corpus.types) > SHORT
+        if every or short == most:
+            self.columns, self._ids = (most,), (wide,)
+            return
+        self.columns, self._ids = (short,), (wide[:, :short].copy(),)
+        if any_text or long.any():
+            self.columns, self._ids = (short, most), (*self._ids, wide[long])
+            self._long, self._row = long, np.cumsum(long, dtype=np.int32) - 1
 
-    def unique(
-        self, types: Sequence[np.ndarray], least: int = 0, sizes: Sizes = own_sizes
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The tables of distinct words of each shard's `types`, and the row of each.
+    def frequencies(self, window: int) -> Frequencies:
+        """Of the text in the corpus."""
+        corpus, sentences = self.corpus, len(self.corpus.offsets) - 1
+        counts = np.asarray(corpus.counts, np.float64).copy()
+        counts[:2] += sentences / 2  # a mark begins a sentence, one in each direction
+        shares = counts / counts.sum()
+        heard = np.bincount(self.targets, shares, minlength=self.vocabulary)
+        tables = range(len(self.columns))
+        words = tuple(shares[self._long == table] for table in tables)
+        return Frequencies(words, heard, shown(corpus.offsets, window))
 
-        Tables are [shards, words, ...], with at least `least` words; rows without a
-        word are 0. `sizes` may ask for larger ones, as those of another process.
+    def distinct(self, types: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The distinct ones of some types, those of each table, rising.
+
+        What `np.unique` says, by marks in a table of all types, which is several times
+        as fast unless there are few positions and very many types.
         """
-        find = _every if self.every else _distinct
-        pairs = [find(shard, len(self._ids)) for shard in types]
-        most = max(len(distinct) for distinct, _ in pairs)
-        needed = 0
-        if self._ids.ndim == 2:
-            needed = max(int(self._columns[distinct].max()) for distinct, _ in pairs)
-        most, needed = sizes(most, needed)
-        most = max(most, least)
-        size: tuple[int, ...] = (most if self.every else table_rows(most),)
-        if self._ids.ndim == 2:
-            larger = (c for c in self._buckets if c >= needed)
-            size = (*size, next(larger, self._buckets[-1]))
-        tables = np.zeros((len(pairs), *size), np.int32)
-        for table, (distinct, _) in zip(tables, pairs, strict=True):
-            table[: len(distinct)] = self._ids[distinct][..., : table.shape[-1]]
-        return tables, [rows for _, rows in pairs]
+        if self.every:
+            return (types.ravel(),)
+        if len(self.targets) > SORT_BELOW * types.size:
+            found = np.unique(types)
+        else:
+            marked = np.zeros(len(self.targets), bool)
+            marked[types] = True
+            found = np.flatnonzero(marked)
+        if len(self.columns) == 1:
+            return (found,)
+        long = self._long[found]
+        return found[~long], found[long]
 
+    def rows(
+        self, types: np.ndarray, found: Sequence[np.ndarray], sizes: Sequence[int]
+    ) -> np.ndarray:
+        """The row of each of `types` in its shard's tables, one after the other.
 
-def _distinct(types: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct ones of some types below `count`, rising, and each one's place.
+        Args:
+          found: what `distinct` says of `types`; sizes: rows of the tables.
+        """
+        if self.every:
+            return np.arange(types.size, dtype=np.int32).reshape(types.shape)
+        places = [
+            begin + np.arange(len(some), dtype=np.int32)
+            for begin, some in zip(np.cumsum([0, *sizes]), found, strict=False)
+        ]
+        if len(self.targets) > SORT_BELOW * types.size:
+            among, row = np.concatenate(found), np.concatenate(places)
+            order = np.argsort(among)
+            return row[order][np.searchsorted(among[order], types)].astype(np.int32)
+        row = np.empty(len(self.targets), np.int32)
+        for some, here in zip(found, places, strict=True):
+            row[some] = here
+        return row[types]
 
-    What `np.unique` says, by marks in a table of all types, which is several times as
-    fast unless there are few positions and very many types.
-    """
-    if count > SORT_BELOW * types.size:
-        distinct, places = np.unique(types, return_inverse=True)
-        return distinct, places.reshape(types.shape).astype(np.int32)
-    marked = np.zeros(count, bool)
-    marked[types] = True
-    distinct = np.flatnonzero(marked)
-    places = np.empty(count, np.int32)
-    places[distinct] = np.arange(len(distinct), dtype=np.int32)
-    return distinct, places[types]
+    def tables(
+        self, found: Sequence[Sequence[np.ndarray]], sizes: Sequence[int]
+    ) -> tuple[np.ndarray, ...]:
+        """The tables of some shards, [shards, rows, columns]; 0 where there is no word.
 
+        Args:
+          found: of each shard what `distinct` says.
+        """
+        tables = []
+        for number, (ids, size) in enumerate(zip(self._ids, sizes, strict=True)):
+            table = np.zeros((len(found), size, *ids.shape[1:]), np.int32)
+            for rows, shard in zip(table, found, strict=True):
+                some = shard[number]
+                rows[: len(some)] = ids[self._row[some] if number else some]
+            tables.append(table)
+        return tuple(tables)
 
-def _every(types: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """All types as they come, and each one's place."""
-    return types.ravel(), np.arange(types.size, dtype=np.int32).reshape(types.shape)
+    def members(self, targets: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Positions and targets of each tail cluster, of a shard's targets.
 
-
-def table_rows(words: int) -> int:
-    """Rows of the table of so many distinct words."""
-    return padded_size(words, SMALLEST, STEPS)
-
-
-def padded_size(count: int, least: int, steps: int = 2) -> int:
-    """The first size that holds `count`, of `steps` between doublings of `least`.
-
-    Both are powers of two: with 2 steps least, 1.5 least, 2 least, 3 least ... Few
-    sizes, so few shapes to compile, and at most 1 / (1 + steps) of an array is filling.
-    """
-    size = least
-    while 2 * size < count:
-        size *= 2
-    return (
-        size
-        if count <= size
-        else size + -(-(count - size) * steps // size) * size // steps
-    )
+        Args:
+          targets: vocabulary ids [two, rows, window].
+        """
+        if len(self.edges) == 1:
+            return []
+        line = targets.transpose(2, 0, 1).ravel()
+        places = (line >= self.edges[0]).nonzero()[0]
+        rest = line[places]
+        clusters = []
+        for low, high in pairwise(self.edges):
+            here = ((rest >= low) & (rest < high)).nonzero()[0]
+            clusters.append((places[here], rest[here] - low))
+        return clusters

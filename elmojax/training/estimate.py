@@ -23,10 +23,10 @@ from jax.sharding import Mesh, NamedSharding
 from elmojax.config import TrainConfig
 from elmojax.text.batches import steps_of
 from elmojax.training import sparse
-from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
+from elmojax.training.flops import Flops
 from elmojax.training.guard import Guard
 from elmojax.training.optim import make_optimizer
-from elmojax.training.reading import Reading, StepSizes, step_sizes
+from elmojax.training.reading import Reading, StepSizes, step_sizes, token_flops
 from elmojax.training.sharding import batch_shardings, shardings
 from elmojax.training.step import (
     LanguageModel,
@@ -67,8 +67,8 @@ class Estimate:
     """For one position of running text."""
     words: float
     """Distinct words that a step encodes."""
-    table: tuple[int, ...]
-    """Shape of a device's table of words: rows, and columns of characters."""
+    tables: tuple[tuple[int, ...], ...]
+    """Shapes of a device's tables of words: rows, and columns of characters."""
     moved: int
     """Bytes that the update of one device reads and writes in a step."""
     data: int
@@ -94,28 +94,19 @@ def estimate(
     """
     plan = plan_step(config, reading, mesh, data, dtype)
     params = plan.state.params
-    softmax = softmax_flops(
-        config.head,
-        reading.vocabulary,
-        config.model.lstm.projection,
-        reading.shares(config.head),
-    )
     words = plan.sizes.words * config.rows / plan.config.rows
-    word = word_flops(config.model, plan.sizes.columns)
     moved, moments = _moved(plan)
-    table = plan.batch.words.shape[1 if config.accumulate > 1 else 0 :]
+    sizes = plan.sizes
+    pairs = zip(sizes.sizes.words, sizes.tables, strict=True)
+    tables = tuple((size, columns) if columns else (size,) for size, columns in pairs)
     epochs = steps_of(reading.positions, config.rows, config.window, config.epochs)
     return Estimate(
         config,
         {name: _count(params.get(name, {})) for name in ("encoder", "lstm", "head")},
         _memory(plan, moved),
-        Flops(
-            word * words / (config.rows * config.window),
-            lstm_flops(config.model.lstm),
-            softmax,
-        ),
+        token_flops(plan.config, reading, sizes),
         words,
-        (table[0] // mesh.shape["data"], *table[1:]),
+        tables,
         2 * (2 * moved + moments),
         data,
         data * mesh.shape["model"],

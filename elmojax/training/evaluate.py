@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from elmojax.errors import InputError
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
-from elmojax.text.batches import heldout_batches
+from elmojax.text.batches import heldout_batches, heldout_sizes
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Words
 from elmojax.text.vocabulary import UNKNOWN_ID, Vocabulary
@@ -38,10 +38,13 @@ class Evaluator:
         self.lm, self.corpus = lm, corpus
         data = 1 if lm.mesh is None else lm.mesh.shape["data"]
         self.rows = -(-ROWS // data) * data
-        self.words = Words(corpus, vocabulary, lm.config, data)
+        split = 1 if lm.mesh is None else lm.mesh.shape["model"]
+        self.words = Words(corpus, vocabulary, lm.config, data, False, lm.head, split)
         known = self.words.targets != UNKNOWN_ID
         self._unknown = int(np.asarray(corpus.counts)[~known].sum())
         self._step = compile_evaluation_step(lm, self.rows)
+        text = (corpus, self.words, self.rows, WINDOW)
+        self._sizes = cache(partial(heldout_sizes, *text))
 
     def __call__(
         self, params: Params, progress: Callable[[int], Any] = lambda tokens: None
@@ -55,7 +58,8 @@ class Evaluator:
         carry = LstmState.zeros(self.lm.config.lstm, self.rows)
         carry = place(self.lm.mesh, carry, "carry.")
         total, tokens, sums = np.zeros(2), 0, np.zeros(2)
-        for batch in heldout_batches(self.corpus, self.words, self.rows, WINDOW):
+        text = (self.corpus, self.words, self.rows, WINDOW, self._sizes())
+        for batch in heldout_batches(*text):
             late = sums  # read one step late: the device never waits for the host
             sums, carry = self._step(
                 params, carry, place(self.lm.mesh, batch, "batch.")

@@ -36,8 +36,8 @@ def lstm_flops(lstm: LstmConfig) -> float:
     return FORWARD_AND_BACKWARD * 2 * cell * 2 * lstm.layers
 
 
-def word_flops(model: ElmoConfig, columns: int) -> float:
-    """The encoder, a distinct word with this many columns of characters."""
+def word_flops(model: ElmoConfig, columns: float) -> float:
+    """The encoder, a distinct word with this many columns of characters on average."""
     encoder, out = model.encoder, model.lstm.projection
     if not isinstance(encoder, CharCnnConfig):
         narrow = encoder.dim * out if encoder.dim != out else 0

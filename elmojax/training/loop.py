@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
 from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
-from elmojax.training.guard import Guard, all_finite
+from elmojax.training.guard import all_finite
 from elmojax.training.memory import StepMemory
 from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
-from elmojax.training.prefetch import TableShapes, prefetched
+from elmojax.training.prefetch import Programs, prefetched
 from elmojax.training.processes import is_first, joined, together
 from elmojax.training.room import room_for
 from elmojax.training.signals import Stop, Stopped
 from elmojax.training.start import Initialize, Run, start
 from elmojax.training.status import Status
-from elmojax.training.step import compile_train_step
+from elmojax.training.utilization import utilization
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,7 @@ def _run(loop: _Loop, directory: Path) -> None:
         say("failed", " ".join(f"{error}".split()) or type(error).__name__)
         raise
     finally:
-        for tracker in loop.trackers:
-            tracker.close()
+        loop.close()
     if loop.stop.signal is not None:
         say("stopped", f"by {signal.Signals(loop.stop.signal).name}")
     else:
@@ -132,13 +134,13 @@ class _Loop:
         config = self.config
         self._late: tuple[int, dict[str, Any]] | None = None
         self._clock = Clock(config.rows * config.window)
-        self._shapes, self._memory = TableShapes(), StepMemory()
-        guard = Guard(config.skip_nonfinite, config.spike_guard)
-        parts = (run.lm, run.optimizer, run.state, guard)
-        self._train_step = compile_train_step(*parts)
-        self._frozen_step: Any = None
-        if self.step < config.freeze_steps:
-            self._frozen_step = compile_train_step(*parts, "head")
+        self._programs, self._memory = Programs(run), StepMemory()
+        self._utilization = utilization(config, run.lm, run.text.words.corpus)
+
+    def close(self) -> None:
+        self._programs.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def train(self) -> None:
         run, config = self.run, self.config
@@ -168,6 +170,8 @@ class _Loop:
                 f"Stopped by {stopped} after step {self.step}; the same command goes "
                 "on from there."
             )
+        if self.step > run.step:
+            self._note(self._clock.summary())
 
     def _catch_up(self) -> None:
         """The evaluation of the checkpoint, where the run was stopped in it."""
@@ -196,19 +200,19 @@ class _Loop:
         run = self.run
         if not self.step:
             self.before = self._evaluate()
-        for batch, asked in prefetched(run, self.step, self.stop):
-            self.stop.hear(asked)
-            if self.step == self.config.freeze_steps and self._frozen_step:
-                self._shapes, self._frozen_step = TableShapes(), None
-            new = self._shapes.is_new(batch)
-            if new and (news := self._shapes.news(batch, self.step + 1)):
-                self._note(news)
-            with self._memory.of_step(self.state, compiles=new):
-                step = self._frozen_step or self._train_step
-                self.state, metrics = step(self.state, batch)
+        programs = self._programs
+        batches = prefetched(run, self.step, self.stop, programs.ahead)
+        for ready in self._clock.awaited(batches):
+            self.stop.hear(ready.asked)
+            step, new = programs.take(self.step, ready.level)
+            if new and ready.level:
+                self._note(programs.news(self.step, ready.level))
+            compiling = self._clock.spent("compiling") if new else nullcontext()
+            with self._memory.of_step(self.state, compiles=new), compiling:
+                self.state, metrics = step(self.state, ready.batch)
             self._read_late()
             self.step += 1
-            self._late = (self.step, metrics | self._shapes.numbers(batch))
+            self._late = (self.step, metrics | {"table_words": ready.words})
             self._clock.tick()
             if self.step < run.steps:
                 self._at_intervals()
@@ -250,7 +254,7 @@ class _Loop:
         if self._late is None:
             return
         (step, metrics), self._late = self._late, None
-        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers = {name: float(v) for name, v in jax.device_get(metrics).items()}
         bad, skipped = numbers.pop("bad"), int(numbers.pop("skipped"))
         loss = numbers[self.run.lm.loss_name]
         if bad:
@@ -262,11 +266,13 @@ class _Loop:
         self._look_at_save(wait=False)
         if skipped:
             numbers["skipped"] = skipped
+        rate = self._clock.rate()
         numbers |= {
             "learning_rate": float(self.run.rate(step - 1)),
             "epoch": self.run.text.epoch(step),
             "tokens": step * self._clock.tokens_per_step,
-            "tokens_per_second": self._clock.rate(),
+            "tokens_per_second": rate,
+            **self._utilization(rate),
         }
         self._log(step, numbers)
 
@@ -290,7 +296,7 @@ class _Loop:
             return None
         # Of several processes none may leave an evaluation before the others.
         check = (lambda _: None) if joined() else self.stop.check
-        with self._clock.paused():
+        with self._clock.spent("evaluation"):
             scores = self.run.evaluator(self.state.params, check)
         self._log(self.step, {f"heldout_{name}": v for name, v in scores.items()})
         return scores
@@ -303,7 +309,7 @@ class _Loop:
                 "--optimizer.learning-rate in another --workdir."
             )
         perplexity = self._remember(scores) if scores else None
-        with self._clock.paused():
+        with self._clock.spent("checkpoints"):
             rest = replace(self.state, params={})
             checkpoints = self.run.checkpoints
             checkpoints.save(self.step, self.state.params, rest, perplexity)

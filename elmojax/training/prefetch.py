@@ -1,81 +1,160 @@
-"""Batches on the devices before the step that takes them."""
+"""Batches on the devices before the steps that take them, and programs for them.
+
+Batches are made a block of steps ahead. So it is known early whether one of them needs
+larger arrays than usual: then its program is compiled while the steps before it run,
+and several processes agree on it once a block, not once a step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
-from elmojax.training.processes import Agreement
-from elmojax.training.sharding import local_shards, place
+import jax
+
+from elmojax.text.batches import distinct_words
+from elmojax.text.capacity import Sizes
+from elmojax.training.guard import Guard
+from elmojax.training.processes import gathered
+from elmojax.training.reading import batch_shapes
+from elmojax.training.sharding import batch_shardings, local_shards, place
 from elmojax.training.signals import Stop
 from elmojax.training.start import Run
+from elmojax.training.step import compile_train_step
 
-AHEAD = 2
-"""Batches made and sent to the devices ahead of time."""
+BLOCK = 16
+"""Steps whose batches are made together, while those of the block before run."""
+ASK = 4
+"""Steps before the end of a block at which processes speak of the next one."""
 
 
-def prefetched(run: Run, first: int, stop: Stop) -> Iterator[tuple[Any, int]]:
+class Ready(NamedTuple):
+    """The batch of a step, on the devices."""
+
+    batch: Any
+    level: int
+    """How often the usual sizes of its arrays were doubled."""
+    words: int
+    """Distinct words in its tables. Of several processes each knows its own, and takes
+    the others to have as many."""
+    asked: int = 0
+    """The signal that asked one of several processes to stop before it, or 0; all
+    processes hear of it at the same step."""
+
+
+def prefetched(
+    run: Run, first: int, stop: Stop, ahead: Callable[[int, int], None]
+) -> Iterator[Ready]:
     """Batches of the steps from `first` on, made by a thread ahead of time.
 
-    With each comes the signal that asked one of several processes to stop before it,
-    or 0: all processes hear of it at the same step.
+    `ahead` is told the number and the level of steps to come. What this waits for of
+    other processes they said some steps ago.
     """
     config, mesh = run.record.train, run.lm.mesh
     assert mesh is not None
-    agreement, local = Agreement("batch"), local_shards(mesh)
+    local = local_shards(mesh)
+    pieces, share = config.accumulate > 1, len(local) / mesh.shape["data"]
 
-    def make(step: int) -> tuple[Any, int]:
-        asked = 0
+    def make(step: int, least: int = 0) -> Ready:
+        level, batch = run.text.batch_at_level(step, least)
+        placed = place(mesh, batch, "batch.", local, pieces)
+        return Ready(placed, level, round(distinct_words(batch) / share))
 
-        def sizes(words: int, columns: int) -> tuple[int, int]:
-            nonlocal asked
-            mine = stop.signal or 0
-            words, columns, asked = agreement.highest(words, columns, mine)
-            return words, columns
+    def begin(start: int) -> list[Future[Ready]]:
+        steps = range(start, min(start + BLOCK, run.steps))
+        return [thread.submit(make, step) for step in steps]
 
-        batch = run.text.batch(step, sizes)
-        pieces = config.accumulate > 1
-        return place(mesh, batch, "batch.", local, pieces), asked
+    def ask(block: list[Future[Ready]]) -> Callable[[], Any]:
+        return gathered(stop.signal or 0, *(made.result().level for made in block))
 
-    with ThreadPoolExecutor(1) as thread:
-        ahead = [
-            thread.submit(make, step)
-            for step in range(first, min(first + AHEAD, run.steps))
-        ]
-        for step in range(first, run.steps):
-            if step + AHEAD < run.steps:
-                ahead.append(thread.submit(make, step + AHEAD))
-            yield ahead.pop(0).result()
+    thread = ThreadPoolExecutor(1)
+    try:
+        coming = begin(first)
+        answer = ask(coming)
+        for start in range(first, run.steps, BLOCK):
+            block, coming = coming, []
+            asked, *levels = answer().max(axis=0).tolist()
+            for n, level in enumerate(levels):
+                if block[n].result().level < level:
+                    block[n] = thread.submit(make, start + n, level)
+                ahead(start + n, level)
+            coming = begin(start + BLOCK)
+            for n, made in enumerate(block):
+                if coming and n == BLOCK - ASK:
+                    answer = ask(coming)
+                yield made.result()._replace(asked=0 if n else asked)
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
-class TableShapes:
-    """The shapes that the tables of words have had: a program is compiled for each.
+class Programs:
+    """The compiled steps of a run, for each level of sizes and what is trained."""
 
-    A batch whose words do not fit the shapes before gets a larger one, and loses none.
-    """
+    def __init__(self, run: Run) -> None:
+        config = run.record.train
+        self._run, self._freeze = run, config.freeze_steps
+        guard = Guard(config.skip_nonfinite, config.spike_guard)
+        parts = (run.lm, run.optimizer, run.state, guard)
+        kinds = (None, "head") if self._freeze else (None,)
+        self._steps: Any = {only: compile_train_step(*parts, only) for only in kinds}
+        self._state = jax.tree.map(_shape, run.state)
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: dict[tuple[str | None, int], Future[None]] = {}
+        self._used: set[tuple[str | None, int]] = set()
 
-    def __init__(self) -> None:
-        self._seen: set[tuple[int, ...]] = set()
+    def ahead(self, step: int, level: int) -> None:
+        """Begins to compile what a step to come needs.
 
-    def numbers(self, batch: Any) -> dict[str, int]:
-        """What metrics.jsonl says of the table: all rows of a piece, and columns."""
-        rows = batch.words.shape[batch.weights.ndim - 2 :]
-        return dict(zip(("table_words", "table_columns"), rows, strict=False))
+        A CPU does so when the step comes: it has no cores to spare, and its memory is
+        better not taken twice.
+        """
+        key = self._key(step, level)
+        if key not in self._begun and jax.default_backend() != "cpu":
+            self._begun[key] = self._thread.submit(self._compile, *key)
 
-    def is_new(self, batch: Any) -> bool:
-        """Whether no batch before had tables of this shape."""
-        shape = batch.words.shape
-        known = shape in self._seen
-        self._seen.add(shape)
-        return not known
+    def take(self, step: int, level: int) -> tuple[Any, bool]:
+        """The program of a step, counted from 0, and whether it is the first to run."""
+        key = self._key(step, level)
+        new = key not in self._used
+        self._used.add(key)
+        if key in self._begun:
+            self._begun[key].result()
+        return self._steps[key[0]], new
 
-    def news(self, batch: Any, step: int) -> str | None:
-        """Of a new shape, after the first, a sentence."""
-        if len(self._seen) == 1:
-            return None
-        sizes = " x ".join(str(size) for size in self.numbers(batch).values())
+    def news(self, step: int, level: int) -> str:
+        """What to say of a program for more words than usual."""
+        usual, now = (self._run.text.capacities.at(n) for n in (0, level))
         return (
-            f"The words of step {step} take a table of another shape, {sizes}; its "
-            f"program is compiled once ({len(self._seen)} shapes so far)."
+            f"Step {step + 1} has more words than are usual ({_said(usual)} a device); "
+            f"the program for {_said(now)} is compiled once."
         )
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _key(self, step: int, level: int) -> tuple[str | None, int]:
+        return "head" if step < self._freeze else None, level
+
+    def _compile(self, only: str | None, level: int) -> None:
+        """What is compiled for these shapes serves the call of a step, too."""
+        config, mesh = self._run.record.train, self._run.lm.mesh
+        assert mesh is not None
+        text, data = self._run.text, mesh.shape["data"]
+        sizes = text.capacities.at(level)
+        batch = batch_shapes(config, sizes, text.words.columns, data)
+        places = batch_shardings(mesh, batch, config.accumulate > 1)
+        shapes = jax.tree.map(
+            lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at),
+            batch,
+            places,
+        )
+        self._steps[only].lower(self._state, shapes).compile()
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _said(sizes: Sizes) -> str:
+    return " + ".join(f"{size:,}" for size in (*sizes.words, *sizes.members))

@@ -1,16 +1,21 @@
 """Several processes as one run: joining, agreeing, and noticing that one is gone.
 
-Each process has devices of its own, and all run the same program. What the devices
-cannot settle between themselves (how large a table of words must be, whether somebody
-asked to stop) the processes settle through JAX's coordination service, which process 0
-hosts. Whoever fails ends; the service notices within `HEARTBEAT` seconds and ends the
+Each process has devices of its own, and all run the same program. What the processes
+must know of each other (whether a batch needs larger arrays, whether somebody asked to
+stop) their devices gather, between two steps. Whoever fails ends; the coordination
+service of JAX, which process 0 hosts, notices within `HEARTBEAT` seconds and ends the
 others, and the run goes on from its last checkpoint when it is started again.
+
+Two things of that service have no public name: `global_state.client` is asked to wait
+for others for longer than a program on the devices may take, and to keep what a process
+that fails has to say.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -20,10 +25,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax._src.distributed import global_state
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import AGAIN, InputError, TryAgain
 
@@ -143,7 +152,7 @@ def _keep_output_apart() -> None:
 
 def joined() -> bool:
     """Whether this process is one of several."""
-    return global_state.client is not None and jax.process_count() > 1
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
@@ -166,33 +175,31 @@ def together() -> Iterator[None]:
         raise TryAgain(f"{LOST} JAX says: {why}") from error
 
 
-class Agreement:
-    """A question that all processes answer again and again, each time alike."""
+def gathered(*values: int) -> Callable[[], np.ndarray]:
+    """What all processes give: int32 [processes, values], when it is asked for.
 
-    def __init__(self, name: str) -> None:
-        self.name, self._round = f"elmojax/{name}", 0
+    A program gathers it on the devices, after what they were given before. All
+    processes come here between the same steps, in the thread that hands steps over. A
+    process on its own asks nobody.
+    """
+    mine = np.asarray(values, np.int32)[None]
+    if not joined():
+        return lambda: mine
+    apart, gather = _gathering()
+    shape = (jax.process_count(), len(values))
+    asked = jax.make_array_from_callback(shape, apart, lambda _: mine)
+    answer = gather(asked)
+    return lambda: np.asarray(answer.addressable_data(0))
 
-    def highest(self, *values: int) -> tuple[int, ...]:
-        """The largest of the values that any process gives, place by place."""
-        if not joined():
-            return values
-        client, me = global_state.client, jax.process_index()
-        assert client is not None
-        here, self._round = f"{self.name}/{self._round}", self._round + 1
-        patience = PATIENCE * 1000
-        if me:
-            client.key_value_set(f"{here}/{me}", json.dumps(values))
-            return tuple(json.loads(client.blocking_key_value_get(here, patience)))
-        answers = [values]
-        for other in range(1, jax.process_count()):
-            answer = client.blocking_key_value_get(f"{here}/{other}", patience)
-            answers.append(json.loads(answer))
-        best = tuple(max(column) for column in zip(*answers, strict=True))
-        client.key_value_set(here, json.dumps(best))
-        if self._round > 1:  # who answered this round has read the one before
-            client.key_value_delete(f"{self.name}/{self._round - 2}/")
-            client.key_value_delete(f"{self.name}/{self._round - 2}")
-        return best
+
+@cache
+def _gathering() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """Where rows of processes lie, and what brings them everywhere."""
+    devices = sorted(jax.devices(), key=lambda device: device.process_index)
+    each = np.array(devices).reshape(jax.process_count(), -1)
+    mesh = Mesh(each, ("process", "device"))
+    gather = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, P()))
+    return NamedSharding(mesh, P("process")), gather
 
 
 def in_turn(work: Callable[[], T]) -> T:
@@ -209,10 +216,13 @@ def in_turn(work: Callable[[], T]) -> T:
 
 def wait_for_all() -> None:
     """Nobody goes on before all have come here."""
-    _begun.highest()
+    if joined():
+        client = global_state.client
+        assert client is not None
+        client.wait_at_barrier(f"elmojax/begin/{next(_barriers)}", PATIENCE * 1000)
 
 
-_begun = Agreement("begin")
+_barriers = itertools.count()
 
 
 def leave() -> None:

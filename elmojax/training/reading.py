@@ -8,9 +8,8 @@ give the rare words of a large vocabulary several times their share.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,10 +18,11 @@ import numpy as np
 
 from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
 from elmojax.text.batches import Batch, TrainingText
-from elmojax.text.negatives import SMALLEST as SMALLEST_TAKEN
-from elmojax.text.negatives import Negatives, check_samples, log_uniform
+from elmojax.text.capacity import Frequencies, Sizes
+from elmojax.text.negatives import Negatives, check_samples
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import COLUMNS, Words, table_rows
+from elmojax.text.tables import Members, Words, columns_of
+from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 
 BENCHMARK_WORDS = 793_471
 BENCHMARK_POSITIONS = 768_648_884
@@ -31,11 +31,8 @@ BENCHMARK_POSITIONS = 768_648_884
 KNEE = 10_000
 """Rank from which words fall off faster."""
 
-STEPS = 8
-"""First steps of a run whose batches are looked at; the largest one counts."""
-
-MOST = 1 << 21
-"""Positions of a step above which its words are expected, not looked at."""
+LONG_AFTER, LONG_EVERY = 1000, 15
+"""Of the words past that rank one in so many is long, as in English prose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,120 +87,117 @@ class StepSizes:
 
     batch: Batch
     """Shapes and dtypes in place of arrays."""
+    sizes: Sizes
+    """Of its arrays, a shard and piece."""
+    tables: tuple[int, ...]
+    """Columns of characters of each table; 0 for an encoder of whole words."""
     words: float
     """Distinct words that are encoded, of all shards and pieces together."""
-    columns: int
-    """Columns of characters; 0 for an encoder of whole words."""
+    columns: float
+    """Columns of characters that a word takes, on average."""
 
 
 def step_sizes(
     reading: Reading, config: TrainConfig, data: int, rows: int
 ) -> StepSizes:
-    """The batch of a step on `data` devices along `data`.
+    """What is expected of a step on `data` devices along `data`.
 
-    The largest of the first steps where there is a text, else what is expected. All
-    devices of the run read `rows`, which can be more than `config.rows`. Raises
+    All devices of the run read `rows`, which can be more than `config.rows`. Raises
     `InputError` where a sampled softmax draws more words than there are.
     """
     if config.head.kind == "sampled":
         check_samples(config.head.samples, reading.vocabulary)
-    corpus = reading.corpus
-    if corpus is None or config.rows * config.window > MOST:
-        return _expected(reading, config, data, rows)
-    text = training_text(config, corpus, data)
-    found = [_sizes_of(text.batch(step)) for step in range(STEPS)]
-    largest = max(found, key=lambda sizes: math.prod(sizes.batch.words.shape))
-    mean = float(np.mean([sizes.words for sizes in found]))
-    return replace(largest, words=mean)
+    frequencies, tables = _frequencies(reading, config)
+    parts = data * config.accumulate
+    sizes = frequencies.capacities(
+        rows,
+        config.window,
+        parts * rows // config.rows,
+        config.head.edges(reading.vocabulary),
+        config.mesh.model,
+        not config.unique_words,
+        config.head.samples if config.head.kind == "sampled" else 0,
+        config.seed,
+    ).usual
+    words = frequencies.distinct(config.rows * config.window / parts)
+    if not config.unique_words:
+        words = tuple(map(float, sizes.words))
+    columns = float(np.average(tables, weights=words))
+    batch = batch_shapes(config, sizes, tables, data)
+    return StepSizes(batch, sizes, tables, parts * sum(words), columns)
+
+
+def token_flops(config: TrainConfig, reading: Reading, sizes: StepSizes) -> Flops:
+    """Operations for one position of the text; `sizes` of the rows of `config`."""
+    head, model = config.head, config.model
+    dim, shares = model.lstm.projection, reading.shares(head)
+    words = sizes.words / (config.rows * config.window)
+    return Flops(
+        word_flops(model, sizes.columns) * words,
+        lstm_flops(model.lstm),
+        softmax_flops(head, reading.vocabulary, dim, shares),
+    )
 
 
 def training_text(
     config: TrainConfig, corpus: Corpus, data: int, local: Sequence[int] | None = None
 ) -> TrainingText:
     """The rows of a run on `data` devices along `data`; `local`: of these shards."""
-    every = not config.unique_words
-    words = Words(corpus, corpus.vocabulary, config.model, data, every)
     samples = config.head.samples if config.head.kind == "sampled" else 0
     sizes = (config.rows, config.window, config.seed, samples, config.accumulate)
-    return TrainingText(corpus, words, *sizes, local)
+    return TrainingText(corpus, _words(config, corpus, data), *sizes, local)
 
 
-def _sizes_of(batch: Batch) -> StepSizes:
-    ids, columns = batch.words[..., None], 0
-    if batch.words.ndim == batch.weights.ndim:  # else whole words, without characters
-        ids, columns = batch.words, batch.words.shape[-1]
-    used = ids.any(axis=-1).sum()
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
-    return StepSizes(shapes, float(used), columns)
+def _words(config: TrainConfig, corpus: Corpus, data: int) -> Words:
+    return Words(
+        *(corpus, corpus.vocabulary, config.model, data),
+        *(not config.unique_words, config.head, config.mesh.model),
+    )
 
 
-def _expected(
-    reading: Reading, config: TrainConfig, data: int, all_rows: int
-) -> StepSizes:
-    """What a step reads where words are drawn by their shares alone.
-
-    Both directions read the same text, so its positions are drawn once.
-    """
-    rows, window, pieces = config.rows, config.window, config.accumulate
-    tables = data * pieces
-    if config.unique_words:
-        distinct = expected_distinct(reading.types, rows * window / tables)
-        height = table_rows(math.ceil(distinct))
-    else:  # every position of both directions
-        distinct = height = 2 * rows * window // tables
-    encoder, columns = config.model.encoder, 0
-    table: tuple[int, ...] = (data * height,)
-    if isinstance(encoder, CharCnnConfig):
-        columns = min(COLUMNS[-1], encoder.max_characters)
-        table = (*table, columns)
-    taken = 0
-    if config.head.kind == "sampled":
-        taken = _expected_taken(reading, config, all_rows * window)
-    batch = batch_shapes(config, rows // pieces, table, taken, pieces)
-    return StepSizes(batch, float(distinct * tables), columns)
+def _frequencies(
+    reading: Reading, config: TrainConfig
+) -> tuple[Frequencies, tuple[int, ...]]:
+    """How often words occur, those of each table, and columns of the tables."""
+    if reading.corpus is not None:
+        words = _words(config, reading.corpus, 1)
+        return words.frequencies(config.window), words.columns
+    targets = np.asarray(reading.counts, np.float64) / np.sum(reading.counts)
+    encoder = config.model.encoder
+    if not isinstance(encoder, CharCnnConfig):
+        return Frequencies((reading.types,), targets), (0,)
+    tables = columns_of(encoder)
+    rank = np.arange(len(reading.types))
+    long = (rank >= LONG_AFTER) & (rank % LONG_EVERY == 0)
+    if not (config.unique_words and long.any() and tables[0] < tables[1]):
+        return Frequencies((reading.types,), targets), tables[1:]
+    return Frequencies((reading.types[~long], reading.types[long]), targets), tables
 
 
 def batch_shapes(
-    config: TrainConfig,
-    rows: int,
-    table: tuple[int, ...],
-    taken: int = 0,
-    pieces: int = 1,
+    config: TrainConfig, sizes: Sizes, tables: Sequence[int], shards: int
 ) -> Batch:
-    """Shapes and dtypes of a batch.
+    """Shapes and dtypes of a batch of all shards.
 
     Args:
-      rows: of one piece.
-      table: [words] of one piece, or [words, characters].
-      taken: rows that a sampled softmax takes of its table.
-      pieces: above 1, all arrays have one axis more, before all others.
+      sizes: of its arrays, a shard and piece.
+      tables: columns of characters of each table; 0 for ids of whole words.
     """
+    pieces, head = config.accumulate, config.head
     lead = (pieces,) if pieces > 1 else ()
 
     def array(*shape: int, dtype: Any = np.int32) -> Any:
         return jax.ShapeDtypeStruct((*lead, *shape), np.dtype(dtype))
 
-    both, negatives = array(2, rows, config.window), None
-    if config.head.kind == "sampled":
-        drawn = array(2, config.head.samples)
-        expected = array(2, taken, dtype=np.float32)
-        negatives = Negatives(array(taken), both, drawn, expected)
+    rows = config.rows // pieces
+    both, drawn = array(2, rows, config.window), None
+    if head.kind == "sampled":
+        expected = array(2, sizes.names, dtype=np.float32)
+        drawn = Negatives(array(sizes.names), both, array(2, head.samples), expected)
+    words = (
+        array(shards * size, columns) if columns else array(shards * size)
+        for size, columns in zip(sizes.words, tables, strict=True)
+    )
+    tails = (Members(*2 * (array(shards, size),)) for size in sizes.members)
     weights = array(rows, config.window, dtype=np.float32)
-    return Batch(array(*table), both, both, weights, negatives)
-
-
-def expected_distinct(shares: np.ndarray, positions: float) -> float:
-    """How many distinct words so many positions hold, on average."""
-    return float(-np.expm1(positions * np.log1p(-np.minimum(shares, 0.999))).sum())
-
-
-def _expected_taken(reading: Reading, config: TrainConfig, positions: int) -> int:
-    """Rows of the table of words that a step of so many positions takes."""
-    size, samples = reading.vocabulary, config.head.samples
-    bits = np.random.Philox(config.seed)
-    drawn = [log_uniform(bits, size, samples)[0] for _ in range(2)]
-    shares = np.asarray(reading.counts, np.float64) / reading.counts.sum()
-    shares[np.unique(np.concatenate(drawn))] = 0
-    others = expected_distinct(shares, positions)
-    taken = len(np.unique(np.concatenate(drawn))) + math.ceil(others)
-    return SMALLEST_TAKEN * -(-taken // SMALLEST_TAKEN)
+    return Batch(tuple(words), both, both, weights, tuple(tails), drawn)

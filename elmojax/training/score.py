@@ -16,7 +16,8 @@ from jax import Array
 from elmojax.model.lstm import Reset
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
-from elmojax.text.batches import Batch, located_batches
+from elmojax.text.batches import Batch, heldout_sizes, located_batches
+from elmojax.text.capacity import Capacities, Sizes
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Words
 from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
@@ -26,6 +27,8 @@ BLOCK = 32_768
 """Positions that are scored together."""
 ROWS, WINDOW = (64, 8), 20
 """Streams of a block of many sentences, and of few."""
+TABLES = 256, 64
+"""Rows of the smallest tables of short and of long words."""
 
 
 class Score(NamedTuple):
@@ -79,12 +82,13 @@ class Scorer:
 
     def _score_block(self, sentences: list[list[str]]) -> Iterator[Score]:
         corpus = _corpus(sentences, self.vocabulary)
-        words = Words(corpus, self.vocabulary, self.lm.config)
+        words = Words(corpus, self.vocabulary, self.lm.config, any_text=True)
         flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
         starts = corpus.offsets[:-1] + np.arange(len(sentences))
         rows = ROWS[len(sentences) < ROWS[0]]
         carry = LstmState.zeros(self.lm.config.lstm, rows)
-        for batch, places in located_batches(corpus, words, rows, WINDOW):
+        sizes = _sizes(corpus, words, rows)
+        for batch, places in located_batches(corpus, words, rows, WINDOW, sizes):
             here = (places.at == 0) & places.counts
             each, carry = self._step(
                 self.params, carry, batch, here, self.initial_state
@@ -98,6 +102,14 @@ class Scorer:
             forward, backward = flat[:, at : at + len(sentence) + 1]
             backward = np.concatenate([backward[:-1][::-1], backward[-1:]])
             yield Score(sentence, forward.copy(), backward, known[begin:end])
+
+
+def _sizes(corpus: Corpus, words: Words, rows: int) -> Sizes:
+    """Out of few, that few programs serve any sentences."""
+    tables = len(words.columns)
+    most = Sizes((2 * rows * WINDOW,) * tables).rounded()
+    sizes = Capacities(Sizes(TABLES[:tables]), most)
+    return sizes.at(sizes.level(heldout_sizes(corpus, words, rows, WINDOW)))
 
 
 def _score(

@@ -23,8 +23,6 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"lstm\.kernel_\d+$", P(None, None, None, "model")),
     (r"lstm\.bias_\d+$", P(None, None, "model")),
     (r"lstm\.projection_\d+$", P(None, "model")),
-    (r"encoder\.highway_\d+_\w+_kernel$", P(None, "model")),
-    (r"encoder\.highway_\d+_\w+_bias$", P("model")),
     (r"encoder\.", P()),
     # Words of the softmax over `model`; kernel by columns, whose number divides.
     (r"head\.kernel$", P(None, "model")),
@@ -35,17 +33,18 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"optimizer\.[^a-z]*(count|hyperparams.*|mini_step|gradient_step)$", P()),
     (r"optimizer\..*(count)$", P()),
     (r"(step|key|watch\.\w+)$", P()),
-    # A batch: the table of words is encoded in shares, rows are split.
-    (r"batch\.words$", P("data")),
+    # A batch: the tables of a shard are encoded in shares, rows are split.
+    (r"batch\.words\.\d+$", P(("data", "model"))),
+    (r"batch\.members\.", P("data")),
     (r"batch\.(inputs|targets|negatives\.targets)$", P(None, "data")),
     (r"batch\.negatives\.(words|drawn|log_expected)$", P()),
-    (r"batch\.weights$", P("data")),
+    (r"batch\.(weights|members\.\d+\.\w+)$", P("data")),
 )
 """(pattern of the path, how it is split): the first row that matches counts."""
 
 OR_WHOLE = re.compile(r"head\.")
-"""Paths of arrays that lie whole on every device where an axis does not divide them:
-the numbers of words are not ours to choose."""
+"""Paths of arrays that lie in columns, or whole on every device, where an axis does not
+divide them: the numbers of words are not ours to choose."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -122,17 +121,20 @@ def batch_shardings(mesh: Mesh, batch: Any, pieces: bool) -> Any:
 def _place(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:
     """The share of this process of an array of which it has these shards."""
     array = np.asarray(array)
-    if "data" not in sharding.spec:
+    axes = [axis for axis, names in enumerate(sharding.spec) if "data" in (names or ())]
+    if not axes:
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-    axis = sharding.spec.index("data")
+    (axis,) = axes
     size = array.shape[axis] // len(shards)
     shape = list(array.shape)
     shape[axis] = size * sharding.mesh.shape["data"]
 
     def part(index: Any) -> np.ndarray:
-        start = shards.index((index[axis].start or 0) // size) * size
+        shard, inside = divmod(index[axis].start or 0, size)
+        start = shards.index(shard) * size + inside
+        count = len(range(*index[axis].indices(shape[axis])))
         here = list(index)
-        here[axis] = slice(start, start + size)
+        here[axis] = slice(start, start + count)
         return array[tuple(here)]
 
     return jax.make_array_from_callback(tuple(shape), sharding, part)
@@ -153,8 +155,9 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = prefix + path_name(path)
         spec = _spec(name)
-        if OR_WHOLE.search(name) and not divides(mesh, leaf.shape, spec):
-            spec = P()
+        if OR_WHOLE.search(name):
+            choices = (spec, P(None, "model"))[: len(leaf.shape)]
+            spec = next((s for s in choices if divides(mesh, leaf.shape, s)), P())
         _check(mesh, name, leaf.shape, spec)
         return NamedSharding(mesh, spec)
 

@@ -115,7 +115,6 @@ class LanguageModel:
             mesh=self.mesh,
             in_specs=(table, places),
             out_specs=places,
-            check_vma=False,
         )(words, rows)
 
     @property
@@ -135,14 +134,16 @@ class LanguageModel:
         weights = jnp.broadcast_to(batch.weights.T[:, None], targets.shape)
         if train and self.head.kind == "sampled":
             return self._sampled(head, top, weights, batch.negatives)
-        flat = tuple(_rows_first(array, 2) for array in (top, targets, weights))
-        options = {"mesh": self.mesh, "dtype": self.dtype}
-        if train:
-            total, each = softmax.negative_log_likelihood(head, *flat, **options)
-        else:
-            each = -softmax.log_prob(head, *flat[:2], **options)
-            total = (each * flat[2]).sum()
-        return total, _rows_last(each, targets.shape)
+        total, each = softmax.negative_log_likelihood(
+            head,
+            self._positions(top, 2),
+            self._positions(targets, 2),
+            self._positions(weights, 2),
+            batch.members or None,
+            mesh=self.mesh,
+            dtype=self.dtype,
+        )
+        return total, _rows(each, targets.shape)
 
     def _sampled(
         self, head: Params, top: Array, weights: Array, negatives: Any
@@ -150,23 +151,25 @@ class LanguageModel:
         """The sampled loss of each direction, with its own words."""
         directions = []
         for n in range(2):
-            arrays = (top[:, n], negatives.targets[n].T, weights[:, n])
+            x = self._positions(top[:, n], 1)
+            targets = self._positions(negatives.targets[n].T, 1)
             drawn = Candidates(negatives.drawn[n], negatives.log_expected[n])
-            x, targets, w = (_rows_first(array, 1) for array in arrays)
-            directions.append((x, targets, w, drawn))
+            directions.append((x, targets, self._positions(weights[:, n], 1), drawn))
         total, losses = sampled_losses(head, directions, self.mesh, self.dtype)
-        rows = [_rows_last(each, weights[:, 0].shape) for each in losses]
+        rows = [_rows(each, weights[:, 0].shape) for each in losses]
         return total, jnp.stack(rows, axis=1)
 
+    def _positions(self, array: Array, axis: int) -> Array:
+        """[..., rows, ...] -> [shards, positions, ...]."""
+        shards = 1 if self.mesh is None else self.mesh.shape["data"]
+        before, after = array.shape[:axis], array.shape[axis + 1 :]
+        split = array.reshape(*before, shards, -1, *after)
+        return jnp.moveaxis(split, axis, 0).reshape(shards, -1, *after)
 
-def _rows_first(array: Array, axis: int) -> Array:
-    """Positions on one leading axis, split over devices as the rows at `axis` are."""
-    return jnp.moveaxis(array, axis, 0).reshape(-1, *array.shape[axis + 1 :])
 
-
-def _rows_last(each: Array, shape: tuple[int, ...]) -> Array:
-    """What `_rows_first` made of an array of this shape, whose last axis is rows."""
-    return jnp.moveaxis(each.reshape(shape[-1], *shape[:-1]), 0, -1)
+def _rows(each: Array, shape: tuple[int, ...]) -> Array:
+    """[shards, positions] -> [..., rows], an array of this shape."""
+    return jnp.moveaxis(each.reshape(len(each), *shape[:-1], -1), 0, -2).reshape(shape)
 
 
 def loss(

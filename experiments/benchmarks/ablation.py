@@ -95,7 +95,7 @@ class Variant:
         """Seconds of the first `steps` batches, which are the same every time."""
         begin = time.perf_counter()
         for batch in self._batches(steps):
-            shape = batch.words.shape
+            shape = tuple(table.shape[0] for table in batch.words)
             if shape not in self._programs:
                 program = self._step.lower(self.state, batch).compile()
                 size = program.memory_analysis().temp_size_in_bytes
@@ -116,8 +116,8 @@ class Variant:
         run: Any = SimpleNamespace(
             record=record, lm=self.lm, text=self.text, steps=steps
         )
-        for batch, _ in prefetched(run, 0, Stop()):
-            yield batch
+        for ready in prefetched(run, 0, Stop(), lambda step, level: None):
+            yield ready.batch
 
 
 def variants(corpus: Corpus, args: Any) -> dict[str, Variant]:
@@ -136,7 +136,7 @@ def variants(corpus: Corpus, args: Any) -> dict[str, Variant]:
     texts = [
         TrainingText(
             corpus,
-            Words(corpus, corpus.vocabulary, config, every=every),
+            Words(corpus, corpus.vocabulary, config, every=every, head=head),
             args.rows,
             args.window,
             0,

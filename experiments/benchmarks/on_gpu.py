@@ -215,13 +215,14 @@ def text_of(model: ElmoConfig, vocabulary: int, tokens: int) -> Text:
     share = reading.types[3:]
     corpus = training.zipf_corpus(vocabulary - 3, tokens, share=share)
     head = completed(TrainConfig(model=model), reading.counts).head
-    words = Words(corpus, corpus.vocabulary, model, 1)
+    words = Words(corpus, corpus.vocabulary, model, head=head)
     return Text(replace(reading, corpus=corpus), words, corpus, head)
 
 
-def encoder_flops(model: ElmoConfig, words: np.ndarray) -> float:
-    """Of the encoder in a training step with this table of words."""
-    return float(words.any(axis=1).sum() * word_flops(model, words.shape[1]))
+def encoder_flops(model: ElmoConfig, tables: tuple[np.ndarray, ...]) -> float:
+    """Of the encoder in a training step with these tables of words."""
+    each = (t.any(axis=1).sum() * word_flops(model, t.shape[1]) for t in tables)
+    return float(sum(each))
 
 
 def step_flops(sizes: Sizes, text: Text, rows: int) -> float:
@@ -371,7 +372,10 @@ def parity_cases(dtype: Any) -> Iterator[Case]:
         return bilm.contextualize(model, {**params, "encoder": {}}, x, state)
 
     def encoder(model: BiLM, params: Any) -> Any:
-        return bilm.encode_words(model, {**params, "lstm": {}}, batch.words)
+        tables = (
+            bilm.encode_words(model, {**params, "lstm": {}}, t) for t in batch.words
+        )
+        return jnp.concatenate(list(tables))
 
     params = few_digits(jax.jit(lm(None).init)(jax.random.key(0)))
     carry = drawn(jax.eval_shape(partial(LstmState.zeros, model.lstm, rows)), 0.1)

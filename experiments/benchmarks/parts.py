@@ -32,10 +32,11 @@ def programs(
     def half(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.astype(lm.dtype), params)
 
-    def encoder(params: Any, words: Any) -> Any:
-        return jax.grad(lambda p: bilm.encode_words(model, half(p), words).sum())(
-            params
-        )
+    def encoder(params: Any, tables: Any) -> Any:
+        def total(p: Any) -> Any:
+            return sum(bilm.encode_words(model, half(p), t).sum() for t in tables)
+
+        return jax.grad(total)(params)
 
     def lstm(params: Any, x: Any) -> Any:
         def total(p: Any, x: Any) -> Any:

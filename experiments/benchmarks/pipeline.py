@@ -24,11 +24,11 @@ import numpy as np
 from report import bars, write
 from training import zipf_corpus
 
-from elmojax.config import ElmoConfig
-from elmojax.text import tables
+from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Words
+from elmojax.training.cutoffs import automatic_cutoffs
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -82,15 +82,16 @@ def parts(text: TrainingText, run: Callable[[], None]) -> dict[str, float]:
 
     undo = [
         clocked(text, "_types", "reading"),
-        clocked(text.words, "unique", "tables"),
-        clocked(tables, "_distinct", "distinct words"),
+        clocked(text.words, "distinct", "distinct words"),
+        clocked(text.words, "rows", "rows"),
+        clocked(text.words, "tables", "tables"),
+        clocked(text.words, "members", "members of clusters"),
     ]
     try:
         total = seconds(run)
     finally:
         for back in undo:
             back()
-    spent["tables"] -= spent["distinct words"]
     spent["targets and the rest"] = total - sum(spent.values())
     return {label: value / total for label, value in spent.items()}
 
@@ -124,7 +125,10 @@ def main() -> None:
     else:
         corpus = zipf_corpus(args.vocabulary - 3, args.words)
     model = ElmoConfig.preset(args.preset)
-    words = Words(corpus, corpus.vocabulary, model, args.shards)
+    dim, counts = model.lstm.projection, corpus.target_counts(corpus.vocabulary)
+    cutoffs = () if args.samples else automatic_cutoffs(counts, dim, 4.0)
+    head = HeadConfig("adaptive", cutoffs)
+    words = Words(corpus, corpus.vocabulary, model, args.shards, head=head)
     print(f"{len(corpus.words):,} words, {len(corpus.types):,} types")
     rows = []
     for count in args.rows:

@@ -68,7 +68,8 @@ def program(lm: LanguageModel, corpus: Any, rows: int, window: int) -> tuple[Any
         places,
     )
     samples = lm.head.samples if lm.head.kind == "sampled" else 0
-    words = Words(corpus, corpus.vocabulary, lm.config, lm.mesh.shape["data"])
+    data, model = lm.mesh.shape["data"], lm.mesh.shape["model"]
+    words = Words(corpus, corpus.vocabulary, lm.config, data, False, lm.head, model)
     text = TrainingText(corpus, words, rows, window, 0, samples)
     return compile_train_step(lm, optimizer, state), state, text
 
@@ -106,16 +107,14 @@ def train(mesh: tuple[int, int], start: Any, corpus: Any, args: Any) -> dict[str
     lm = language_model(args.preset, corpus, args.head, make_mesh(MeshConfig(*mesh)))
     step, shapes, text = program(lm, corpus, args.rows, args.window)
     state = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, shapes))
-    compiled: dict[tuple[int, ...], Any] = {}
+    batches = (place(lm.mesh, text.batch(n), "batch.") for n in range(args.steps))
+    compiled: Any = None
     losses = []
-    for number in range(args.steps):
-        batch = place(lm.mesh, text.batch(number), "batch.")
-        shape = batch.words.shape
-        if shape not in compiled:
-            compiled[shape] = step.lower(shapes, batch).compile()
-        state, metrics = compiled[shape](state, batch)
+    for batch in batches:
+        compiled = compiled or step.lower(shapes, batch).compile()
+        state, metrics = compiled(state, batch)
         losses.append(float(metrics[lm.loss_name]))
-    found = Program(compiled[shape].as_text()).collectives(mesh[0] * mesh[1])
+    found = Program(compiled.as_text()).collectives(mesh[0] * mesh[1])
     return {
         "mesh": mesh,
         "losses": losses,

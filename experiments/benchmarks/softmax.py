@@ -3,9 +3,10 @@
     python experiments/benchmarks/softmax.py
     python experiments/benchmarks/softmax.py --positions 1280 --vocabulary 200000
 
-Forms: `adaptive` (what trains), `dense` (each cluster for every position, masked),
-`torch` (nn.AdaptiveLogSoftmaxWithLoss, left out where torch is not installed), `full`
-(in pieces), `sampled` (8,192 words, with the rows taken from the table). Targets follow
+Forms: `adaptive` (what trains, with the positions of each cluster found beforehand),
+`dense` (each cluster for every position, masked), `torch`
+(nn.AdaptiveLogSoftmaxWithLoss, left out where torch is not installed), `full` (in
+chunks), `sampled` (8,192 words, with the rows taken from the table). Targets follow
 Zipf's law; all forms have the same targets, widths and cutoffs. Each runs alone in a
 process of its own, one after the other: CPU-seconds and seconds are the median of
 --rounds passes after a warm-up, "peak" is how far the process grew while it ran
@@ -18,18 +19,21 @@ that of the whole program. Prints a table and writes JSON.
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import multiprocessing
 import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from report import write
 
+from elmojax.text.batches import Members
 from elmojax.training.cutoffs import automatic_cutoffs
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting threads are no work
@@ -62,13 +66,16 @@ def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
         some = jnp.zeros((1, args.dim))
         params = jax.jit(head.init)(jax.random.key(0), some)["params"]
         x, targets = inputs(positions, args)
-        kind = softmax.Form.REFERENCE if form == "dense" else softmax.Form.BLOCKS
         dtype = jnp.bfloat16 if args.precision == "bf16" else jnp.float32
 
-        def exact(params: Any, x: Any, targets: Any) -> Any:
+        def exact(params: Any, x: Any, targets: Any, members: Any) -> Any:
             nll = softmax.negative_log_likelihood
-            weights = jnp.full(len(x), 1 / len(x), jnp.float32)
-            return nll(params, x, targets, weights, form=kind, dtype=dtype)[0]
+            weights = jnp.full(targets.shape, 1 / targets.size, jnp.float32)
+            return nll(params, x, targets, weights, members, dtype=dtype)[0]
+
+        def dense(params: Any, x: Any, targets: Any) -> Any:
+            every = softmax.log_prob_all(params, x, dtype)
+            return -jnp.take_along_axis(every, targets[:, None], axis=1).mean()
 
         def drawn(params: Any, x: Any, negatives: Any) -> Any:
             words = Candidates(negatives.drawn[0], negatives.log_expected[0])
@@ -85,9 +92,26 @@ def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
                 targets.reshape(1, 1, -1), args.vocabulary, args.samples, 0, 0
             )
             return on_rows, (params, x, words)
-        return jax.value_and_grad(exact, (0, 1)), (params, x, targets)
+        if form == "dense":
+            return jax.value_and_grad(dense, (0, 1)), (params, x, targets)
+        plan = members(targets, args, softmax.edges_of(params))
+        arguments = (params, x[None], targets[None], plan)
+        return jax.value_and_grad(exact, (0, 1)), arguments
 
     return make
+
+
+def members(targets: np.ndarray, args: Any, edges: Sequence[int]) -> tuple[Any, ...]:
+    """Positions of each tail, with the room that a run would give it."""
+    share, plans = args.counts / args.counts.sum(), []
+    for low, high in itertools.pairwise(edges):
+        mean = share[low:high].sum() * len(targets)
+        found = np.flatnonzero((targets >= low) & (targets < high)).astype(np.int32)
+        filling = (0, max(0, math.ceil(mean + 6 * math.sqrt(mean)) - len(found)))
+        positions = np.pad(found, filling, constant_values=len(targets))
+        inside = np.pad(targets[found] - low, filling)
+        plans.append(Members(positions[None], inside[None]))
+    return tuple(plans)
 
 
 def run_jax(form: str, positions: int, part: int, args: Any) -> dict[str, float]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
+from elmojax.text.characters import PADDING
 
 
 class ClippedLstm(nn.Module):
@@ -112,6 +113,16 @@ class TorchBiLM(nn.Module):
         return self.head(flat.float(), targets.flatten()).loss, after
 
 
+def one_table(tables: Any) -> np.ndarray:
+    """Tables of short and of long words of one shard as one, in full width."""
+    full = tables[-1].shape[1]
+    wide = (
+        np.pad(table, ((0, 0), (0, full - table.shape[1])), constant_values=PADDING + 1)
+        for table in tables
+    )
+    return np.concatenate(list(wide))
+
+
 def torch_step(model: TorchBiLM, rows: int, half: bool) -> Callable[[Any], Tensor]:
     """One training step on a batch of elmojax, state carried; returns the loss.
 
@@ -133,7 +144,8 @@ def torch_step(model: TorchBiLM, rows: int, half: bool) -> Callable[[Any], Tenso
         optimizer.zero_grad(set_to_none=True)
         inputs, targets = (a.transpose(0, 2, 1) for a in (batch.inputs, batch.targets))
         with torch.autocast(device, torch.bfloat16, enabled=half and device != "cpu"):
-            loss, state = model(move(batch.words), move(inputs), move(targets), state)
+            words = move(one_table(batch.words))
+            loss, state = model(words, move(inputs), move(targets), state)
         (loss * batch.inputs.shape[2]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()

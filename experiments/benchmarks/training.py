@@ -103,12 +103,19 @@ def alike(text: TrainingText, count: int) -> list[Any]:
     return [batch for batch in drawn if shapes(batch) == usual][:count]
 
 
+def for_head(text: TrainingText, config: ElmoConfig, head: HeadConfig) -> TrainingText:
+    """The same rows, with what this softmax takes besides."""
+    corpus, samples = text.corpus, head.samples if head.kind == "sampled" else 0
+    words = Words(corpus, corpus.vocabulary, config, head=head)
+    return TrainingText(corpus, words, text.rows, text.window, text.seed, samples)
+
+
 def our_step(
     text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
 ) -> tuple[Callable[[int], None], dict[str, Any]]:
     """What makes `args.steps` steps, and what is known of them before they run."""
     dtype = jnp.float32 if args.precision == "float32" else jnp.bfloat16
-    text.samples = head.samples if head.kind == "sampled" else 0
+    text = for_head(text, config, head)
     size = len(text.corpus.vocabulary)
     lm = LanguageModel(config, size, head, 0.1, dtype)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
@@ -126,7 +133,7 @@ def our_step(
         "compile_seconds": time.perf_counter() - begin,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "parts": parts,
-        "table": batches[0].words.shape,
+        "tables": [table.shape for table in batches[0].words],
     }
 
     def run(_: int) -> None:
@@ -199,9 +206,9 @@ def main() -> None:
         batch = text.batch(0)
         unique = len(np.unique(batch.inputs)) / (count * args.window)
         # Of LSTM and encoder; what a softmax costs depends on its kind.
-        flops = lstm_flops(config.lstm) + unique * word_flops(
-            config, batch.words.shape[1]
-        )
+        distinct = words.frequencies(args.window).distinct(count * args.window)
+        columns = float(np.average(words.columns, weights=distinct))
+        flops = lstm_flops(config.lstm) + unique * word_flops(config, columns)
         tokens = count * args.window
         row: dict[str, Any] = {"rows": count, "flops_a_token": flops}
         for kind in args.heads:
@@ -209,7 +216,6 @@ def main() -> None:
             head = HeadConfig(kind, ranks, args.div_value, samples=args.samples)
             row[kind] = ours(text, config, head, args)
         row["elmojax"] = found = row.pop(args.heads[0])
-        text.samples = 0
         row["share_of_peak"] = flops * tokens / found["seconds"] / peak
         if with_torch:
             row["torch"] = torch_peer(text, config, cutoffs, args)

@@ -30,7 +30,7 @@ from unittest import mock
 import jax
 
 from elmojax.config import TrainConfig
-from elmojax.training import loop
+from elmojax.training import loop, prefetch
 from elmojax.training.metrics import Profile
 
 
@@ -74,6 +74,7 @@ class Clocks:
                 self._last = metrics
                 return state, metrics
 
+            handed.lower = step.lower
             return handed
 
         return make
@@ -161,7 +162,9 @@ def main() -> None:
         with (
             mock.patch.object(loop, "prefetched", clocks.prefetched(loop.prefetched)),
             mock.patch.object(
-                loop, "compile_train_step", clocks.compiled(loop.compile_train_step)
+                prefetch,
+                "compile_train_step",
+                clocks.compiled(prefetch.compile_train_step),
             ),
             mock.patch.object(
                 loop._Loop,

@@ -1,15 +1,13 @@
 """The softmax over the vocabulary: adaptive (Grave et al. 2017) or full, and exact.
 
 Parameters are those of `Softmax`; hidden is [positions, projection], targets are word
-ids [positions]; logarithms are natural and float32. Two forms give the same numbers:
-`Form.REFERENCE`, short and dense, [positions, vocabulary] in memory, and `Form.BLOCKS`,
-which trains: see `blocks`. `sampled` has the sampled softmax of bilm-tf, a training
-loss and no probability.
+ids [positions]; logarithms are natural and float32. On a mesh all arrays of positions
+have an axis before, their shards, which is split over `data`. `sampled` has the sampled
+softmax of bilm-tf, a training loss and no probability.
 """
 
 from __future__ import annotations
 
-import enum
 from functools import partial
 from typing import Any
 
@@ -19,33 +17,30 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from elmojax.errors import InputError
-from elmojax.model.precision import Dtype
-from elmojax.model.softmax import reference
+from elmojax.model.precision import Dtype, contract
+from elmojax.model.softmax.clusters import Plan, loss_and_gradients
 from elmojax.model.softmax.parameters import Softmax as Softmax
-from elmojax.model.softmax.parameters import Static, checked, gradients_as, scaled
+from elmojax.model.softmax.parameters import (
+    Static,
+    checked,
+    gradients_as,
+    rounded,
+    scaled,
+)
 from elmojax.model.softmax.parameters import check_cutoffs as check_cutoffs
 from elmojax.model.softmax.parameters import edges_of as edges_of
-from elmojax.model.softmax.reference import log_prob_all as log_prob_all
-from elmojax.model.softmax.sharded import sharded_loss_and_gradients
-from elmojax.model.softmax.tiles import TILE
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
-
-class Form(enum.Enum):
-    """How the log-probability of targets is computed."""
-
-    REFERENCE = "reference"
-    """All words of all positions; differentiated by JAX."""
-    BLOCKS = "blocks"
-    """Each cluster for its own positions, in blocks."""
+TILE = 1 << 22
+"""Logits that `predict` has in memory at once."""
 
 
 def log_prob(
     params: Params,
     hidden: Positions,
     targets: Targets,
+    members: Plan = None,
     *,
-    form: Form = Form.BLOCKS,
     mesh: Mesh | None = None,
     dtype: Dtype = None,
 ) -> PerPosition:
@@ -55,45 +50,38 @@ def log_prob(
       params: of `Softmax`, one dict of arrays.
       targets: word ids; one that is outside the vocabulary raises `InputError`, and
         inside a compiled program gives NaN.
-      mesh: with axes `data`, which positions are split over, and `model`, which the
-        words of clusters are split over; None = one device.
+      members: of each tail cluster, [shards, capacity]; where there are none they are
+        looked for in the targets, and work still follows their number.
+      mesh: with axes `data`, which the shards of [shards, positions] are split over,
+        and `model`, which the words of clusters are split over; None = one device.
       dtype: of matrix products; None = that of the weights. Sums, results and
         gradients are float32, or as what they belong to.
     """
     params, hidden, targets = checked(params, hidden, targets)
-    if form is Form.REFERENCE:
-        return reference.log_prob(params, hidden, targets, dtype)
-    return _log_prob((mesh, dtype), params, hidden, targets)
-
-
-def _run(static: Static, *arguments: Any, gradient: bool) -> Any:
-    mesh, dtype = static
-    return sharded_loss_and_gradients(mesh, *arguments, gradient=gradient, dtype=dtype)
+    if hidden.ndim == 2:
+        hidden, targets = hidden[None], targets[None]
+        return _log_prob((mesh, dtype), params, hidden, targets, members)[0]
+    return _log_prob((mesh, dtype), params, hidden, targets, members)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_prob(
-    static: Static, params: Params, hidden: Array, targets: Array
-) -> PerPosition:
-    ones = jnp.ones(hidden.shape[0], jnp.float32)
-    run = partial(_run, static, gradient=False)
-    return -run(params, hidden, targets, ones)[1]
+def _log_prob(static: Static, *arguments: Any) -> Array:
+    params, hidden, targets, members = arguments
+    ones = jnp.ones(targets.shape, jnp.float32)
+    return -loss_and_gradients(static, False, params, hidden, targets, ones, members)[0]
 
 
-def _log_prob_forward(
-    static: Static, params: Params, hidden: Array, targets: Array
-) -> tuple[Array, Any]:
-    return _log_prob(static, params, hidden, targets), (params, hidden, targets)
+def _log_prob_forward(static: Static, *arguments: Any) -> tuple[Array, Any]:
+    return _log_prob(static, *arguments), arguments
 
 
 def _log_prob_backward(
     static: Static, saved: Any, cotangent: Array
-) -> tuple[Params, Array, None]:
-    params, hidden, targets = saved
-    *_, d_params, d_hidden = _run(
-        static, params, hidden, targets, -cotangent, gradient=True
-    )
-    return *gradients_as(params, hidden, d_params, d_hidden), None
+) -> tuple[Params, Array, None, None]:
+    params, hidden, targets, members = saved
+    arguments = (params, hidden, targets, -cotangent, members)
+    _, d_params, (d_hidden,) = loss_and_gradients(static, True, *arguments)
+    return *gradients_as(params, hidden, d_params, d_hidden), None, None
 
 
 _log_prob.defvjp(_log_prob_forward, _log_prob_backward)
@@ -104,8 +92,8 @@ def negative_log_likelihood(
     hidden: Positions,
     targets: Targets,
     weights: PerPosition,
+    members: Plan = None,
     *,
-    form: Form = Form.BLOCKS,
     mesh: Mesh | None = None,
     dtype: Dtype = None,
 ) -> tuple[Array, PerPosition]:
@@ -117,40 +105,55 @@ def negative_log_likelihood(
     clusters.
     """
     params, hidden, targets = checked(params, hidden, targets)
-    weights = jnp.asarray(weights, jnp.float32)
-    if form is Form.REFERENCE:
-        each = -reference.log_prob(params, hidden, targets, dtype)
-        total = (each * weights).sum()
-    else:
-        total, each = _nll((mesh, dtype), params, hidden, targets, weights)
-    return total, lax.stop_gradient(each)
+    weights, flat = jnp.asarray(weights, jnp.float32), hidden.ndim == 2
+    if flat:
+        hidden, targets, weights = hidden[None], targets[None], weights[None]
+    total, each = _nll((mesh, dtype), params, hidden, targets, weights, members)
+    return total, lax.stop_gradient(each[0] if flat else each)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _nll(
-    static: Static, params: Params, hidden: Array, targets: Array, weights: Array
-) -> tuple[Array, Array]:
-    run = partial(_run, static, gradient=False)
-    return run(params, hidden, targets, weights)[:2]
+def _nll(static: Static, *arguments: Any) -> tuple[Array, Array]:
+    each, *_ = loss_and_gradients(static, False, *arguments)
+    return (each * arguments[3]).sum(), each
 
 
-def _nll_forward(
-    static: Static, params: Params, hidden: Array, targets: Array, weights: Array
-) -> tuple[tuple[Array, Array], Any]:
-    total, each, d_params, d_hidden = _run(
-        static, params, hidden, targets, weights, gradient=True
-    )
-    return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
+def _nll_forward(static: Static, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
+    params, hidden, _, weights, _ = arguments
+    each, d_params, (d_hidden,) = loss_and_gradients(static, True, *arguments)
+    saved = (*gradients_as(params, hidden, d_params, d_hidden), each)
+    return ((each * weights).sum(), each), saved
 
 
 def _nll_backward(
     static: Static, saved: Any, cotangents: tuple[Array, Array]
-) -> tuple[Params, Array, None, Array]:
+) -> tuple[Params, Array, None, Array, None]:
     d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
-    return d_params, d_hidden, None, d_weights
+    return d_params, d_hidden, None, d_weights, None
 
 
 _nll.defvjp(_nll_forward, _nll_backward)
+
+
+def log_prob_all(params: Params, hidden: Positions, dtype: Dtype = None) -> Array:
+    """Log-probability of every word, natural logarithm, float32.
+
+    Takes hidden [positions, projection] and gives [positions, vocabulary]; memory is
+    positions x vocabulary. `dtype` is that of the products, None that of the weights.
+    """
+    params, edges = rounded(params, dtype), edges_of(params)
+    kernel = params["kernel"]
+    logits = contract("pd,vd->pv", hidden, kernel, kernel.dtype)
+    if "bias" in params:
+        logits = logits + params["bias"].astype(jnp.float32)[None]
+    head = jax.nn.log_softmax(logits)
+    parts = [head[:, : edges[0]]]
+    for k in range(len(edges) - 1):
+        down, up = params[f"down_{k}"], params[f"up_{k}"]
+        narrow = contract("pd,dn->pn", hidden, down, down.dtype)
+        inside = jax.nn.log_softmax(contract("pn,vn->pv", narrow, up, up.dtype))
+        parts.append(head[:, edges[0] + k, None] + inside)
+    return jnp.concatenate(parts, axis=-1)
 
 
 def predict(params: Params, hidden: Positions, k: int = 1) -> tuple[Array, Array]:

@@ -119,11 +119,12 @@ def checked(
     log-probability of such a target, and every gradient that it takes part in, is NaN.
     """
     width, shape = params["kernel"].shape[1], np.shape(hidden)
-    if len(shape) != 2 or shape[1] != width or np.shape(targets) != shape[:1]:
+    fits = len(shape) in (2, 3) and shape[-1] == width
+    if not fits or np.shape(targets) != shape[:-1]:
         raise InputError(
             f"The softmax takes hidden [positions, {width}] and targets [positions], "
             f"not {list(shape)} and {list(np.shape(targets))}; put positions on one "
-            "axis."
+            "axis, or on one for each shard of them."
         )
     _check_targets(targets, edges_of(params)[-1])
     params = jax.tree.map(jnp.asarray, params)

@@ -18,13 +18,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import Dtype, contract
 from elmojax.model.softmax.parameters import Static, gradients_as, rounded, scaled
-from elmojax.model.softmax.tiles import NEVER, TILE, filled
 from elmojax.shapes import Params, PerPosition, Positions, Targets
+
+TILE = 1 << 22
+"""Logits in memory at once."""
+NEVER = -1e30
+"""The logit of a word that does not count."""
 
 
 class Candidates(NamedTuple):
@@ -50,16 +54,19 @@ def sampled_loss(
     Args:
       params: kernel [rows, projection] and bias [rows] (if there is one) of the words
         that take part: targets and candidates.
-      targets: int32 [positions], rows of `params`; NaN comes of one that is none.
+      hidden: [shards, positions, projection], or without shards.
+      targets: int32, rows of `params`; NaN comes of one that is none.
       mesh: with axes `data` and `model`, which both split the positions.
       dtype: of matrix products; None = that of the weights.
 
     The gradient flows through the sum, into params, hidden and weights.
     """
-    total, (each,) = sampled_losses(
-        params, [(hidden, targets, weights, candidates)], mesh, dtype
-    )
-    return total, each
+    shape = jnp.shape(targets)
+    if hidden.ndim == 2:
+        hidden, targets, weights = hidden[None], targets[None], weights[None]
+    direction = (hidden, targets, weights, candidates)
+    total, (each,) = sampled_losses(params, [direction], mesh, dtype)
+    return total, each.reshape(shape)
 
 
 Direction = tuple[Positions, Targets, PerPosition, Candidates]
@@ -110,32 +117,37 @@ def _everywhere(
 ) -> tuple[Array, tuple[Array, ...], Params, tuple[Array, ...]]:
     """All directions; on a mesh every device takes a share of their positions."""
     mesh, dtype = static
-    axes, rows = ("data", "model"), P(("data", "model"))
-
-    def share(params: Params, *directions: Any) -> tuple[Any, ...]:
-        run = partial(_loss_and_gradients, gradient, rounded(params, dtype))
-        parts = [run(*direction) for direction in zip(*directions, strict=True)]
-        each, d_params, d_hidden = zip(*parts, strict=True)
-        weighted = zip(each, directions[-1], strict=True)
-        total = sum((loss * weight).sum() for loss, weight in weighted)
-        sums = (total, jax.tree.map(lambda *d: sum(d), *d_params))
-        total, d_params = sums if mesh is None else lax.psum(sums, axes)
-        return total, each, d_params, d_hidden
-
-    if mesh is None:
-        return share(params, candidates, hidden, targets, weights)
-    split = jax.tree.map(lambda a: filled(a, mesh.size), (hidden, targets, weights))
-    total, each, d_params, d_hidden = jax.shard_map(
-        share,
-        mesh=mesh,
-        in_specs=(P(), P(), rows, rows, rows),
-        out_specs=(P(), rows, P(), rows),
-        check_vma=False,
-    )(params, candidates, *split)
-    each, d_hidden = jax.tree.map(
-        lambda array, like: array[: len(like)], (each, d_hidden), (hidden, hidden)
+    run = jax.vmap(
+        partial(_loss_and_gradients, gradient, rounded(params, dtype)),
+        (None, 0, 0, 0),
     )
-    return total, each, d_params, d_hidden
+    total, losses, d_params, d_hidden = jnp.float32(0), [], [], []
+    for drawn, *arrays in zip(candidates, hidden, targets, weights, strict=True):
+        parts = [_shares(mesh, array) for array in arrays]
+        each, d_kernel, d_x = run(drawn, *parts)
+        total = total + (each * parts[2]).sum()
+        d_params.append(d_kernel)
+        losses.append(_joined(each, arrays[1]))
+        d_hidden.append(_joined(d_x, arrays[0]) if gradient else d_x)
+    d_params = jax.tree.map(lambda *leaves: sum(leaves).sum(0), *d_params)
+    return total, tuple(losses), d_params, tuple(d_hidden)
+
+
+def _shares(mesh: Mesh | None, array: Array) -> Array:
+    """[shards, positions, ...] with a shard for every device, filled up with zeros."""
+    if mesh is None:
+        return array
+    model = mesh.shape["model"]
+    array = filled(array, 1, model)
+    array = array.reshape(array.shape[0] * model, -1, *array.shape[2:])
+    place = NamedSharding(mesh, P(("data", "model")))
+    return lax.with_sharding_constraint(array, place)
+
+
+def _joined(array: Array, like: Array) -> Array:
+    """What `_shares` made of an array like another."""
+    array = array.reshape(like.shape[0], -1, *like.shape[2:])
+    return array[:, : like.shape[1]]
 
 
 def _loss_and_gradients(
@@ -147,59 +159,56 @@ def _loss_and_gradients(
     weights: Array,
 ) -> tuple[Array, Params, Array]:
     """Losses, and gradients of their weighted sum, a block of positions at a time."""
-    kernel, positions = params["kernel"], hidden.shape[0]
-    bias = params.get("bias", jnp.zeros(len(kernel), kernel.dtype)).astype(jnp.float32)
-    shift = bias - candidates.log_expected
-    drawn = kernel[candidates.rows]
-    block = max(1, min(positions, TILE // len(candidates.rows)))
+    kernel, positions = params["kernel"], len(hidden)
+    rows, log_expected = candidates
+    dtype, as_float32 = kernel.dtype, partial(jnp.asarray, dtype=jnp.float32)
+    shift = as_float32(params.get("bias", jnp.zeros(len(kernel)))) - log_expected
+    targets = jnp.where(targets < 0, len(kernel), targets)  # -1 is not the last row
+    own = [a.at[targets].get(mode="fill", fill_value=jnp.nan) for a in (kernel, shift)]
+    drawn = [kernel[rows], shift[rows]]
 
-    def body(sums: Any, part: Any) -> tuple[Any, Any]:
-        x, target, weight = part
-        target = jnp.where(target < 0, len(kernel), target)  # -1 is not the last row
-        logits = contract("pd,sd->ps", x, drawn, drawn.dtype)
-        logits = logits + shift[candidates.rows][None]
-        hit = target[:, None] == candidates.rows[None]
-        logits = jnp.where(hit, NEVER, logits)
-        row = kernel.at[target].get(mode="fill", fill_value=jnp.nan)
-        row = row.astype(jnp.float32)
-        rounded = x.astype(drawn.dtype).astype(jnp.float32)
-        true = (rounded * row).sum(-1) + shift.at[target].get(mode="fill")
-        most = jnp.maximum(true, logits.max(axis=-1))
-        each = jnp.exp(logits - most[:, None])
-        total = jnp.exp(true - most) + each.sum(axis=-1)
-        loss = most + jnp.log(total) - true
+    def losses(drawn: Any, x: Array, own: Any, target: Array) -> Array:
+        (table, bias), (row, own_bias) = drawn, own
+        logits = contract("pd,sd->ps", x, table, dtype) + bias[None]
+        logits = jnp.where(target[:, None] == rows[None], NEVER, logits)
+        true = (x * row).sum(-1) + own_bias
+        most = lax.stop_gradient(jnp.maximum(true, logits.max(-1)))
+        total = jnp.exp(true - most) + jnp.exp(logits - most[:, None]).sum(-1)
+        return most + jnp.log(total) - true
+
+    def block(sums: Any, part: Any) -> tuple[Any, Any]:
+        x, own, target, weight = part
         if not gradient:
-            return sums, (loss, ())
-        scale = weight / total
-        d_true = jnp.exp(true - most) * scale - weight
-        d_x = contract("ps,sd->pd", each, drawn, drawn.dtype) * scale[:, None]
-        d_x = d_x + d_true[:, None] * row
-        scaled = x * scale[:, None]
-        d_kernel, d_bias, d_drawn, d_drawn_bias = sums
-        return (
-            d_kernel.at[target].add(d_true[:, None] * rounded, mode="drop"),
-            d_bias.at[target].add(d_true, mode="drop"),
-            d_drawn + contract("ps,pd->sd", each, scaled, drawn.dtype),
-            d_drawn_bias + (each * scale[:, None]).sum(axis=0),
-        ), (loss, d_x)
+            return sums, (losses(drawn, x, own, target), ())
+        loss, pull = jax.vjp(partial(losses, target=target), drawn, x, own)
+        d_drawn, *d_part = pull(weight)
+        return jax.tree.map(jnp.add, sums, d_drawn), (loss, d_part)
 
-    arrays = (kernel, bias, drawn, candidates.rows)
-    zeros = [jnp.zeros(a.shape, jnp.float32) for a in arrays]
-    sums = tuple(zeros) if gradient else ()
-    parts = tuple(_blocks(array, block) for array in (hidden, targets, weights))
-    sums, (each, d_hidden) = lax.scan(body, sums, parts)
+    size = max(1, min(positions, TILE // len(rows)))
+    x, own = as_float32(hidden.astype(dtype)), jax.tree.map(as_float32, own)
+    blocks = jax.tree.map(
+        lambda a: filled(a, 0, size).reshape(-1, size, *a.shape[1:]),
+        (x, own, targets, weights),
+    )
+    drawn = jax.tree.map(as_float32, drawn)
+    zeros = jax.tree.map(jnp.zeros_like, drawn)
+    sums, (each, d_parts) = lax.scan(block, zeros, blocks)
     each = each.reshape(-1)[:positions]
     if not gradient:
         return each, {}, jnp.zeros((0, 0), jnp.float32)
-    d_hidden = d_hidden.reshape(-1, hidden.shape[-1])[:positions]
-    d_kernel, d_bias, d_drawn, d_drawn_bias = sums
-    d_params = {
-        "kernel": d_kernel.at[candidates.rows].add(d_drawn),
-        "bias": d_bias.at[candidates.rows].add(d_drawn_bias),
-    }
+    d_hidden, d_own = jax.tree.map(
+        lambda a: a.reshape(-1, *a.shape[2:])[:positions], d_parts
+    )
+    d_params = {}
+    for name, own_part, drawn_part in zip(("kernel", "bias"), d_own, sums, strict=True):
+        zeros = jnp.zeros((len(kernel), *own_part.shape[1:]), jnp.float32)
+        d_params[name] = zeros.at[targets].add(own_part, mode="drop")
+        d_params[name] = d_params[name].at[rows].add(drawn_part)
     return each, {name: d_params[name] for name in params}, d_hidden
 
 
-def _blocks(array: Array, block: int) -> Array:
-    """[positions, ...] -> [blocks, block, ...], filled up with zeros."""
-    return filled(array, block).reshape(-1, block, *array.shape[1:])
+def filled(array: Array, axis: int, multiple: int) -> Array:
+    """Zeros after the last entry along an axis, up to a multiple."""
+    more = [(0, 0)] * array.ndim
+    more[axis] = (0, -array.shape[axis] % multiple)
+    return jnp.pad(array, more)

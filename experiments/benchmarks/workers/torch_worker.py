@@ -22,7 +22,7 @@ from protocol import Turns, read_task
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from torch_bilm import TorchBiLM, torch_step
+from torch_bilm import TorchBiLM, one_table, torch_step
 
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.config_json import from_json
@@ -37,11 +37,12 @@ AHEAD = 2
 
 def every_position(batch: Batch, characters: int) -> Batch:
     """The batch with the characters of each position instead of each word."""
-    missing = characters - batch.words.shape[1]
-    words = np.pad(batch.words, ((0, 0), (0, missing)), constant_values=PADDING + 1)
+    words = one_table(batch.words)
+    missing = characters - words.shape[1]
+    words = np.pad(words, ((0, 0), (0, missing)), constant_values=PADDING + 1)
     shape = batch.inputs.shape
     order = np.arange(batch.inputs.size, dtype=np.int32).reshape(shape)
-    return batch._replace(words=words[batch.inputs.ravel()], inputs=order)
+    return batch._replace(words=(words[batch.inputs.ravel()],), inputs=order)
 
 
 def batches(text: TrainingText, characters: int) -> Iterator[Batch]:
