@@ -28,7 +28,8 @@ def largest_rows(
 ) -> int | None:
     """About as many rows as fit, where those of `config` do not; None = not even few.
 
-    Memory grows in a line with the rows, nearly; what the line says is compiled.
+    Memory grows in a line with the rows, nearly (a TPU's compiler saves where it has
+    to); what the line says is compiled.
 
     Args:
       first: memory with the rows of `config`.
@@ -38,7 +39,7 @@ def largest_rows(
     parts = data * config.accumulate
     rows, used = config.rows, first.total
     none, fixed = 0, first.parameters + first.optimizer + first.gradients
-    for _ in range(3):
+    for _ in range(6):
         slope = (used - fixed) / (rows - none)
         fitting = none + 0.99 * (room - fixed) / slope
         fewer = int(min(fitting, 0.9 * rows) // parts) * parts
