@@ -118,6 +118,12 @@ class Instruction:
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
+    @property
+    def free(self) -> bool:
+        """Whether nothing runs or moves: room for an array is no array."""
+        done = self.operation in FREE or self.operation.endswith("-done")
+        return done or '"AllocateBuffer"' in self.attributes
+
     @cached_property
     def called(self) -> tuple[str, ...]:
         """Computations that it runs; those of a while without the condition."""
@@ -403,7 +409,7 @@ class Program:
                         self._run(called, rates, loops, times, loop, own, inner)
                     )
                 found += max(branches, key=_seconds, default=[])
-            elif not (one.operation in FREE or one.operation.endswith("-done")):
+            elif not one.free:
                 found.append(self._kernel(name, one, rates, times, loop, own))
         return found
 
