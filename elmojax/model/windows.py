@@ -78,7 +78,9 @@ def _pooled(options: Options, table: Array, kernel: Array, ids: Array) -> Array:
 def _forward(
     options: Options, table: Array, kernel: Array, ids: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-    best, where = _over_words(options, _first_largest, table, kernel, ids)
+    best, where = _over_words(
+        options, partial(_first_largest, options.platform), table, kernel, ids
+    )
     return best, (table, kernel, ids, where)
 
 
@@ -167,18 +169,31 @@ def _responses(
     return found
 
 
-def _first_largest(responses: Array) -> tuple[Array, Array]:
-    """Maxima, and the window where each is first, [words, filters], in one pass."""
+def _first_largest(platform: Platform, responses: Array) -> tuple[Array, Array]:
+    """Maxima, and the window where each is first, [words, filters].
+
+    In one pass, which a compiler may take inside of the product; a CPU has vectors for
+    two plain passes only.
+    """
+    number = lax.broadcasted_iota(jnp.int32, responses.shape, 0)
+    number = varying_as(responses, number)
+    none = len(responses)
 
     def larger(one: tuple[Array, Array], two: tuple[Array, Array]) -> Any:
         (a, i), (b, j) = one, two
         first = jnp.where(a == b, jnp.minimum(i, j), jnp.where(a > b, i, j))
         return jnp.maximum(a, b), first
 
-    number = lax.broadcasted_iota(jnp.int32, responses.shape, 0)
-    start = (jnp.float32(-jnp.inf), jnp.int32(len(responses)))
-    best, where = lax.reduce(
-        (responses, varying_as(responses, number)), start, larger, (0,)
+    def one_pass(responses: Array, number: Array) -> Any:
+        start = (jnp.float32(-jnp.inf), jnp.int32(none))
+        return tuple(lax.reduce((responses, number), start, larger, (0,)))
+
+    def two_passes(responses: Array, number: Array) -> Any:
+        best = responses.max(axis=0)
+        return best, jnp.where(responses == best[None], number, none).min(axis=0)
+
+    best, where = by_platform(
+        platform, responses, number, cpu=two_passes, accelerator=one_pass
     )
     return best, where
 
