@@ -273,8 +273,6 @@ def _backward(
     d_weights = (d_kernel, d_bias, over(m, d_products))
     like = zip(d_weights, saved.weights, strict=True)
     d_weights = Weights(*(d_leaf.astype(leaf.dtype) for d_leaf, leaf in like))
-    # The gates' gradients can go before the next layer's come.
-    d_x, d_weights = lax.optimization_barrier((d_x, d_weights))
     return turn(d_x), d_weights, State(*map(turn, d_state))
 
 
