@@ -455,7 +455,7 @@ class BiLstm(nn.Module):
             self.config.cell_clip,
             self.config.projection_clip,
             self.dtype or kernel.dtype,
-            None if self.mesh is None else "model",
+            "model" if self.mesh and self.mesh.shape["model"] > 1 else None,
             self.platform,
         )
         run: Callable[..., Any] = partial(recurrence, options)
