@@ -66,10 +66,6 @@ def _log_prob(static: Static, *arguments: Any) -> Array:
     return -weighted_loss(static, params, hidden, targets, ones, members)[1]
 
 
-def _log_prob_forward(static: Static, *arguments: Any) -> tuple[Array, Any]:
-    return _log_prob(static, *arguments), arguments
-
-
 def _log_prob_backward(static: Static, saved: Any, weights: Array) -> tuple[Any, ...]:
     params, hidden, targets, members = saved
 
@@ -79,7 +75,7 @@ def _log_prob_backward(static: Static, saved: Any, weights: Array) -> tuple[Any,
     return *jax.grad(total, (0, 1))(params, hidden), None, None
 
 
-_log_prob.defvjp(_log_prob_forward, _log_prob_backward)
+_log_prob.defvjp(lambda *all: (_log_prob(*all), all[1:]), _log_prob_backward)
 
 
 def negative_log_likelihood(

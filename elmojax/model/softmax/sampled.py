@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from elmojax.model.precision import Dtype, contract
 from elmojax.model.softmax.parameters import rounded
 from elmojax.model.softmax.passes import Static, filled, in_chunks, weighted_sum
-from elmojax.shapes import Params, PerPosition, Positions, Targets
+from elmojax.shapes import Params
 
 TILE = 1 << 22
 """Logits in memory at once."""
@@ -41,48 +41,25 @@ class Candidates(NamedTuple):
     """float32 [rows of the parameters]: log of how often each is expected here."""
 
 
-def sampled_loss(
+def sampled_losses(
     params: Params,
-    hidden: Positions,
-    targets: Targets,
-    weights: PerPosition,
-    candidates: Candidates,
+    directions: Sequence[tuple[Array, Array, Array, Candidates]],
     mesh: Mesh | None = None,
     dtype: Dtype = None,
-) -> tuple[Array, PerPosition]:
-    """Sum of weight * sampled loss, and the loss of each position; differentiable.
+) -> tuple[Array, tuple[Array, ...]]:
+    """Sum of weight * sampled loss over directions, and the losses of each.
 
     Args:
       params: kernel [rows, projection] and bias [rows] (if there is one) of the words
-        that take part: targets and candidates.
-      hidden: [shards, positions, projection], or without shards.
-      targets: int32, rows of `params`; NaN comes of one that is none.
+        that take part: targets and candidates. Directions share them, and devices add
+        up their gradient once for all.
+      directions: hidden [shards, positions, projection]; targets, int32 rows of
+        `params` (NaN comes of one that is none), and weights, both [shards, positions];
+        and candidates.
       mesh: with axes `data` and `model`, which both split the positions.
       dtype: of matrix products; None = that of the weights.
 
     The gradient flows through the sum, into params, hidden and weights.
-    """
-    shape = jnp.shape(targets)
-    if hidden.ndim == 2:
-        hidden, targets, weights = hidden[None], targets[None], weights[None]
-    direction = (hidden, targets, weights, candidates)
-    total, (each,) = sampled_losses(params, [direction], mesh, dtype)
-    return total, each.reshape(shape)
-
-
-Direction = tuple[Positions, Targets, PerPosition, Candidates]
-"""What `sampled_loss` takes besides parameters and mesh."""
-
-
-def sampled_losses(
-    params: Params,
-    directions: Sequence[Direction],
-    mesh: Mesh | None = None,
-    dtype: Dtype = None,
-) -> tuple[Array, tuple[PerPosition, ...]]:
-    """`sampled_loss` of several directions: their sum, and the losses of each.
-
-    They share the rows of `params`, whose gradient devices add up once for all.
     """
     total, each = _sampled((mesh, dtype), params, *zip(*directions, strict=True))
     return total, each
@@ -95,11 +72,10 @@ def _everywhere(
     (mesh, dtype), (*arrays, candidates) = static, directions
     shares = jax.tree.map(partial(_shares, mesh), tuple(arrays))
     run = partial(_one_pass, gradient, rounded(params, dtype))
-    each, d_params, d_hidden = zip(*map(run, candidates, *shares), strict=True)
+    each, d_params, d_x = zip(*map(run, candidates, *shares), strict=True)
     d_params = jax.tree.map(lambda *leaves: sum(leaves).sum(0), *d_params)
-    hidden, targets, _ = arrays
-    d_hidden = jax.tree.map(_joined, d_hidden, hidden) if gradient else None
-    return jax.tree.map(_joined, each, targets), d_params, d_hidden
+    d_hidden = jax.tree.map(_joined, d_x, arrays[0]) if gradient else None
+    return jax.tree.map(_joined, each, arrays[1]), d_params, d_hidden
 
 
 _sampled = weighted_sum(_everywhere)
