@@ -14,7 +14,7 @@ from toys import CORPUS, TINY, drawn
 from elmojax.config import HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.errors import InputError
 from elmojax.model.softmax import sampled
-from elmojax.model.softmax.sampled import Candidates, sampled_loss
+from elmojax.model.softmax.sampled import Candidates, sampled_losses
 from elmojax.text.batches import TrainingText
 from elmojax.text.negatives import _exp, log_expected, log_uniform, negatives
 from elmojax.text.tables import Words
@@ -138,6 +138,13 @@ def written_out(params, x, targets, weights, candidates):
         each = np.array([logits[target], *logits[others]])
         losses.append(np.log(np.exp(each - each.max()).sum()) + each.max() - each[0])
     return np.vdot(losses, weights), np.array(losses)
+
+
+def sampled_loss(params, x, targets, weights, candidates, mesh=None):
+    """Of one direction and one shard."""
+    direction = (x[None], targets[None], weights[None], candidates)
+    total, (each,) = sampled_losses(params, [direction], mesh)
+    return total, each[0]
 
 
 def grads(mesh, *arguments):

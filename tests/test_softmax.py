@@ -67,7 +67,7 @@ def compiled_as(way, function, *arguments):
     """With positions of each tail for all forms but the first."""
     patch = {"CPU": WAYS[way]}
     if "small" in way:
-        patch |= {"MOST": 1, "PIECE": 100}
+        patch |= {"MOST": 1, "PIECE": 100, "NARROW": 5}
     with mock.patch.multiple(clusters, **patch):
         return jax.jit(function).lower(*arguments).compile()
 

@@ -134,14 +134,10 @@ class LanguageModel:
         weights = jnp.broadcast_to(batch.weights.T[:, None], targets.shape)
         if train and self.head.kind == "sampled":
             return self._sampled(head, top, weights, batch.negatives)
+        x, at, weights = map(self._positions, (top, targets, weights))
+        where = {"mesh": self.mesh, "dtype": self.dtype}
         total, each = softmax.negative_log_likelihood(
-            head,
-            self._positions(top, 2),
-            self._positions(targets, 2),
-            self._positions(weights, 2),
-            batch.members or None,
-            mesh=self.mesh,
-            dtype=self.dtype,
+            head, x, at, weights, batch.members or None, **where
         )
         return total, _rows(each, targets.shape)
 
@@ -150,25 +146,25 @@ class LanguageModel:
     ) -> tuple[Array, Array]:
         """The sampled loss of each direction, with its own words."""
         directions = []
+        arrays = (top, negatives.targets.transpose(2, 0, 1), weights)
         for n in range(2):
-            x = self._positions(top[:, n], 1)
-            targets = self._positions(negatives.targets[n].T, 1)
+            x, at, weight = (self._positions(a[:, n : n + 1]) for a in arrays)
             drawn = Candidates(negatives.drawn[n], negatives.log_expected[n])
-            directions.append((x, targets, self._positions(weights[:, n], 1), drawn))
+            directions.append((x, at, weight, drawn))
         total, losses = sampled_losses(head, directions, self.mesh, self.dtype)
-        rows = [_rows(each, weights[:, 0].shape) for each in losses]
-        return total, jnp.stack(rows, axis=1)
+        shape = weights[:, :1].shape
+        return total, jnp.concatenate([_rows(each, shape) for each in losses], axis=1)
 
-    def _positions(self, array: Array, axis: int) -> Array:
-        """[..., rows, ...] -> [shards, positions, ...]."""
+    def _positions(self, array: Array) -> Array:
+        """[window, two, rows, ...] -> [shards, positions, ...]."""
         shards = 1 if self.mesh is None else self.mesh.shape["data"]
-        before, after = array.shape[:axis], array.shape[axis + 1 :]
-        split = array.reshape(*before, shards, -1, *after)
-        return jnp.moveaxis(split, axis, 0).reshape(shards, -1, *after)
+        window, two, rows, *rest = array.shape
+        split = array.reshape(window, two, shards, rows // shards, *rest)
+        return jnp.moveaxis(split, 2, 0).reshape(shards, -1, *rest)
 
 
 def _rows(each: Array, shape: tuple[int, ...]) -> Array:
-    """[shards, positions] -> [..., rows], an array of this shape."""
+    """[shards, positions] -> [window, two, rows], an array of this shape."""
     return jnp.moveaxis(each.reshape(len(each), *shape[:-1], -1), 0, -2).reshape(shape)
 
 

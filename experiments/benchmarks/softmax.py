@@ -57,7 +57,7 @@ def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
     import jax.numpy as jnp
 
     from elmojax.model import softmax
-    from elmojax.model.softmax.sampled import Candidates, sampled_loss
+    from elmojax.model.softmax.sampled import Candidates, sampled_losses
     from elmojax.text.negatives import negatives
 
     def make(positions: int) -> tuple[Any, Any]:
@@ -81,7 +81,8 @@ def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
             words = Candidates(negatives.drawn[0], negatives.log_expected[0])
             at = negatives.targets.reshape(-1)
             weights = jnp.full(len(x), 1 / len(x), jnp.float32)
-            return sampled_loss(params, x, at, weights, words, dtype=dtype)[0]
+            direction = (x[None], at[None], weights[None], words)
+            return sampled_losses(params, [direction], dtype=dtype)[0]
 
         def on_rows(params: Any, x: Any, negatives: Any) -> Any:
             rows = jax.tree.map(lambda leaf: leaf[negatives.words], params)

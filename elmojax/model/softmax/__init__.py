@@ -13,22 +13,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
 
 from elmojax.errors import InputError
 from elmojax.model.precision import Dtype, contract
-from elmojax.model.softmax.clusters import Plan, loss_and_gradients
+from elmojax.model.softmax.clusters import Plan, weighted_loss
 from elmojax.model.softmax.parameters import Softmax as Softmax
-from elmojax.model.softmax.parameters import (
-    Static,
-    checked,
-    gradients_as,
-    rounded,
-    scaled,
-)
 from elmojax.model.softmax.parameters import check_cutoffs as check_cutoffs
+from elmojax.model.softmax.parameters import checked, rounded
 from elmojax.model.softmax.parameters import edges_of as edges_of
+from elmojax.model.softmax.passes import Static, in_chunks
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
 TILE = 1 << 22
@@ -57,34 +53,29 @@ def log_prob(
       dtype: of matrix products; None = that of the weights. Sums, results and
         gradients are float32, or as what they belong to.
     """
+    shape = np.shape(targets)
     params, hidden, targets = checked(params, hidden, targets)
-    if hidden.ndim == 2:
-        hidden, targets = hidden[None], targets[None]
-        return _log_prob((mesh, dtype), params, hidden, targets, members)[0]
-    return _log_prob((mesh, dtype), params, hidden, targets, members)
+    found = _log_prob((mesh, dtype), params, hidden, targets, members)
+    return found.reshape(shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_prob(static: Static, *arguments: Any) -> Array:
     params, hidden, targets, members = arguments
     ones = jnp.ones(targets.shape, jnp.float32)
-    return -loss_and_gradients(static, False, params, hidden, targets, ones, members)[0]
+    return -weighted_loss(static, params, hidden, targets, ones, members)[1]
 
 
-def _log_prob_forward(static: Static, *arguments: Any) -> tuple[Array, Any]:
-    return _log_prob(static, *arguments), arguments
-
-
-def _log_prob_backward(
-    static: Static, saved: Any, cotangent: Array
-) -> tuple[Params, Array, None, None]:
+def _log_prob_backward(static: Static, saved: Any, weights: Array) -> tuple[Any, ...]:
     params, hidden, targets, members = saved
-    arguments = (params, hidden, targets, -cotangent, members)
-    _, d_params, (d_hidden,) = loss_and_gradients(static, True, *arguments)
-    return *gradients_as(params, hidden, d_params, d_hidden), None, None
+
+    def total(params: Params, hidden: Array) -> Array:
+        return weighted_loss(static, params, hidden, targets, -weights, members)[0]
+
+    return *jax.grad(total, (0, 1))(params, hidden), None, None
 
 
-_log_prob.defvjp(_log_prob_forward, _log_prob_backward)
+_log_prob.defvjp(lambda *all: (_log_prob(*all), all[1:]), _log_prob_backward)
 
 
 def negative_log_likelihood(
@@ -104,35 +95,12 @@ def negative_log_likelihood(
     Arguments as for `log_prob`; every target is counted exactly, whatever the mix of
     clusters.
     """
+    shape = np.shape(targets)
     params, hidden, targets = checked(params, hidden, targets)
-    weights, flat = jnp.asarray(weights, jnp.float32), hidden.ndim == 2
-    if flat:
-        hidden, targets, weights = hidden[None], targets[None], weights[None]
-    total, each = _nll((mesh, dtype), params, hidden, targets, weights, members)
-    return total, lax.stop_gradient(each[0] if flat else each)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _nll(static: Static, *arguments: Any) -> tuple[Array, Array]:
-    each, *_ = loss_and_gradients(static, False, *arguments)
-    return (each * arguments[3]).sum(), each
-
-
-def _nll_forward(static: Static, *arguments: Any) -> tuple[tuple[Array, Array], Any]:
-    params, hidden, _, weights, _ = arguments
-    each, d_params, (d_hidden,) = loss_and_gradients(static, True, *arguments)
-    saved = (*gradients_as(params, hidden, d_params, d_hidden), each)
-    return ((each * weights).sum(), each), saved
-
-
-def _nll_backward(
-    static: Static, saved: Any, cotangents: tuple[Array, Array]
-) -> tuple[Params, Array, None, Array, None]:
-    d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
-    return d_params, d_hidden, None, d_weights, None
-
-
-_nll.defvjp(_nll_forward, _nll_backward)
+    weights = jnp.asarray(weights, jnp.float32).reshape(targets.shape)
+    arguments = (params, hidden, targets, weights, members)
+    total, each = weighted_loss((mesh, dtype), *arguments)
+    return total, each.reshape(shape)
 
 
 def log_prob_all(params: Params, hidden: Positions, dtype: Dtype = None) -> Array:
@@ -170,10 +138,9 @@ def predict(params: Params, hidden: Positions, k: int = 1) -> tuple[Array, Array
         )
     size = max(1, min(positions, TILE // vocabulary))
 
-    def best(block: Array) -> tuple[Array, Array]:
-        log_probs, ids = lax.top_k(log_prob_all(params, block), k)
-        return ids, log_probs
+    def best(sums: tuple[()], block: Array) -> tuple[tuple[()], tuple[Array, Array]]:
+        log_probs, ids = lax.top_k(log_prob_all(params, block[0]), k)
+        return sums, (ids[None], log_probs[None])
 
-    blocks = jnp.pad(jnp.asarray(hidden), ((0, -positions % size), (0, 0)))
-    ids, log_probs = lax.map(best, blocks.reshape(-1, size, hidden.shape[-1]))
-    return ids.reshape(-1, k)[:positions], log_probs.reshape(-1, k)[:positions]
+    _, (ids, log_probs) = in_chunks(best, (), jnp.asarray(hidden)[None], size)
+    return ids[0], log_probs[0]

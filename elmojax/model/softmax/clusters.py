@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import Dtype, contract, summed
-from elmojax.model.softmax.parameters import Static, edges_of, rounded
+from elmojax.model.softmax.parameters import edges_of, rounded
+from elmojax.model.softmax.passes import Static, in_chunks, weighted_sum
 from elmojax.shapes import Params
 
 MOST = 1 << 26
@@ -34,8 +34,7 @@ LEAST = 8
 PIECE = 1 << 24
 """Numbers of a gradient that a CPU has beside it."""
 NARROW = 32
-"""Width up to which a gradient is added up as [width, words], which a CPU does faster;
-accelerators, whose lanes so few numbers do not fill, take the words themselves so."""
+"""Width up to which a table is taken as [width, words]; its rows fill no lanes."""
 
 
 class Form(NamedTuple):
@@ -44,12 +43,12 @@ class Form(NamedTuple):
     tile: int
     """Logits of a chunk."""
     cpu: bool
-    """Chunks without members are left out, for which accelerators would have to wait;
-    and what fuses there is written out, as numbers in memory are looked up."""
+    """Chunks without members are left out, for which accelerators would have to wait,
+    and no product lies in memory beside a sum as large."""
 
 
-CPU = Form(1 << 19, cpu=True)
-"""A chunk stays in the cache."""
+CPU = Form(1 << 16, cpu=True)
+"""A chunk stays in the cache, and few of its positions are filling."""
 GPU = Form(1 << 26, cpu=False)
 """Few kernels; logits go through memory anyway."""
 TPU = Form(1 << 24, cpu=False)
@@ -71,7 +70,7 @@ Plan = Sequence[Members] | None
 
 def loss_and_gradients(
     static: Static, gradient: bool, *arguments: Any
-) -> tuple[Array, Params, list[Array]]:
+) -> tuple[Array, Params, Any]:
     """-log p of each target; gradients of their weighted sum by params and hidden.
 
     Args:
@@ -89,7 +88,11 @@ def loss_and_gradients(
     )
     forms = {"cpu": cpu, "cuda": gpu, "rocm": gpu, "default": tpu}
     found = lax.platform_dependent(*arguments, **forms)
-    return cast(tuple[Array, Params, list[Array]], found)
+    return cast(tuple[Array, Params, Any], found)
+
+
+weighted_loss = weighted_sum(loss_and_gradients)
+"""Of static, params, hidden, targets, weights, plan: the sum, and each -log p."""
 
 
 def _clusters(
@@ -101,7 +104,7 @@ def _clusters(
     targets: Array,
     weights: Array,
     members: Plan,
-) -> tuple[Array, Params, list[Array]]:
+) -> tuple[Array, Params, Array | None]:
     (mesh, dtype), edges = static, edges_of(params)
     params = rounded(params, dtype)
     valid = (targets >= 0) & (targets < edges[-1])
@@ -111,36 +114,35 @@ def _clusters(
     in_head = jnp.where(targets < edges[0], targets, edges[0] - 1 + number)
     skips = form.cpu or members is None
     if members is None:
-        members = [
-            _found(targets, low, high) for low, high in itertools.pairwise(edges)
-        ]
+        members = [_found(targets, *ends) for ends in itertools.pairwise(edges)]
     run = partial(_cluster, form, mesh, gradient)
-    taken = [_taken(members, array) for array in (hidden, weights)]
-    head = (params["kernel"], params.get("bias"))
+    head = [params[name] for name in ("kernel", "bias") if name in params]
     (each, *d_hidden), sums = run(head, hidden, in_head, weights, None)
     d_params = dict(zip(("kernel", "bias"), sums, strict=False))
-    for k, (plan, x, weight) in enumerate(zip(members, *taken, strict=True)):
+    taken = [_taken(members, array) for array in (hidden, weights)]
+    for k, ((at, inside), x, weight) in enumerate(zip(members, *taken, strict=True)):
         down, up = params[f"down_{k}"], params[f"up_{k}"]
         y = contract("...pd,dn->...pn", x, down, down.dtype)
-        count = (plan.positions < targets.shape[1]).sum(1, dtype=jnp.int32).max()
+        count = (at < targets.shape[1]).sum(1, dtype=jnp.int32).max()
         most = count if skips else None
-        (loss, *d_y), sums = run((up, None), y, plan.targets, weight, most)
-        each = _added(each, plan.positions, loss)
+        (loss, *d_y), sums = run([up], y, inside, weight, most)
+        each = _added(each, at, loss)
         if gradient:
             d_x = contract("...pn,dn->...pd", d_y[0], down, down.dtype)
-            d_hidden = [_added(d_hidden[0], plan.positions, d_x)]
+            d_hidden = [_added(d_hidden[0], at, d_x)]
             d_down = contract("spd,spn->sdn", x, d_y[0], down.dtype)
             d_params |= {f"down_{k}": d_down.sum(0), f"up_{k}": sums[0]}
-    return jnp.where(valid, each, jnp.nan), d_params, d_hidden
+    each = jnp.where(valid, each, jnp.nan)
+    return each, d_params, d_hidden[0] if gradient else None
 
 
+@partial(jax.vmap, in_axes=(0, None, None))
 def _found(targets: Array, low: int, high: int) -> Members:
-    """The members of a tail among [shards, positions], with room for all."""
-    member = (targets >= low) & (targets < high)
-    order = jnp.argsort(~member, axis=1, stable=True).astype(jnp.int32)
-    here, targets = (jnp.take_along_axis(a, order, 1) for a in (member, targets))
-    positions = jnp.where(here, order, targets.shape[1])
-    return Members(positions, jnp.where(here, targets - low, 0))
+    """The members of a tail among [positions], with room for all."""
+    member, size = (targets >= low) & (targets < high), len(targets)
+    (positions,) = jnp.nonzero(member, size=size, fill_value=size)
+    inside = targets.at[positions].get(mode="fill", fill_value=low) - low
+    return Members(positions.astype(jnp.int32), inside)
 
 
 def _taken(members: Sequence[Members], array: Array) -> list[Array]:
@@ -149,8 +151,8 @@ def _taken(members: Sequence[Members], array: Array) -> list[Array]:
         return []
     every = jnp.concatenate([plan.positions for plan in members], axis=1)
     taken = jax.vmap(lambda rows, at: rows.at[at].get(mode="fill", fill_value=0))
-    ends = np.cumsum([plan.positions.shape[1] for plan in members])
-    return jnp.split(taken(array, every), ends[:-1], axis=1)
+    ends = itertools.accumulate(plan.positions.shape[1] for plan in members)
+    return jnp.split(taken(array, every), list(ends)[:-1], axis=1)
 
 
 @jax.vmap
@@ -159,20 +161,18 @@ def _added(array: Array, positions: Array, more: Array) -> Array:
     return rows.add(more, mode="drop", indices_are_sorted=True)
 
 
-def _chunks(tile: int, positions: int, words: int, width: int) -> tuple[int, int]:
-    """How many even chunks the positions are taken in, and how many are in each."""
+def _chunk_size(tile: int, positions: int, words: int, width: int) -> int:
+    """Positions of a chunk, of which all have as many."""
     most = max(LEAST, tile // words, min(width, MOST // words))
     chunks = -(-positions // most)
-    size = -(-positions // chunks)
-    size = size if chunks == 1 else -(-size // LEAST) * LEAST
-    return -(-positions // size), size
+    return -(-positions // (chunks * LEAST)) * LEAST
 
 
 def _cluster(
     form: Form,
     mesh: Mesh | None,
     gradient: bool,
-    words: tuple[Array, Array | None],
+    words: list[Array],
     x: Array,
     targets: Array,
     weights: Array,
@@ -181,7 +181,7 @@ def _cluster(
     """Cross-entropy of positions over the words of one cluster, in chunks.
 
     Args:
-      words: table [words, width], and bias [words] or None.
+      words: table [words, width], and bias [words] if there is one.
       x: [shards, positions, width]; targets and weights: [shards, positions].
       members: how many of the positions count, the first ones; None = all.
 
@@ -189,53 +189,37 @@ def _cluster(
       -log p [shards, positions], and its gradient by x if one is asked for; gradients
       of table and bias.
     """
-    (table, bias), (shards, positions, width) = words, x.shape
-    chunks, size = _chunks(form.tile, positions, *table.shape)
-    turned = width <= NARROW
-    axes = (None, "model") if turned else ("model",)
-    place = partial(_placed, mesh)
-    shape = table.shape[::-1] if turned else table.shape
-    if turned and not form.cpu:
-        table = place(table.T, *axes)
-    else:
-        table = place(table, "model")
-    bias = bias if bias is None else place(bias, "model")
-    run = partial(_cross_entropy, form.cpu, gradient, table, bias)
+    size = _chunk_size(form.tile, x.shape[1], *words[0].shape)
+    turned = x.shape[2] <= NARROW
+    specs = [(None, "model") if turned else ("model",), ("model",)][: len(words)]
 
-    def chunk(n: Array, state: Any) -> Any:
-        outputs, sums = state
-        part = [lax.dynamic_slice_in_dim(a, n * size, size, 1) for a in arrays]
-        found = jax.vmap(run)(*part)
+    words = [words[0].T if turned else words[0], *words[1:]]
+    words = [_placed(mesh, *pair) for pair in zip(words, specs, strict=True)]
+    cross_entropy = jax.vmap(partial(_cross_entropy, gradient, words))
+
+    def chunk(sums: list[Array], part: Any) -> tuple[list[Array], list[Array]]:
+        found = cross_entropy(*part)
         if gradient:
-            d_logits = found.pop()
-            sums = _added_up(form, sums, part[0], d_logits, table.dtype)
-        if mesh is not None:
-            found = [summed(array) for array in found]
-        put = partial(lax.dynamic_update_slice_in_dim, start_index=n * size, axis=1)
-        return list(map(put, outputs, found)), sums
+            sums = _added_up(form, sums, part[0], found.pop(), words[0].dtype)
+        return sums, found if mesh is None else [summed(array) for array in found]
 
-    more = (0, chunks * size - positions)
-    arrays = [
-        jnp.pad(a, ((0, 0), more, *[(0, 0)] * (a.ndim - 2)))
-        for a in (x, targets, weights)
-    ]
-    start = jnp.zeros if members is not None else lax.empty  # all of it is written
-    outputs = [start(arrays[2].shape, jnp.float32)]
     sums = []
     if gradient:
-        outputs.append(start(arrays[0].shape, jnp.float32))
-        zeros = jnp.zeros((shards, *shape), jnp.float32)
-        sums.append(place(zeros, "data", *axes))
-        if bias is not None:
-            zeros = jnp.zeros((shards, len(bias)), jnp.float32)
-            sums.append(place(zeros, "data", "model"))
-    last = jnp.int32(chunks) if members is None else -(-members // size)
-    outputs, sums = lax.fori_loop(jnp.int32(0), last, chunk, (outputs, sums))
+        zeros = [jnp.zeros((len(x), *leaf.shape), jnp.float32) for leaf in words]
+        pairs = zip(zeros, specs, strict=True)
+        sums = [_placed(mesh, leaf, ("data", *spec)) for leaf, spec in pairs]
+    sums, found = in_chunks(chunk, sums, (x, targets, weights), size, members)
     sums = [leaf.sum(0) for leaf in sums]
     if gradient and turned:
         sums[0] = sums[0].T
-    sums = [place(leaf, *_divided(mesh, leaf)) for leaf in sums]
-    return [array[:, :positions] for array in outputs], sums
+    return found, [_placed(mesh, leaf, _divided(mesh, leaf)) for leaf in sums]
+
+
+def _placed(mesh: Mesh | None, array: Array, spec: Sequence[str | None]) -> Array:
+    """An array with its axes over those of a mesh."""
+    if mesh is None:
+        return array
+    return lax.with_sharding_constraint(array, NamedSharding(mesh, P(*spec)))
 
 
 def _divided(mesh: Mesh | None, leaf: Array) -> list[str | None]:
@@ -249,63 +233,44 @@ def _added_up(
     form: Form, sums: list[Array], x: Array, d_logits: Array, dtype: Dtype
 ) -> list[Array]:
     """Gradients of table and bias, with those of a chunk."""
-    table, *bias = sums
-    words, width = d_logits.shape[-1], x.shape[-1]
+    (table, *bias), width = sums, x.shape[2]
     if width <= NARROW:
         table = table + contract("spn,spv->snv", x, d_logits, dtype)
-    elif not form.cpu or words * width <= PIECE:
+    elif not form.cpu or table.size <= PIECE:
         table = table + contract("spv,spn->svn", d_logits, x, dtype)
-    else:  # a CPU has the product in memory before it adds it
-        piece = min(words, max(8, PIECE // width))
+    else:
+        size = min(len(table[0]), max(LEAST, PIECE // width))
+        last = len(table[0]) - size
 
         def add(n: Array, table: Array) -> Array:
-            start = jnp.minimum(n * piece, words - piece)  # the last overlaps
-            part = lax.dynamic_slice_in_dim(d_logits, start, piece, 2)
-            new = start + jnp.arange(piece, dtype=jnp.int32) >= n * piece
-            part = jnp.where(new[None, None], part, 0)
-            part = contract("spv,spn->svn", part, x, dtype)
-            part = part + lax.dynamic_slice_in_dim(table, start, piece, 1)
+            start = jnp.minimum(n * size, last)  # the last piece overlaps
+            part = lax.dynamic_slice_in_dim(d_logits, start, size, 2)
+            new = start + jnp.arange(size, dtype=jnp.int32) >= n * size
+            part = contract("spv,spn->svn", jnp.where(new, part, 0), x, dtype)
+            part = part + lax.dynamic_slice_in_dim(table, start, size, 1)
             return lax.dynamic_update_slice_in_dim(table, part, start, 1)
 
-        pieces = jnp.int32(-(-words // piece))
+        pieces = jnp.int32(1 - last // -size)
         table = lax.fori_loop(jnp.int32(0), pieces, add, table)
     return [table, *(b + d_logits.sum(1) for b in bias)]
 
 
-def _placed(mesh: Mesh | None, array: Array, *spec: str | None) -> Array:
-    """An array with its axes over those of a mesh."""
-    if mesh is None:
-        return array
-    return lax.with_sharding_constraint(array, NamedSharding(mesh, P(*spec)))
-
-
 def _cross_entropy(
-    cpu: bool,
-    gradient: bool,
-    table: Array,
-    bias: Array | None,
-    x: Array,
-    targets: Array,
-    weights: Array,
+    gradient: bool, words: list[Array], x: Array, targets: Array, weights: Array
 ) -> list[Array]:
-    """-log p of a chunk of one shard; gradients of the weighted sum by x and logits."""
-    dtype, axes = table.dtype, "vn" if cpu or x.shape[1] > NARROW else "nv"
+    """-log p of a chunk of a shard; gradients of the weighted sum by x and logits."""
+    table, *bias = words
+    dtype, axes = table.dtype, "nv" if x.shape[1] <= NARROW else "vn"
     logits = contract(f"pn,{axes}->pv", x, table, dtype)
-    if bias is not None:
-        logits = logits + bias.astype(jnp.float32)[None]
+    for row in bias:
+        logits = logits + row.astype(jnp.float32)[None]
     most = logits.max(-1)
     each = jnp.exp(logits - most[:, None])
     total = each.sum(-1)
-    # p - 1 at the target is exact where p is near 1; two sums would not be.
-    if cpu:
-        at = (jnp.arange(len(x), dtype=jnp.int32), targets)
-        target, each = logits[at], each.at[at].add(-total)
-    else:
-        hit = targets[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        target = jnp.where(hit, logits, 0).sum(-1)
-        each = jnp.where(hit, each - total[:, None], each)
-    loss = most + jnp.log(total) - target
+    hit = targets[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    loss = most + jnp.log(total) - jnp.where(hit, logits, 0).sum(-1)
     if not gradient:
         return [loss]
-    d_logits = each * (weights / total)[:, None]
+    # p - 1 at the target is exact where p is near 1; two sums would not be.
+    d_logits = jnp.where(hit, each - total[:, None], each) * (weights / total)[:, None]
     return [loss, contract(f"pv,{axes}->pn", d_logits, table, dtype), d_logits]

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
 from elmojax.errors import InputError
 from elmojax.model.precision import Dtype
-from elmojax.shapes import Params, Positions, Targets
+from elmojax.shapes import Params
 
 
 class Softmax(nn.Module):
@@ -69,21 +68,11 @@ def check_cutoffs(cutoffs: tuple[int, ...], vocabulary: int) -> None:
         )
 
 
-def tails_of(params: Params) -> int:
-    """The number of tail clusters."""
-    return sum(name.startswith("up_") for name in params)
-
-
 def edges_of(params: Params) -> tuple[int, ...]:
     """Where clusters end: first cutoff, ..., vocabulary size."""
-    edges = [params["kernel"].shape[0] - tails_of(params)]
-    for k in range(tails_of(params)):
-        edges.append(edges[-1] + params[f"up_{k}"].shape[0])
-    return tuple(edges)
-
-
-Static = tuple[Mesh | None, Dtype]
-"""Mesh and dtype: what does not change while a program runs."""
+    tails = sum(name.startswith("up_") for name in params)
+    sizes = [params[f"up_{k}"].shape[0] for k in range(tails)]
+    return tuple(itertools.accumulate([params["kernel"].shape[0] - tails, *sizes]))
 
 
 def rounded(params: Params, dtype: Dtype) -> Params:
@@ -94,25 +83,8 @@ def rounded(params: Params, dtype: Dtype) -> Params:
     }
 
 
-def gradients_as(
-    params: Params, hidden: Any, d_params: Params, d_hidden: Any
-) -> tuple[Params, Any]:
-    """Gradients in the order and with the dtypes of what they belong to."""
-    d_params = {
-        name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()
-    }
-    return d_params, jax.tree.map(lambda d, x: d.astype(x.dtype), d_hidden, hidden)
-
-
-def scaled(gradients: Any, cotangent: Array) -> Any:
-    """Gradients of a sum, times the cotangent of the sum; dtypes stay."""
-    return jax.tree.map(lambda d: d * cotangent.astype(d.dtype), gradients)
-
-
-def checked(
-    params: Params, hidden: Any, targets: Any
-) -> tuple[Params, Positions, Targets]:
-    """Arguments of a softmax as arrays of JAX.
+def checked(params: Params, hidden: Any, targets: Any) -> tuple[Params, Array, Array]:
+    """Arguments of a softmax as arrays of JAX, those of positions in shards.
 
     Raises `InputError` for shapes that do not go together and for a target outside the
     vocabulary. Inside a compiled program numbers cannot be looked at; there the
@@ -127,11 +99,14 @@ def checked(
             "axis, or on one for each shard of them."
         )
     _check_targets(targets, edges_of(params)[-1])
-    params = jax.tree.map(jnp.asarray, params)
-    targets = jnp.asarray(targets)
+    params, hidden, targets = jax.tree.map(jnp.asarray, (params, hidden, targets))
     if targets.dtype == jnp.int64:  # of NumPy, under x64
         targets = targets.astype(jnp.int32)
-    return params, jnp.asarray(hidden), targets
+    return (
+        (params, hidden, targets)
+        if len(shape) == 3
+        else (params, hidden[None], targets[None])
+    )
 
 
 def _check_targets(targets: Any, vocabulary: int) -> None:

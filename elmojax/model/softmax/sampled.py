@@ -22,8 +22,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.model.precision import Dtype, contract
-from elmojax.model.softmax.parameters import Static, gradients_as, rounded, scaled
-from elmojax.shapes import Params, PerPosition, Positions, Targets
+from elmojax.model.softmax.parameters import rounded
+from elmojax.model.softmax.passes import Static, filled, in_chunks, weighted_sum
+from elmojax.shapes import Params
 
 TILE = 1 << 22
 """Logits in memory at once."""
@@ -40,107 +41,54 @@ class Candidates(NamedTuple):
     """float32 [rows of the parameters]: log of how often each is expected here."""
 
 
-def sampled_loss(
+def sampled_losses(
     params: Params,
-    hidden: Positions,
-    targets: Targets,
-    weights: PerPosition,
-    candidates: Candidates,
+    directions: Sequence[tuple[Array, Array, Array, Candidates]],
     mesh: Mesh | None = None,
     dtype: Dtype = None,
-) -> tuple[Array, PerPosition]:
-    """Sum of weight * sampled loss, and the loss of each position; differentiable.
+) -> tuple[Array, tuple[Array, ...]]:
+    """Sum of weight * sampled loss over directions, and the losses of each.
 
     Args:
       params: kernel [rows, projection] and bias [rows] (if there is one) of the words
-        that take part: targets and candidates.
-      hidden: [shards, positions, projection], or without shards.
-      targets: int32, rows of `params`; NaN comes of one that is none.
+        that take part: targets and candidates. Directions share them, and devices add
+        up their gradient once for all.
+      directions: hidden [shards, positions, projection]; targets, int32 rows of
+        `params` (NaN comes of one that is none), and weights, both [shards, positions];
+        and candidates.
       mesh: with axes `data` and `model`, which both split the positions.
       dtype: of matrix products; None = that of the weights.
 
     The gradient flows through the sum, into params, hidden and weights.
     """
-    shape = jnp.shape(targets)
-    if hidden.ndim == 2:
-        hidden, targets, weights = hidden[None], targets[None], weights[None]
-    direction = (hidden, targets, weights, candidates)
-    total, (each,) = sampled_losses(params, [direction], mesh, dtype)
-    return total, each.reshape(shape)
-
-
-Direction = tuple[Positions, Targets, PerPosition, Candidates]
-"""What `sampled_loss` takes besides parameters and mesh."""
-
-
-def sampled_losses(
-    params: Params,
-    directions: Sequence[Direction],
-    mesh: Mesh | None = None,
-    dtype: Dtype = None,
-) -> tuple[Array, tuple[PerPosition, ...]]:
-    """`sampled_loss` of several directions: their sum, and the losses of each.
-
-    They share the rows of `params`, whose gradient devices add up once for all.
-    """
     total, each = _sampled((mesh, dtype), params, *zip(*directions, strict=True))
-    return total, lax.stop_gradient(each)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sampled(static: Static, *arguments: Any) -> tuple[Array, tuple[Array, ...]]:
-    return _everywhere(static, False, *arguments)[:2]
-
-
-def _forward(static: Static, *arguments: Any) -> tuple[tuple[Array, Any], Any]:
-    params, hidden, *_ = arguments
-    total, each, d_params, d_hidden = _everywhere(static, True, *arguments)
-    return (total, each), (*gradients_as(params, hidden, d_params, d_hidden), each)
-
-
-def _backward(static: Static, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    d_params, d_hidden, d_weights = scaled(saved, cotangents[0])
-    return d_params, d_hidden, None, d_weights, None
-
-
-_sampled.defvjp(_forward, _backward)
+    return total, each
 
 
 def _everywhere(
-    static: Static,
-    gradient: bool,
-    params: Params,
-    hidden: tuple[Array, ...],
-    targets: tuple[Array, ...],
-    weights: tuple[Array, ...],
-    candidates: tuple[Candidates, ...],
-) -> tuple[Array, tuple[Array, ...], Params, tuple[Array, ...]]:
+    static: Static, gradient: bool, params: Params, *directions: Any
+) -> tuple[Any, Params, Any]:
     """All directions; on a mesh every device takes a share of their positions."""
-    mesh, dtype = static
-    run = jax.vmap(
-        partial(_loss_and_gradients, gradient, rounded(params, dtype)),
-        (None, 0, 0, 0),
-    )
-    total, losses, d_params, d_hidden = jnp.float32(0), [], [], []
-    for drawn, *arrays in zip(candidates, hidden, targets, weights, strict=True):
-        parts = [_shares(mesh, array) for array in arrays]
-        each, d_kernel, d_x = run(drawn, *parts)
-        total = total + (each * parts[2]).sum()
-        d_params.append(d_kernel)
-        losses.append(_joined(each, arrays[1]))
-        d_hidden.append(_joined(d_x, arrays[0]) if gradient else d_x)
+    (mesh, dtype), (*arrays, candidates) = static, directions
+    shares = jax.tree.map(partial(_shares, mesh), tuple(arrays))
+    run = partial(_one_pass, gradient, rounded(params, dtype))
+    each, d_params, d_x = zip(*map(run, candidates, *shares), strict=True)
     d_params = jax.tree.map(lambda *leaves: sum(leaves).sum(0), *d_params)
-    return total, tuple(losses), d_params, tuple(d_hidden)
+    d_hidden = jax.tree.map(_joined, d_x, arrays[0]) if gradient else None
+    return jax.tree.map(_joined, each, arrays[1]), d_params, d_hidden
+
+
+_sampled = weighted_sum(_everywhere)
 
 
 def _shares(mesh: Mesh | None, array: Array) -> Array:
     """[shards, positions, ...] with a shard for every device, filled up with zeros."""
     if mesh is None:
         return array
-    model = mesh.shape["model"]
-    array = filled(array, 1, model)
-    array = array.reshape(array.shape[0] * model, -1, *array.shape[2:])
+    model, (shards, positions, *more) = mesh.shape["model"], array.shape
+    array = filled(array, -(-positions // model) * model)
     place = NamedSharding(mesh, P(("data", "model")))
+    array = array.reshape(shards * model, -1, *more)
     return lax.with_sharding_constraint(array, place)
 
 
@@ -150,22 +98,24 @@ def _joined(array: Array, like: Array) -> Array:
     return array[:, : like.shape[1]]
 
 
-def _loss_and_gradients(
+def _one_pass(
     gradient: bool,
     params: Params,
     candidates: Candidates,
     hidden: Array,
     targets: Array,
     weights: Array,
-) -> tuple[Array, Params, Array]:
+) -> tuple[Array, Params, Array | None]:
     """Losses, and gradients of their weighted sum, a block of positions at a time."""
-    kernel, positions = params["kernel"], len(hidden)
-    rows, log_expected = candidates
+    kernel, (rows, log_expected) = params["kernel"], candidates
     dtype, as_float32 = kernel.dtype, partial(jnp.asarray, dtype=jnp.float32)
     shift = as_float32(params.get("bias", jnp.zeros(len(kernel)))) - log_expected
     targets = jnp.where(targets < 0, len(kernel), targets)  # -1 is not the last row
-    own = [a.at[targets].get(mode="fill", fill_value=jnp.nan) for a in (kernel, shift)]
-    drawn = [kernel[rows], shift[rows]]
+    own = [
+        as_float32(a.at[targets].get(mode="fill", fill_value=jnp.nan))
+        for a in (kernel, shift)
+    ]
+    drawn = [as_float32(a[rows]) for a in (kernel, shift)]
 
     def losses(drawn: Any, x: Array, own: Any, target: Array) -> Array:
         (table, bias), (row, own_bias) = drawn, own
@@ -176,39 +126,29 @@ def _loss_and_gradients(
         total = jnp.exp(true - most) + jnp.exp(logits - most[:, None]).sum(-1)
         return most + jnp.log(total) - true
 
-    def block(sums: Any, part: Any) -> tuple[Any, Any]:
-        x, own, target, weight = part
+    def one(x: Array, own: Any, target: Array, weight: Array) -> tuple[Any, Any]:
         if not gradient:
-            return sums, (losses(drawn, x, own, target), ())
+            return (), (losses(drawn, x, own, target), None, None)
         loss, pull = jax.vjp(partial(losses, target=target), drawn, x, own)
         d_drawn, *d_part = pull(weight)
-        return jax.tree.map(jnp.add, sums, d_drawn), (loss, d_part)
+        return d_drawn, (loss, *d_part)
 
-    size = max(1, min(positions, TILE // len(rows)))
-    x, own = as_float32(hidden.astype(dtype)), jax.tree.map(as_float32, own)
-    blocks = jax.tree.map(
-        lambda a: filled(a, 0, size).reshape(-1, size, *a.shape[1:]),
-        (x, own, targets, weights),
-    )
-    drawn = jax.tree.map(as_float32, drawn)
-    zeros = jax.tree.map(jnp.zeros_like, drawn)
-    sums, (each, d_parts) = lax.scan(block, zeros, blocks)
-    each = each.reshape(-1)[:positions]
+    def block(sums: Any, part: Any) -> tuple[Any, Any]:
+        more, found = jax.vmap(one)(*part)
+        return jax.tree.map(jnp.add, sums, more), found
+
+    @jax.vmap
+    def gradients(at: Array, own: Array, drawn: Array) -> Array:
+        zeros = jnp.zeros((len(kernel), *own.shape[1:]), jnp.float32)
+        return zeros.at[at].add(own, mode="drop").at[rows].add(drawn)
+
+    arrays = (as_float32(hidden.astype(dtype)), own, targets, weights)
+    size = max(1, min(hidden.shape[1], TILE // len(rows)))
+    start = [jnp.zeros((len(hidden), *a.shape), jnp.float32) for a in drawn]
+    sums, found = in_chunks(block, start if gradient else (), arrays, size)
+    each, d_hidden, d_own = found
     if not gradient:
-        return each, {}, jnp.zeros((0, 0), jnp.float32)
-    d_hidden, d_own = jax.tree.map(
-        lambda a: a.reshape(-1, *a.shape[2:])[:positions], d_parts
-    )
-    d_params = {}
-    for name, own_part, drawn_part in zip(("kernel", "bias"), d_own, sums, strict=True):
-        zeros = jnp.zeros((len(kernel), *own_part.shape[1:]), jnp.float32)
-        d_params[name] = zeros.at[targets].add(own_part, mode="drop")
-        d_params[name] = d_params[name].at[rows].add(drawn_part)
-    return each, {name: d_params[name] for name in params}, d_hidden
-
-
-def filled(array: Array, axis: int, multiple: int) -> Array:
-    """Zeros after the last entry along an axis, up to a multiple."""
-    more = [(0, 0)] * array.ndim
-    more[axis] = (0, -array.shape[axis] % multiple)
-    return jnp.pad(array, more)
+        return each, {}, None
+    names = [name for name in ("kernel", "bias") if name in params]
+    parts = zip(names, d_own, sums, strict=False)
+    return each, {name: gradients(targets, *part) for name, *part in parts}, d_hidden
