@@ -28,8 +28,7 @@ GATES = {"carry": -2.0, "transform": 0.0}
 """The linear maps of a highway layer, and where their biases start: mostly the
 transformed input, as bilm-tf has it."""
 
-Linear = tuple[Array, Array]
-"""Kernel and bias."""
+Linear = tuple[Array, Array]  # kernel and bias
 
 
 class CharCnn(nn.Module):
@@ -67,9 +66,8 @@ class CharCnn(nn.Module):
             [self._linear(f"highway_{number}_{gate}", *gates) for gate, *gates in layer]
             for number in range(config.highway_layers)
         ]
-        last = []
-        if config.project:
-            last = [self._linear("projection", (width, self.projection))]
+        names = ["projection"] if config.project else []
+        last = [self._linear(name, (width, self.projection)) for name in names]
         tables = ids if isinstance(ids, tuple) else (ids.reshape(-1, ids.shape[-1]),)
         run = self._encode
         if self.mesh is not None:
@@ -94,10 +92,8 @@ class CharCnn(nn.Module):
         dtype = self.dtype or table.dtype
         kernels, biases = zip(*convolutions, strict=True)
         pool = partial(pooled_responses, dtype=dtype, platform=self.platform)
-        x = jnp.concatenate(
-            [pool(table, kernels, jnp.maximum(t - 1, 0)) for t in tables]
-        )
-        x = x + jnp.concatenate(biases).astype(jnp.float32)[None]
+        pooled = [pool(table, kernels, jnp.maximum(ids - 1, 0)) for ids in tables]
+        x = jnp.concatenate(pooled) + jnp.concatenate(biases).astype(jnp.float32)[None]
         x = jax.nn.relu(x) if self.config.activation == "relu" else jnp.tanh(x)
         for gates in highways:
             x = x.astype(dtype)

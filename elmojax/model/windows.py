@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from elmojax.model.platforms import Platform, by_platform
 from elmojax.model.precision import Dtype, contract
-from elmojax.model.varying import alike, varying_as
+from elmojax.model.varying import alike
 
 CPU_BLOCK = 64
 """Words at a time on a CPU, so that their responses stay in its cache."""
@@ -67,7 +67,9 @@ def _forward(
         for kernel in kernels:
             flat = kernel.reshape(-1, kernel.shape[2])
             own = read[: ids.shape[1] - len(kernel) + 1, :, : len(flat)]
-            found.append(_first_largest(contract("wnk,kf->wnf", own, flat, dtype)))
+            x = contract("wnk,kf->wnf", own, flat, dtype)
+            # Compilers take both in one pass, that of a TPU inside of the product.
+            found.append((x.max(axis=0), lax.argmax(x, 0, jnp.int32)))
         return [jnp.concatenate(x, axis=-1) for x in zip(*found, strict=True)]
 
     def in_blocks(characters: int, ids: Array) -> list[Array]:
@@ -121,19 +123,6 @@ def _windows(characters: Array, width: int) -> Array:
     padded = jnp.pad(characters, ((0, width - 1), (0, 0), (0, 0)))
     shifts = [padded[k : k + len(characters)] for k in range(width)]
     return jnp.concatenate(shifts, axis=-1)
-
-
-def _first_largest(responses: Array) -> tuple[Array, ...]:
-    """Maxima, and the window where each is first: a pass that a product can take in."""
-
-    def larger(one: tuple[Array, Array], two: tuple[Array, Array]) -> Any:
-        (a, i), (b, j) = one, two
-        return jnp.maximum(a, b), jnp.where((a > b) | (a == b) & (i < j), i, j)
-
-    number = lax.broadcasted_iota(jnp.int32, responses.shape, 0)
-    start = (jnp.float32(-jnp.inf), jnp.int32(len(responses)))
-    pairs = (responses, varying_as(responses, number))
-    return tuple(lax.reduce(pairs, start, larger, (0,)))
 
 
 def _by_character(
