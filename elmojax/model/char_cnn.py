@@ -58,13 +58,13 @@ class CharCnn(nn.Module):
         table = self.param("embedding", _uniform(1.0), shape, jnp.float32)
         start = _uniform(0.05) if config.activation == "relu" else None
         convolutions = [
-            self._linear(f"convolution_{number}", (size, dim, count), start)
-            for number, (size, count) in enumerate(config.filters)
+            self._linear(f"convolution_{n}", (size, dim, count), start=start)
+            for n, (size, count) in enumerate(config.filters)
         ]
-        layer = [(gate, (width, width), None, bias) for gate, bias in GATES.items()]
+        square = (width, width)
         highways = [
-            [self._linear(f"highway_{number}_{gate}", *gates) for gate, *gates in layer]
-            for number in range(config.highway_layers)
+            [self._linear(f"highway_{n}_{gate}", square, GATES[gate]) for gate in GATES]
+            for n in range(config.highway_layers)
         ]
         names = ["projection"] if config.project else []
         last = [self._linear(name, (width, self.projection)) for name in names]
@@ -78,7 +78,7 @@ class CharCnn(nn.Module):
         return x if isinstance(ids, tuple) else x.reshape(*ids.shape[:-1], -1)
 
     def _linear(
-        self, name: str, shape: tuple[int, ...], start: Any = None, bias: float = 0.0
+        self, name: str, shape: tuple[int, ...], bias: float = 0.0, start: Any = None
     ) -> Linear:
         start = start or nn.initializers.normal(math.prod(shape[:-1]) ** -0.5)
         kernel = self.param(f"{name}_kernel", start, shape, jnp.float32)
