@@ -7,10 +7,10 @@ Sources: Kim et al. 2016 (character-aware language models), Jozefowicz et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -24,8 +24,11 @@ from elmojax.model.platforms import Platform, by_platform
 from elmojax.model.precision import Dtype, contract
 from elmojax.model.windows import pooled_responses
 
-CARRY_BIAS = -2.0
-"""Start of the highway gates: mostly the transformed input, as bilm-tf has it."""
+GATES = {"carry": -2.0, "transform": 0.0}
+"""The linear maps of a highway layer, and where their biases start: mostly the
+transformed input, as bilm-tf has it."""
+
+Linear = tuple[Array, Array]  # kernel and bias
 
 
 class CharCnn(nn.Module):
@@ -36,9 +39,8 @@ class CharCnn(nn.Module):
     vectors mean nothing and callers mask them. Of several tables, of words of different
     lengths, the vectors stand one table after the other.
 
-    On a mesh, rows of each table lie in shards along `data`. Every device encodes its
-    share of them; the vectors of a shard then lie on all of its devices, tables one
-    after the other within a shard.
+    On a mesh, rows of each table lie in shards along `data`, and every device encodes
+    its share of them; the vectors of a shard then lie together on all of its devices.
     """
 
     config: CharCnnConfig
@@ -51,86 +53,68 @@ class CharCnn(nn.Module):
     @nn.compact
     def __call__(self, ids: Array | tuple[Array, ...]) -> Array:
         config = self.config
-        shape = (config.characters, config.embedding_dim)
+        dim, width = config.embedding_dim, sum(count for _, count in config.filters)
+        shape = (config.characters, dim)
         table = self.param("embedding", _uniform(1.0), shape, jnp.float32)
-        kernels, biases = zip(
-            *map(self._filters, range(len(config.filters))), strict=True
-        )
-        tables = ids if isinstance(ids, tuple) else (ids,)
-        lead, dtype = tables[0].shape[:-1], self.dtype or table.dtype
-        rows = [jnp.maximum(t - 1, 0).reshape(-1, t.shape[-1]) for t in tables]
-        pooled = [self._pooled()(table, kernels, each) for each in rows]
-        x = _add_bias(_together(self.mesh, pooled), jnp.concatenate(biases))
-        x = jax.nn.relu(x) if config.activation == "relu" else jnp.tanh(x)
-        for number in range(config.highway_layers):
-            x = self._highway(x.astype(dtype), number)
-        if config.project:
-            sizes = (x.shape[-1], self.projection)
-            kernel, bias = self._weights("projection", *sizes, 0.0)
-            x = _add_bias(self._product(x, kernel), bias)
-        x = _by_shard(self.mesh, x, [each.shape[0] for each in rows])
-        return x if len(tables) > 1 else x.reshape(*lead, -1)
-
-    def _filters(self, number: int) -> tuple[Array, Array]:
-        """Kernel [width, dim, filters] and bias of one filter width."""
-        config = self.config
-        width, count = config.filters[number]
-        kernel = self.param(
-            f"convolution_{number}_kernel",
-            _uniform(0.05)
-            if config.activation == "relu"
-            else nn.initializers.normal((width * config.embedding_dim) ** -0.5),
-            (width, config.embedding_dim, count),
-            jnp.float32,
-        )
-        zeros, name = nn.initializers.zeros, f"convolution_{number}_bias"
-        bias = self.param(name, zeros, (count,), jnp.float32)
-        return kernel, bias
-
-    def _pooled(self) -> Callable[[Array, tuple[Array, ...], Array], Array]:
-        """The convolutions; with a mesh, each device takes its own words."""
-        run = partial(pooled_responses, dtype=self.dtype, platform=self.platform)
-        if self.mesh is None:
-            return run
-        return jax.shard_map(
-            run,
-            mesh=self.mesh,
-            in_specs=(P(), P(), P(("data", "model"))),
-            out_specs=P(("data", "model")),
-            check_vma=False,
-        )
-
-    def _highway(self, x: Array, number: int) -> Array:
-        """Both products in one, but on a CPU: a copy of weights costs more there."""
-        gates = (("carry", CARRY_BIAS), ("transform", 0.0))
-        pairs = [
-            self._weights(f"highway_{number}_{name}", x.shape[-1], x.shape[-1], bias)
-            for name, bias in gates
+        start = _uniform(0.05) if config.activation == "relu" else None
+        convolutions = [
+            self._linear(f"convolution_{n}", (size, dim, count), start=start)
+            for n, (size, count) in enumerate(config.filters)
         ]
-        kernels, biases = zip(*pairs, strict=True)
+        square = (width, width)
+        highways = [
+            [self._linear(f"highway_{n}_{gate}", square, GATES[gate]) for gate in GATES]
+            for n in range(config.highway_layers)
+        ]
+        names = ["projection"] if config.project else []
+        last = [self._linear(name, (width, self.projection)) for name in names]
+        tables = ids if isinstance(ids, tuple) else (ids.reshape(-1, ids.shape[-1]),)
+        run = self._encode
+        if self.mesh is not None:
+            words = P(("data", "model"))
+            places: Any = {"in_specs": (P(), words), "out_specs": words}
+            run = jax.shard_map(run, mesh=self.mesh, check_vma=False, **places)
+        x = _by_shard(self.mesh, run((table, convolutions, highways, last), tables))
+        return x if isinstance(ids, tuple) else x.reshape(*ids.shape[:-1], -1)
 
-        def apart(x: Array, *kernels: Array) -> Array:
-            return jnp.stack([self._product(x, each) for each in kernels])
-
-        def joined(x: Array, *kernels: Array) -> Array:
-            kernel = jnp.stack(kernels)
-            return contract("ni,gio->gno", x, kernel, self.dtype or kernel.dtype)
-
-        both = by_platform(self.platform, x, *kernels, cpu=apart, accelerator=joined)
-        offsets = jnp.stack(biases).astype(jnp.float32)[:, None]
-        return _mixed((both + offsets).astype(x.dtype), x)
-
-    def _product(self, x: Array, kernel: Array) -> Array:
-        return contract("ni,io->no", x, kernel, self.dtype or kernel.dtype)
-
-    def _weights(
-        self, name: str, inputs: int, width: int, bias: float
-    ) -> tuple[Array, Array]:
-        """Kernel and bias of a linear map."""
-        start = nn.initializers.normal(inputs**-0.5)
-        kernel = self.param(f"{name}_kernel", start, (inputs, width), jnp.float32)
+    def _linear(
+        self, name: str, shape: tuple[int, ...], bias: float = 0.0, start: Any = None
+    ) -> Linear:
+        start = start or nn.initializers.normal(math.prod(shape[:-1]) ** -0.5)
+        kernel = self.param(f"{name}_kernel", start, shape, jnp.float32)
         start = nn.initializers.constant(bias)
-        return kernel, self.param(f"{name}_bias", start, (width,), jnp.float32)
+        return kernel, self.param(f"{name}_bias", start, shape[-1:], jnp.float32)
+
+    @nn.nowrap
+    def _encode(self, weights: Any, tables: tuple[Array, ...]) -> list[Array]:
+        """The words of each table, in products over all of them."""
+        table, convolutions, highways, last = weights
+        dtype = self.dtype or table.dtype
+        kernels, biases = zip(*convolutions, strict=True)
+        pool = partial(pooled_responses, dtype=dtype, platform=self.platform)
+        pooled = [pool(table, kernels, jnp.maximum(ids - 1, 0)) for ids in tables]
+        x = jnp.concatenate(pooled) + jnp.concatenate(biases).astype(jnp.float32)[None]
+        x = jax.nn.relu(x) if self.config.activation == "relu" else jnp.tanh(x)
+        for gates in highways:
+            x = x.astype(dtype)
+            x = _mixed(_products(dtype, self.platform, x, gates).astype(dtype), x)
+        if last:
+            (x,) = _products(dtype, self.platform, x, last)
+        return jnp.split(x, list(accumulate(t.shape[0] for t in tables[:-1])))
+
+
+def _products(dtype: Dtype, platform: Platform, x: Array, maps: list[Linear]) -> Array:
+    """[maps, words, width] from words [words, width]."""
+
+    def apart(x: Array, *kernels: Array) -> Array:
+        return jnp.stack([contract("ni,io->no", x, each, dtype) for each in kernels])
+
+    def joined(x: Array, *kernels: Array) -> Array:  # a CPU is slow to join weights
+        return contract("ni,gio->gno", x, jnp.stack(kernels), dtype)
+
+    kernels, biases = zip(*maps, strict=True)
+    products = by_platform(platform, x, *kernels, cpu=apart, accelerator=joined)
+    return cast(Array, products + jnp.stack(biases).astype(jnp.float32)[:, None])
 
 
 class WordTable(nn.Module):
@@ -160,7 +144,7 @@ class WordTable(nn.Module):
             shape = (dim, self.projection)
             kernel = self.param("projection_kernel", start, shape, jnp.float32)
             x = contract("...i,io->...o", x, kernel, self.dtype or kernel.dtype)
-        return _by_shard(self.mesh, x, [x.shape[0]])
+        return _by_shard(self.mesh, [x])
 
 
 @jax.checkpoint
@@ -171,32 +155,15 @@ def _mixed(gates: Array, x: Array) -> Array:
     return (carry * jax.nn.relu(transform) + (1 - carry) * old).astype(x.dtype)
 
 
-def _together(mesh: Mesh | None, tables: list[Array]) -> Array:
-    """Rows of several tables as rows of one, those of a device one after the other."""
-    devices = 1 if mesh is None else mesh.size
-    shares = [table.reshape(devices, -1, table.shape[-1]) for table in tables]
-    return jnp.concatenate(shares, axis=1).reshape(-1, tables[0].shape[-1])
-
-
-def _by_shard(mesh: Mesh | None, vectors: Array, sizes: list[int]) -> Array:
-    """Rows of `_together`, out of tables of these sizes, as each shard wants them."""
+def _by_shard(mesh: Mesh | None, tables: list[Array]) -> Array:
+    """The vectors of each shard together, one table after the other, on its devices."""
     if mesh is None:
-        return vectors
-    vectors = lax.with_sharding_constraint(vectors, NamedSharding(mesh, P("data")))
-    shards, parts = mesh.shape["data"], mesh.shape["model"]
-    ends = [end // mesh.size for end in accumulate(sizes)][:-1]
-    shares = vectors.reshape(shards, parts, -1, vectors.shape[-1])
-    tables = jnp.split(shares, ends, axis=2)
-    tables = [table.reshape(shards, -1, vectors.shape[-1]) for table in tables]
-    return jnp.concatenate(tables, axis=1).reshape(vectors.shape)
+        return jnp.concatenate(tables)
+    tables = lax.with_sharding_constraint(tables, NamedSharding(mesh, P("data")))
+    shards, width = mesh.shape["data"], tables[0].shape[-1]
+    shares = [table.reshape(shards, -1, width) for table in tables]
+    return jnp.concatenate(shares, axis=1).reshape(-1, width)
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:
-    def start(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return start
-
-
-def _add_bias(x: Array, bias: Array) -> Array:
-    return x + bias.astype(jnp.float32)[None]
+    return partial(jax.random.uniform, minval=-bound, maxval=bound)
