@@ -120,7 +120,7 @@ def test_a_model_of_words_and_a_cache(params):
 
 def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
-    monkeypatch.setattr(table, "BYTES", 4 * TINY.lstm.projection * 60)
+    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 60,) * 2)
     sentences = text(2, 120)
     embedder = Embedder(params, batch_tokens=40)
     wanted = of_encode(params, sentences)
@@ -177,7 +177,7 @@ def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
 def test_after_a_skip_the_same_bits(params, batch_tokens, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
-    monkeypatch.setattr(table, "BYTES", 4 * TINY.lstm.projection * 100)
+    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 100,) * 2)
     sentences = text(4, 150)
     whole = list(Embedder(params, batch_tokens=batch_tokens).blocks(sentences))
     done, stops = 0, []
