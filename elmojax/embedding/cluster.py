@@ -2,9 +2,10 @@
 
 A worker is an actor of Ray Data: it holds the model and takes one text file after the
 other, each with an `Embedder` of its own, so that the parts are those of a run without
-Ray, bit for bit on as many devices as a worker has. It writes them itself: text files and `--out` lie in directories
-that all machines of the cluster see under the same names. A run that was ended goes on
-where the parts end; so does a text whose worker was killed.
+Ray, bit for bit on as many devices as a worker has. It writes them itself: text files
+and `--out` lie in directories that all machines of the cluster see under the same
+names. A run that was ended goes on where the parts end; so does a text whose worker was
+killed.
 
 Ray is an extra, `pip install 'elmojax[ray]'`, and this is the one module that knows it.
 """

@@ -13,13 +13,11 @@ from elmojax.errors import InputError
 
 
 def local_mesh(rows: int = 0) -> Mesh | None:
-    """The devices of this process along `data`; None where it has a single one.
-
-    Of all, or of the most that share `rows` evenly.
-    """
+    """The devices of this process along `data`: all, or the most that share `rows`
+    evenly. None where there is a single one, or JAX was told which one to take."""
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
-    if count == 1:
+    if count == 1 or jax.config.values["jax_default_device"]:
         return None
     return jax.make_mesh(
         (count, 1),
