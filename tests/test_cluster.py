@@ -316,9 +316,9 @@ def test_machines_that_do_not_share_their_files(params, texts, monkeypatch):
 def test_a_machine_whose_jax_or_elmojax_is_another(params, texts):
     with open_output(Path("out.parquet"), texts, FORM) as output:
         job = replace(task_of(params, texts, output), on_cpu=False)
-    for kind, extra in (("GPU", "cuda"), ("TPU", "tpu")):
-        wrong = rf"does not use its {kind}: pip install 'elmojax\[{extra}\]' there"
-        with pytest.raises(InputError, match=wrong):
-            Worker(replace(job, accelerator=kind)).embed(0)
+        for kind, extra in (("GPU", "cuda"), ("TPU", "tpu")):
+            wrong = rf"does not use its {kind}: pip install 'elmojax\[{extra}\]' there"
+            with pytest.raises(InputError, match=wrong):
+                Worker(replace(job, accelerator=kind)).embed(0)
     report = Actor(lambda: job, "0.0.1")({"number": np.array([0])})
     assert "the command was given by 0.0.1; install the same" in report["error"][0]
