@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from elmojax.config import HeadConfig, TrainConfig
+from elmojax.embedding.devices import whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
@@ -51,8 +53,13 @@ class Model(NamedTuple):
         params, head = cast((self.params, self.head), precision)
         return self._replace(params=params, head=head, precision=precision)
 
-    def language_model(self) -> tuple[LanguageModel, Params, Vocabulary]:
+    def language_model(
+        self, mesh: Mesh | None = None
+    ) -> tuple[LanguageModel, Params, Vocabulary]:
         """For evaluation: shapes, parameters with the head, and its words.
+
+        Args:
+          mesh: of axes `data` and `model`; the parameters lie whole on every device.
 
         Raises:
           InputError: if the source has no softmax, or not its vocabulary.
@@ -70,12 +77,15 @@ class Model(NamedTuple):
                 f"{words}; put the vocabulary.txt there that it was trained with."
             )
         dtype = DTYPES[self.precision]
-        lm = LanguageModel(self.params.config, size, self.shape, dtype=dtype)
-        return lm, {**self.params.tree, "head": self.head}, self.vocabulary
+        lm = LanguageModel(self.params.config, size, self.shape, dtype=dtype, mesh=mesh)
+        params = {**self.params.tree, "head": self.head}
+        if mesh is not None:
+            params = jax.device_put(params, whole(mesh))
+        return lm, params, self.vocabulary
 
-    def scorer(self) -> Scorer:
-        """Ready to score sentences; `InputError` as `language_model`."""
-        return Scorer(*self.language_model(), self.params.initial_state)
+    def scorer(self, mesh: Mesh | None = None) -> Scorer:
+        """Ready to score sentences; arguments and `InputError` as `language_model`."""
+        return Scorer(*self.language_model(mesh), self.params.initial_state)
 
 
 def open_model(

@@ -251,6 +251,22 @@ def test_evaluate_counts_every_token_and_agrees_with_itself(world):
     assert f"mean_perplexity        {scores['mean_perplexity']:,.4f}" in printed
 
 
+def test_devices_change_nothing_that_is_printed(world, monkeypatch):
+    """Perplexities of one device and of four, float32 rounding apart."""
+    one, many = (_evaluated_on(count, world, monkeypatch).items() for count in (1, 4))
+    for (name, ours), (other, theirs) in zip(many, one, strict=True):
+        assert name == other and (
+            name == "seconds" or ours == pytest.approx(theirs, rel=1e-6)
+        )
+
+
+def _evaluated_on(count, world, monkeypatch):
+    with monkeypatch.context() as patch:
+        devices = jax.local_devices()[:count]
+        patch.setattr(jax, "local_devices", lambda: devices)
+        return answer("evaluate", world.run, "--data", world.heldout)
+
+
 def test_embed_writes_what_encode_gives(world, tmp_path):
     lines = [
         "The river bank .",

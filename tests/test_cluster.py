@@ -152,9 +152,21 @@ def task_of(params, texts, output) -> Task:
         errors="strict",
         overwrite=False,
         on_cpu=True,
+        accelerator=None,
         threads=1,
         run="1",
     )
+
+
+@pytest.mark.parametrize(
+    ("machines", "wanted"),
+    [({"CPU": 8.0}, (None, 0)), ({"GPU": 2.0}, ("GPU", 2)), ({"TPU": 8.0}, ("TPU", 8))],
+)
+def test_workers_take_the_accelerators_that_there_are(machines, wanted, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: machines)
+    assert cluster._accelerators() == wanted
 
 
 def test_two_workers_write_what_one_machine_writes(params, texts, actor):
@@ -221,9 +233,12 @@ def test_workers_that_keep_dying(params, texts, actor):
         by_ray("out.parquet", params, texts[1:2], workers=1)
 
 
-def test_a_cluster_by_its_address(params, texts):
+def test_a_cluster_by_its_address(params, texts, monkeypatch):
     """From a process of its own, which leaves it running and says nothing."""
     import ray
+
+    # Bit for bit on as many devices as the workers of the cluster have.
+    monkeypatch.setattr(worker, "local_mesh", lambda: None)
 
     with open_output(Path("wanted.parquet"), texts[:2], FORM) as output:
         made = Worker(task_of(params, texts[:2], output))
@@ -301,7 +316,9 @@ def test_machines_that_do_not_share_their_files(params, texts, monkeypatch):
 def test_a_machine_whose_jax_or_elmojax_is_another(params, texts):
     with open_output(Path("out.parquet"), texts, FORM) as output:
         job = replace(task_of(params, texts, output), on_cpu=False)
-        with pytest.raises(InputError, match=r"does not use its GPU"):
-            Worker(job).embed(0)
+        for kind, extra in (("GPU", "cuda"), ("TPU", "tpu")):
+            wrong = rf"does not use its {kind}: pip install 'elmojax\[{extra}\]' there"
+            with pytest.raises(InputError, match=wrong):
+                Worker(replace(job, accelerator=kind)).embed(0)
     report = Actor(lambda: job, "0.0.1")({"number": np.array([0])})
     assert "the command was given by 0.0.1; install the same" in report["error"][0]

@@ -6,6 +6,7 @@ import json
 import random
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import jax
@@ -20,6 +21,8 @@ import elmojax.embedding.words
 from elmojax import Embedder, InputError, batch_to_ids, encode
 from elmojax.embedding import documents, engine, table
 from elmojax.embedding import embedder as embedder_module
+from elmojax.embedding import plan as plan_module
+from elmojax.embedding.devices import local_mesh
 from elmojax.embedding.plan import make_plan, possible_rows, room, shapes, windows
 
 WORDS = ["the", "bank", "of", "é", "中文", "", "x" * 30, "river", "<S>", "a b", "\x00"]
@@ -120,7 +123,7 @@ def test_a_model_of_words_and_a_cache(params):
 
 def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
-    monkeypatch.setattr(table, "BYTES", 4 * TINY.lstm.projection * 60)
+    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 60,) * 2)
     sentences = text(2, 120)
     embedder = Embedder(params, batch_tokens=40)
     wanted = of_encode(params, sentences)
@@ -177,7 +180,7 @@ def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
 def test_after_a_skip_the_same_bits(params, batch_tokens, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
-    monkeypatch.setattr(table, "BYTES", 4 * TINY.lstm.projection * 100)
+    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 100,) * 2)
     sentences = text(4, 150)
     whole = list(Embedder(params, batch_tokens=batch_tokens).blocks(sentences))
     done, stops = 0, []
@@ -195,6 +198,73 @@ def test_after_a_skip_the_same_bits(params, batch_tokens, monkeypatch):
 def test_a_skip_inside_a_block_is_refused(params):
     with pytest.raises(InputError, match="No batch of this text ends at sentence 3"):
         list(Embedder(params).blocks(text(5, 9), skip=3))
+
+
+# --- several devices -----------------------------------------------------------------
+
+
+def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
+    """Short sentences and a document; a run goes on with other devices, and on the same
+    ones to the bit, also amid the batches that they read at once."""
+    monkeypatch.setattr(documents, "CHUNK", 16)
+    monkeypatch.setattr(embedder_module, "CHUNK", 16)
+    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 250,) * 2)
+    monkeypatch.setattr(plan_module, "ROWS", (4,))  # few programs
+    mesh = jax.make_mesh((2, 4), ("model", "data"))
+    sentences = [*text(6, 50), ["long"] * 70, *text(7, 7)]
+    one = list(Embedder(params, batch_tokens=60).blocks(sentences))
+    embedder = Embedder(params, batch_tokens=60, mesh=mesh)
+    many = list(embedder.blocks(sentences))
+    assert [(b.sizes, b.more) for b in many] == [(b.sizes, b.more) for b in one]
+    assert any(block.more for block in one)
+    assert_same([b.vectors for b in many], [b.vectors for b in one])
+    done = sum(len(block.sizes) for block in one[:5])
+    rest = Embedder(params, batch_tokens=60, mesh=mesh).blocks(sentences, skip=done)
+    for ours, theirs in zip(rest, many[5:], strict=True):
+        np.testing.assert_array_equal(ours.vectors, theirs.vectors)
+    blocks = islice(embedder.blocks(sentences, on_device=True), 5)
+    places = [block.vectors.devices() for block in blocks]
+    assert places == [{device} for device in [*mesh.devices[0], mesh.devices[0, 0]]]
+    with pytest.raises(InputError, match="No batch of this text ends at sentence 1"):
+        list(embedder.blocks(sentences, skip=1))
+
+
+def test_devices_share_the_words(params, monkeypatch):
+    """And each has all their vectors; a mix is made where the sentences are."""
+    monkeypatch.setattr(table, "BLOCKS", (8, 2))
+    monkeypatch.setattr(plan_module, "ROWS", (4,))
+    mesh = jax.make_mesh((3,), ("data",), devices=jax.devices()[:3])
+    chosen = {"layers": "mix", "gammas": [0.5, -1.0, 2.0], "batch_tokens": 60}
+    embedder = Embedder(params, **chosen, mesh=mesh)
+    sentences = text(8, 40)
+    wanted = Embedder(params, **chosen).embed_sentences(sentences)
+    assert_same(embedder.embed_sentences(sentences, 7), wanted, 1e-5)
+    vectors = embedder._table.vectors
+    copies = [np.asarray(shard.data) for shard in vectors.addressable_shards]
+    assert len(copies) == 3 and all(copy.shape == vectors.shape for copy in copies)
+    for copy in copies[1:]:
+        np.testing.assert_array_equal(copy, copies[0])
+
+
+def test_the_devices_of_this_machine():
+    assert dict(local_mesh().shape) == {"data": 8, "model": 1}
+    assert local_mesh(64).size == 8 and local_mesh(6).size == 6
+    assert local_mesh(7 * 11).size == 7 and local_mesh(11) is None
+    jax.config.update("jax_default_device", jax.devices()[3])
+    try:
+        assert local_mesh() is None
+    finally:
+        jax.config.update("jax_default_device", None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows"), [(None, 1 << 20), (16 << 30, 1 << 23), (1 << 50, 1 << 24)]
+)
+def test_the_word_table_is_as_large_as_the_device_allows(limit, rows, monkeypatch):
+    """From 64 MB to 1 GB, 1/32 of its memory between: rows of 16 numbers."""
+    device = SimpleNamespace(memory_stats=lambda: limit and {"bytes_limit": limit})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert table._bytes() // (4 * 16) == rows
 
 
 # --- few shapes ----------------------------------------------------------------------
@@ -412,6 +482,10 @@ def test_wrong_requests_say_what_is_right(params):
         ({"gammas": [1.0, 1.0, 1.0]}, "gammas belong to layers 'mix'"),
         ({"layers": "mix", "gammas": [1.0]}, "there must be 3 gammas"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
+        (
+            {"mesh": jax.make_mesh((2, 4), ("rows", "model"))},
+            "The mesh has the axes rows, model and none of the name data",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             Embedder(params, **wrong)

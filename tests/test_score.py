@@ -14,6 +14,7 @@ from toys import TINY, corpus_of, drawn
 import elmojax
 from elmojax.cli import main
 from elmojax.config import HeadConfig
+from elmojax.embedding.devices import local_mesh
 from elmojax.loading import Model, convert, open_model
 from elmojax.model.bilm import from_tree
 from elmojax.text.characters import encode_words
@@ -99,6 +100,16 @@ def test_neither_order_nor_company_nor_blocks_change_a_number(model, monkeypatch
     np.testing.assert_allclose(
         together[6].forward, written_out(model, long)[0], atol=5e-5
     )
+
+
+def test_devices_change_no_number(model):
+    """Some of which have no sentence."""
+    one, many = (list(model.scorer(mesh)(TEXT)) for mesh in (None, local_mesh(4)))
+    for ours, theirs in zip(many, one, strict=True):
+        assert ours.words == theirs.words
+        np.testing.assert_array_equal(ours.known, theirs.known)
+        np.testing.assert_allclose(ours.forward, theirs.forward, atol=3e-6)
+        np.testing.assert_allclose(ours.backward, theirs.backward, atol=3e-6)
 
 
 def test_nothing_and_only_empty_sentences(model):

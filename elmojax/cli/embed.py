@@ -51,7 +51,7 @@ Compression = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    arg(help="Of --engine ray; none = one a GPU, or one a machine without GPUs."),
+    arg(help="Of --engine ray; none = one a GPU or TPU chip, or one a machine."),
 ]
 Address = Annotated[
     str | None,
@@ -73,8 +73,9 @@ class Arguments:
 
     --out x: a directory with vectors.npy, offsets.npy, sentences.txt and info.json.
 
-    A run that was stopped goes on where it was when the same command is run again;
-    the result is the same to the byte.
+    All devices of this machine take part. A run that was stopped goes on where it was
+    when the same command is run again; on the same devices the result is the same to
+    the byte.
     """
 
     model: Model
@@ -121,16 +122,19 @@ def embed(argv: list[str]) -> None:
     asked.check()
     paths = expand(names)
     keep_compiled_programs()
-    if asked.engine == "ray":  # the GPU, if there is one, is for a worker
+    if asked.engine == "ray":  # accelerators, if there are any, are for the workers
         import jax
 
         jax.config.update("jax_platforms", "cpu")
 
+    from elmojax.embedding.devices import local_mesh, whole
     from elmojax.embedding.files import Job
     from elmojax.loading import open_model
 
     started = time.perf_counter()
-    model = open_model(asked.model, asked.step, head=False).cast(asked.precision)
+    mesh = None if asked.engine == "ray" else local_mesh()
+    model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
+    model = model.cast(asked.precision)
     job = Job(
         model.params,
         model.vocabulary,
@@ -140,6 +144,7 @@ def embed(argv: list[str]) -> None:
         asked.dtype,
         asked.pool,
         asked.compression,
+        mesh,
     )
     lines, words = (_by_ray if asked.engine == "ray" else _here)(asked, job, paths)
     seconds = time.perf_counter() - started

@@ -24,7 +24,10 @@ from elmojax.text import corpus as corpora
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Exact perplexity of a model on held-out text, every token once."""
+    """Exact perplexity of a model on held-out text, every token once.
+
+    All devices of this machine share the work (the most that divide 64).
+    """
 
     model: Model
     data: Path | None = None
@@ -39,8 +42,9 @@ class EvaluateArguments:
 
 def evaluate(argv: list[str]) -> None:
     """exact perplexity of a model on held-out text"""
+    from elmojax.embedding.devices import local_mesh
     from elmojax.loading import open_model
-    from elmojax.training.evaluate import Evaluator
+    from elmojax.training.evaluate import ROWS, Evaluator
 
     asked = parse(EvaluateArguments, "evaluate", argv)
     files = sum(asked.text, ())
@@ -53,7 +57,7 @@ def evaluate(argv: list[str]) -> None:
             corpora.prepare(directory, patterns=files, errors=asked.errors)
         text = corpora.Corpus.open(directory)
         model = open_model(asked.model, asked.step).cast(asked.precision)
-        lm, params, vocabulary = model.language_model()
+        lm, params, vocabulary = model.language_model(local_mesh(ROWS))
         evaluator = Evaluator(lm, text, vocabulary)
         total = len(text.words) + len(text.offsets) - 1
         with tqdm(total=total, unit="token", desc="evaluate", disable=None) as bar:

@@ -35,7 +35,7 @@ class ScoreArguments:
     Columns, set apart by tabs: line (from 0), position (from 1), word, forward,
     backward. The row after a line's words is its end (forward) and its beginning
     (backward); the row `sum` adds the line up. Words outside the vocabulary are scored
-    as <UNK> and marked with *.
+    as <UNK> and marked with *. All devices of this machine share the work.
     """
 
     model: Model
@@ -49,6 +49,7 @@ class ScoreArguments:
 
 def score(argv: list[str]) -> None:
     """log-probability of every word of a text, forward and backward"""
+    from elmojax.embedding.devices import local_mesh
     from elmojax.embedding.outputs import read_text
     from elmojax.loading import open_model
 
@@ -59,7 +60,8 @@ def score(argv: list[str]) -> None:
     # All of it is read before the first line is printed, so what fails prints none.
     texts = [read_text(path, asked.errors) for path in expand(files)]
     keep_compiled_programs()
-    scorer = open_model(asked.model, asked.step).cast(asked.precision).scorer()
+    model = open_model(asked.model, asked.step).cast(asked.precision)
+    scorer = model.scorer(local_mesh())
     words = int(sum(text.sizes.sum() for text in texts))
 
     def scores() -> Iterator[Score]:

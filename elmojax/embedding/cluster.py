@@ -2,9 +2,10 @@
 
 A worker is an actor of Ray Data: it holds the model and takes one text file after the
 other, each with an `Embedder` of its own, so that the parts are those of a run without
-Ray, bit for bit. It writes them itself: text files and `--out` lie in directories
-that all machines of the cluster see under the same names. A run that was ended goes on
-where the parts end; so does a text whose worker was killed.
+Ray, bit for bit on as many devices as a worker has. It writes them itself: text files
+and `--out` lie in directories that all machines of the cluster see under the same
+names. A run that was ended goes on where the parts end; so does a text whose worker was
+killed.
 
 Ray is an extra, `pip install 'elmojax[ray]'`, and this is the one module that knows it.
 """
@@ -23,7 +24,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ import numpy as np
 from elmojax import __version__
 from elmojax.embedding.files import Job
 from elmojax.embedding.outputs import Output
-from elmojax.embedding.worker import Actor, Task, require_seen
+from elmojax.embedding.worker import Accelerator, Actor, Task, require_seen
 from elmojax.errors import InputError
 from elmojax.text.files import Errors
 
@@ -57,7 +58,8 @@ def embed_files(
       texts: those that `output` was opened with, as Paths.
       output: of Parquet.
       errors, overwrite: as `read_text` and `open_output` have them.
-      workers, address: see `connected`. With JAX_PLATFORMS=cpu they take no GPUs.
+      workers, address: see `connected`. With JAX_PLATFORMS=cpu they take no GPUs and
+        no TPUs; otherwise each uses JAX's default devices on its machine.
       report: called with the words of each text that is whole.
 
     Returns:
@@ -73,12 +75,13 @@ def embed_files(
     with contextlib.redirect_stdout(sys.stderr), connected(address, workers):
         import ray
 
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        on_cpu = gpus == 0 or os.environ.get("JAX_PLATFORMS") == "cpu"
+        on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
+        accelerator, some = (None, 0) if on_cpu else _accelerators()
         machines = sum(node["Alive"] for node in ray.nodes())
-        count = workers or (machines if on_cpu else gpus)
+        count = workers or some or machines
+        params = jax.tree.map(np.asarray, job.params)
         task = Task(
-            job=replace(job, params=jax.tree.map(np.asarray, job.params)),
+            job=replace(job, params=params, mesh=None),
             names=tuple(map(os.fspath, texts)),
             home=Path.cwd(),
             directory=Path(os.path.abspath(output.directory)),
@@ -86,6 +89,7 @@ def embed_files(
             errors=errors,
             overwrite=overwrite,
             on_cpu=on_cpu,
+            accelerator=accelerator,
             threads=max(1, (os.cpu_count() or 1) // count) if machines == 1 else None,
             run=uuid.uuid4().hex,
         )
@@ -110,8 +114,8 @@ def connected(address: str | None = None, workers: int | None = None) -> Iterato
       address: HOST:PORT of a running cluster that this machine is part of, or "auto"
         for the one started here; it is left running. None starts one of this machine
         alone, which others cannot reach (unless Ray was imported before), and ends it.
-      workers: how many a run has at most. None = one a GPU, or one a machine if there
-        are none; each has one GPU, if there are any.
+      workers: how many a run has at most. None = one a GPU, or one a TPU chip, or one
+        a machine if there are none; each has one of them, if there are any.
 
     Raises:
       InputError: without Ray, if there is no such cluster, or it does not fit.
@@ -190,6 +194,17 @@ def _require_healthy(address: str) -> None:
     )
 
 
+def _accelerators() -> tuple[Accelerator | None, int]:
+    """The kind that machines of the cluster have, and their number."""
+    import ray
+
+    found = ray.cluster_resources()
+    for kind in get_args(Accelerator):
+        if found.get(kind, 0) >= 1:
+            return kind, int(found[kind])
+    return None, 0
+
+
 def _reports(task: Task, workers: int) -> Generator[dict[str, Any], None, None]:
     """What actors return, as it comes."""
     import ray
@@ -203,7 +218,8 @@ def _reports(task: Task, workers: int) -> Generator[dict[str, Any], None, None]:
         fn_constructor_args=(functools.partial(_get, ray.put(task)), __version__),
         batch_size=1,
         num_cpus=1,
-        num_gpus=None if task.on_cpu else 1,
+        num_gpus=1 if task.accelerator == "GPU" else None,
+        resources={"TPU": 1} if task.accelerator == "TPU" else None,
         # No text waits for a worker while another has nothing to do.
         compute=ray.data.ActorPoolStrategy(
             size=workers, max_tasks_in_flight_per_actor=1

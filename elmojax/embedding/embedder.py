@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Literal
 
+import jax
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
 
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.blocks import Block
+from elmojax.embedding.devices import along_data, whole
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import Dtype, Select, make_selection, run_batch
-from elmojax.embedding.plan import full, make_plan, room, shapes
+from elmojax.embedding.plan import full, make_plans, room, shapes
 from elmojax.embedding.table import WordTable
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
@@ -36,6 +41,10 @@ class Embedder:
     the sentence alone and only a few shapes are compiled. A sentence longer than a
     batch is read in chunks, exactly. While the device works on one batch, the host
     prepares the next.
+
+    On a mesh every device reads a batch of its own at the same time. They exchange the
+    vectors of new words, of which each encodes a share, and nothing else. Batches are
+    those of one device, and so are vectors within float32 rounding.
     """
 
     def __init__(
@@ -48,21 +57,26 @@ class Embedder:
         gammas: Numbers | None = None,
         dtype: Dtype = "float32",
         precision: Precision | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         """
         Args:
           params: from `init`, `restore` or `load`.
           vocabulary: for models with a word table (of `cache_words`: the WordIndex).
-          batch_tokens: most words and sentences of a batch together; bounds memory.
+          batch_tokens: most words and sentences of a batch together; bounds memory of
+            a device. Fewer have more devices of a mesh work on a small text.
           layers: "all" keeps every layer, "top" the last, "mix" their sum weighted by
             `gammas`.
           gammas: [layers + 1], for layers "mix".
           dtype: of the vectors: "float32", "float16" or "bfloat16". Sums are float32.
           precision: of matrix products, "float32" or "bf16" (see `cast`); None = that
             of `params`.
+          mesh: with an axis `data` of this process's devices, all of which are used (of
+            other axes the first); they get the whole of `params`. None = the device
+            that has `params`, or JAX's default one.
 
         Raises:
-          InputError: if these do not go together.
+          InputError: if these do not go together, or the mesh is another.
         """
         if batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}; it must be above 0.")
@@ -72,14 +86,20 @@ class Embedder:
                 "directory it was trained in."
             )
         params = params if precision is None else cast(params, precision)
+        if mesh is not None:
+            mesh = along_data(mesh)
+            params = jax.device_put(params, whole(mesh))
         self.params, self.batch_tokens = params, batch_tokens
+        self._mesh, self._devices = mesh, 1 if mesh is None else mesh.size
         self._full, self._vocabulary = full(batch_tokens), vocabulary
         self._selection = make_selection(params, layers, gammas, dtype)
-        self._table = WordTable(params, vocabulary, max(batch_tokens, CHUNK))
+        words = max(self._devices * batch_tokens, CHUNK)
+        self._table = WordTable(params, vocabulary, words, mesh)
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """All (steps, rows, words) that batches are compiled for, whatever the text."""
+        """All (steps, rows, words) that batches are compiled for, whatever the text;
+        rows and words of one device."""
         return shapes(self.batch_tokens)
 
     def blocks(
@@ -95,15 +115,17 @@ class Embedder:
           skip: leave out that many sentences at the beginning: a number at which a
             block ended when the same sentences were read by another Embedder like
             this. From an Embedder not used before, the blocks after it then come bit
-            for bit as they did there.
+            for bit as they did there; with another number of devices, within float32
+            rounding.
           on_device: leave the vectors on the device and do not wait for them: they
-            are arrays of JAX then, with unused rows at the end.
+            are arrays of JAX then, with unused rows at the end, each on the device of
+            its batch (of a document: on all of them).
 
         Raises:
           InputError: for what is not a list of words, or another `skip`.
         """
         blocks = self._dispatch(sentences, skip)
-        yield from blocks if on_device else _fetched(blocks)
+        yield from blocks if on_device else self._fetched(blocks)
 
     def embed_sentences(
         self, sentences: Iterable[Sequence[str]], batch_size: int | None = None
@@ -111,7 +133,7 @@ class Embedder:
         """Vectors of each sentence, in the order of the sentences.
 
         Stands in for AllenNLP's `ElmoEmbedder.embed_sentences`; it reads sentences
-        ahead, up to two batches.
+        ahead, up to two batches a device.
 
         Args:
           sentences: any number of them, each a list of words.
@@ -126,7 +148,7 @@ class Embedder:
           InputError: for what is not a list of words, or a `batch_size` below 1.
         """
         parts: list[np.ndarray] = []
-        for block in _fetched(self._dispatch(sentences, 0, batch_size)):
+        for block in self._fetched(self._dispatch(sentences, 0, batch_size)):
             end, last = 0, len(block.sizes) - 1
             for number, size in enumerate(block.sizes):
                 parts.append(block.vectors[end : end + size])
@@ -235,6 +257,7 @@ class Embedder:
             self.batch_tokens,
             layers=layers,
             gammas=gammas,
+            mesh=self._mesh,
         )
         sentences = read_sentences(input_file)
         words = (sentence.split() for sentence in sentences)
@@ -253,31 +276,67 @@ class Embedder:
         skip: int,
         batch_size: int | None = None,
     ) -> Iterator[Block]:
-        """Starts batch after batch on the device."""
+        """Starts batch after batch, one on each device."""
         done = 0
-        for batch in self._batches(sentences, batch_size):
-            done += len(batch)
-            words = list(chain.from_iterable(batch))
-            if len(words) + len(batch) > self._full and len(batch) == 1:
+        for group in self._groups(self._batches(sentences, batch_size)):
+            ends = done + np.cumsum([len(batch) for batch in group])
+            before, done = done, int(ends[-1])
+            words = list(chain.from_iterable(chain.from_iterable(group)))
+            if self._is_document(group[0]):
                 if done <= skip:
                     pass_over(self._table, words)
                 else:
                     yield from self._document(words)
                 continue
             rows = self._table.rows(words)
-            if done > skip:
-                if done - len(batch) < skip:
-                    raise InputError(f"No batch of this text ends at sentence {skip}.")
-                yield self._batch(batch, rows)
+            if done <= skip:
+                continue
+            if skip > before and skip not in ends:
+                raise InputError(f"No batch of this text ends at sentence {skip}.")
+            for end, block in zip(ends, self._run(group, rows), strict=True):
+                if end > skip:
+                    yield block
 
-    def _batch(self, batch: list[list[str]], rows: np.ndarray) -> Block:
-        sizes = np.array([len(sentence) for sentence in batch])
-        size = room(len(rows), self.batch_tokens)
-        plan = make_plan(rows, sizes, size)
+    def _groups(
+        self, batches: Iterable[list[list[str]]]
+    ) -> Iterator[list[list[list[str]]]]:
+        """Successive batches, as many as there are devices; a document alone."""
+        group: list[list[list[str]]] = []
+        for batch in batches:
+            document = self._is_document(batch)
+            if group and document:
+                yield group
+                group = []
+            group.append(batch)
+            if document or len(group) == self._devices:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _is_document(self, batch: list[list[str]]) -> bool:
+        """Whether it is one sentence that is longer than a batch."""
+        return len(batch) == 1 and len(batch[0]) + 1 > self._full
+
+    def _run(self, group: list[list[list[str]]], rows: np.ndarray) -> list[Block]:
+        """The blocks of some batches, whose words have these rows of the table."""
+        idle: list[list[list[str]]] = [[]] * (self._devices - len(group))
+        sizes = [np.array([len(s) for s in batch], int) for batch in [*group, *idle]]
+        words = np.split(rows, np.cumsum([each.sum() for each in sizes])[:-1])
+        size = room(max(map(len, words)), self.batch_tokens)
         vectors = run_batch(
-            self.params, self._table.vectors, plan, size, self._selection
+            self.params,
+            self._table.vectors,
+            make_plans(words, sizes, size),
+            size,
+            self._selection,
+            self._mesh,
         )
-        return Block(tuple(sizes.tolist()), vectors, False)
+        each = [vectors] if self._mesh is None else _by_device(vectors)
+        return [
+            Block(tuple(some.tolist()), share, False)
+            for some, share, _ in zip(sizes, each, group, strict=False)
+        ]
 
     def _document(self, words: list[str]) -> Iterator[Block]:
         left = len(words)
@@ -312,15 +371,24 @@ class Embedder:
         if batch:
             yield batch
 
+    def _fetched(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """Each block on the host, once its device has been given the next."""
+        late: deque[Block] = deque()
+        for block in blocks:
+            if len(late) == self._devices:
+                yield _on_host(late.popleft())
+            late.append(block)
+        yield from map(_on_host, late)
 
-def _fetched(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Each block on the host, once the device has been given the next."""
-    late: list[Block] = []
-    for block in chain(blocks, [None]):
-        for done in late:
-            vectors = np.asarray(done.vectors)[: sum(done.sizes)]
-            yield done._replace(vectors=vectors)
-        late = [] if block is None else [block]
+
+def _on_host(block: Block) -> Block:
+    return block._replace(vectors=np.asarray(block.vectors)[: sum(block.sizes)])
+
+
+def _by_device(vectors: Array) -> list[Array]:
+    """What each device has of vectors that are split over a mesh, in order."""
+    shards = vectors.addressable_shards
+    return [s.data for s in sorted(shards, key=lambda s: s.index[0].start or 0)]
 
 
 def _layers_first(parts: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.blocks import Block
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
@@ -42,6 +44,8 @@ class Job:
     dtype: Dtype = "float32"
     pool: Pooling | None = None
     compression: str | None = None
+    mesh: Mesh | None = None
+    """Whose devices are used; what comes is the same within float32 rounding."""
 
     def embedder(self) -> Embedder:
         """A new one for each text: its vectors depend on no other text, to the bit."""
@@ -53,6 +57,7 @@ class Job:
             gammas=self.gammas,
             # Pooling comes before rounding.
             dtype="float32" if self.pool else self.dtype,
+            mesh=self.mesh,
         )
 
     def form(self) -> Form:
@@ -89,7 +94,7 @@ def embed_files(
     """Writes the vectors of text files (see `elmojax.embedding.outputs`).
 
     A run that was cut short is taken up where it stopped, and the result is the same
-    to the byte.
+    to the byte, or with other devices within float32 rounding.
 
     Args:
       job: model and kind of vectors.

@@ -8,6 +8,7 @@ but at the end of rows, so few shapes serve texts of any length.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,30 @@ def shapes(batch_tokens: int) -> list[tuple[int, int, int]]:
     return [(s, r, n) for n in rooms for r in possible_rows(n) for s in STEPS]
 
 
-def make_plan(words: np.ndarray, sizes: np.ndarray, room: int) -> Plan:
+def make_plans(
+    words: Sequence[np.ndarray], sizes: Sequence[np.ndarray], room: int
+) -> Plan:
+    """The plan for a batch on each of some devices, as `make_plan` has them.
+
+    All have as many rows, which follow on each other, and the number of a word is that
+    in its own batch.
+    """
+    rows = max(_best_rows(each, room) for each in sizes)
+    plans = [make_plan(*one, room, rows) for one in zip(words, sizes, strict=True)]
+    steps = max(len(plan.words) for plan in plans)
+
+    def join(arrays: Sequence[np.ndarray], filling: int) -> np.ndarray:
+        joined = np.full((steps, 2, len(arrays), rows), filling, arrays[0].dtype)
+        for number, array in enumerate(arrays):
+            joined[: len(array), :, number] = array
+        return joined.reshape(steps, 2, -1)
+
+    return Plan(*map(join, zip(*plans, strict=True), (0, room, False)))
+
+
+def make_plan(
+    words: np.ndarray, sizes: np.ndarray, room: int, rows: int | None = None
+) -> Plan:
     """The plan for a batch of sentences.
 
     Args:
@@ -70,8 +94,9 @@ def make_plan(words: np.ndarray, sizes: np.ndarray, room: int) -> Plan:
         0, `</S>` row 1.
       sizes: words of each sentence; 0 for one without words, which takes no place.
       room: of the batch; words without a place in it get this number.
+      rows: None = the number that takes least time.
     """
-    rows = _best_rows(sizes, room)
+    rows = rows or _best_rows(sizes, room)
     row, first, steps = _place(sizes, rows)
     index = np.zeros((steps, 2, rows), np.int32)
     target = np.full((steps, 2, rows), room, np.int32)

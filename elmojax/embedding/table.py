@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from elmojax.config import CharCnnConfig, WordTableConfig
+from elmojax.embedding.devices import on_each, whole
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
@@ -23,11 +26,14 @@ if TYPE_CHECKING:
     from elmojax.embedding.words import WordIndex
 
 BLOCKS = (512, 64, 16)
-"""Words that go through the encoder at once; new words are cut into these sizes."""
+"""Words that go through the encoder of a device at once; new words are cut into these
+sizes."""
 SHORT = 17
 """Characters, marks included, of words that are encoded in fewer columns."""
-BYTES = 64 << 20
-"""Device memory of the table."""
+BYTES = (64 << 20, 1 << 30)
+"""Device memory of the table, at least and at most."""
+SHARE = 32
+"""Between these, it takes one part in so many of what JAX may use of a device."""
 MARKS = SPECIALS[:2]
 """`<S>` and `</S>`: always rows 0 and 1."""
 
@@ -38,6 +44,8 @@ class WordTable:
     Which row a word gets, and with which others it is encoded, depends only on the
     words asked for since the beginning. Encoding waits until the vectors are needed,
     so that a text can be passed over quickly and gone on with exactly.
+
+    On a mesh every device has all rows, and encodes its share of the new words.
     """
 
     def __init__(
@@ -45,16 +53,20 @@ class WordTable:
         params: ElmoParams,
         vocabulary: Vocabulary | WordIndex | None,
         batch_words: int,
+        mesh: Mesh | None = None,
     ) -> None:
         """`vocabulary` is for models that read word ids; `batch_words` is the most
-        distinct words of one call of `rows`."""
-        self._params, self._vocabulary = params, vocabulary
+        distinct words of one call of `rows`; `mesh` is of `data` alone."""
+        self._params, self._vocabulary, self._mesh = params, vocabulary, mesh
+        devices = 1 if mesh is None else mesh.size
+        self._blocks = tuple(devices * size for size in BLOCKS)
         self._columns = _short_columns(params.config.encoder)
         width = params.config.lstm.projection
-        fitting = BYTES // (4 * width)
+        fitting = _bytes() // (4 * width)
         self._capacity = max(fitting, batch_words + len(MARKS))
-        spare = BLOCKS[-1]  # of the last block, which may reach past the last word
-        self._vectors = jnp.zeros((self._capacity + spare, width), jnp.float32)
+        spare = self._blocks[-1]  # of the last, which may reach past the last word
+        shape = (self._capacity + spare, width)
+        self._vectors = jnp.zeros(shape, jnp.float32, device=whole(mesh))
         self._clear()
 
     def _clear(self) -> None:
@@ -89,12 +101,18 @@ class WordTable:
             ids, done = self._ids(words)[..., :columns], 0
             while done < len(words):
                 left = len(words) - done
-                size = next((b for b in BLOCKS if b <= left), BLOCKS[-1])
+                size = next((b for b in self._blocks if b <= left), self._blocks[-1])
                 block = ids[done : done + size]
                 if left < size:
                     block = np.concatenate([block, ids[:1].repeat(size - left, 0)])
+                if self._mesh is not None:
+                    block = jax.device_put(block, NamedSharding(self._mesh, P("data")))
                 self._vectors = _encode(
-                    self._params, self._vectors, block, np.int32(start + done)
+                    self._params,
+                    self._vectors,
+                    block,
+                    np.int32(start + done),
+                    self._mesh,
                 )
                 done += size
         self._pending = []
@@ -112,6 +130,13 @@ class WordTable:
         return self._vocabulary.ids(words)[:, None] + 1
 
 
+def _bytes() -> int:
+    """Of the table, on this machine's devices."""
+    memory = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
+    least, most = BYTES
+    return min(max(memory.get("bytes_limit", 0) // SHARE, least), most)
+
+
 def _short_columns(encoder: CharCnnConfig | WordTableConfig) -> int | None:
     """Columns for short words: enough for one window of nothing but padding.
 
@@ -123,10 +148,17 @@ def _short_columns(encoder: CharCnnConfig | WordTableConfig) -> int | None:
     return columns if columns < encoder.max_characters else None
 
 
-@partial(jax.jit, donate_argnums=1)
-@automatic
-def _encode(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:
-    if not isinstance(params.config.encoder, CharCnnConfig):
-        ids = ids[:, 0]
-    vectors = encode_words(params, ids)
-    return jax.lax.dynamic_update_slice(table, vectors, (start, jnp.int32(0)))
+@partial(jax.jit, donate_argnums=1, static_argnums=4)
+def _encode(
+    params: ElmoParams, table: Array, ids: Array, start: Array, mesh: Mesh | None
+) -> Array:
+    def run(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:
+        if not isinstance(params.config.encoder, CharCnnConfig):
+            ids = ids[:, 0]
+        vectors = encode_words(params, ids)
+        if mesh is not None:
+            vectors = jax.lax.all_gather(vectors, "data", tiled=True)
+        return jax.lax.dynamic_update_slice(table, vectors, (start, jnp.int32(0)))
+
+    takes = (P(), P(), P("data"), P())
+    return on_each(mesh, automatic(run), takes, P())(params, table, ids, start)

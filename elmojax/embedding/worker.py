@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from elmojax import __version__
+from elmojax.embedding.devices import local_mesh, whole
 from elmojax.embedding.files import Job
 from elmojax.embedding.outputs import Form, read_text
 from elmojax.embedding.outputs.partial import locked, writing
@@ -28,6 +28,11 @@ _DEATHS = 3
 _PATIENCE = 60.0
 """Seconds that a worker waits for another, given up by all, to let go of a text; and
 how late a network file system may show what another machine wrote."""
+
+
+Accelerator: TypeAlias = Literal["GPU", "TPU"]
+"""As Ray calls them."""
+_EXTRAS: dict[Accelerator, str] = {"GPU": "cuda", "TPU": "tpu"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Task:
     errors: Errors
     overwrite: bool
     on_cpu: bool
+    """Whatever else there is; otherwise on JAX's default devices."""
+    accelerator: Accelerator | None
+    """Of which each worker has one; None where no machine has any."""
     threads: int | None
     """Of one worker's CPU, so that several on a machine are not in each other's way;
     None = as many as there are cores. Vectors do not depend on it."""
@@ -109,17 +117,21 @@ class Worker:
     def _load(self) -> Job:
         """The job, its parameters on the device."""
         if self._job is None:
-            if self._task.on_cpu:
+            task, job = self._task, self._task.job
+            if task.threads is not None:
+                os.environ["NPROC"] = str(task.threads)  # XLA reads it
+            if task.on_cpu:
                 jax.config.update("jax_platforms", "cpu")
-                if self._task.threads is not None:
-                    os.environ["NPROC"] = str(self._task.threads)  # XLA reads it
-            elif jax.default_backend() == "cpu":
+            elif task.accelerator and jax.default_backend() == "cpu":
                 raise InputError(
-                    f"JAX on {socket.gethostname()} does not use its GPU: pip install "
-                    "'elmojax[cuda]' there, or set JAX_PLATFORMS=cpu here."
+                    f"JAX on {socket.gethostname()} does not use its "
+                    f"{task.accelerator}: pip install "
+                    f"'elmojax[{_EXTRAS[task.accelerator]}]' there, or set "
+                    "JAX_PLATFORMS=cpu here."
                 )
-            job = self._task.job
-            self._job = replace(job, params=jax.tree.map(jnp.asarray, job.params))
+            mesh = local_mesh()
+            params = jax.device_put(job.params, whole(mesh))
+            self._job = replace(job, params=params, mesh=mesh)
         return self._job
 
 

@@ -72,15 +72,17 @@ class Evaluator:
         return summarize(total, tokens, self.corpus, self._unknown, seconds)
 
 
-def compile_evaluation_step(lm: LanguageModel, rows: int) -> Any:
-    """`evaluation_step` as one program; the new carry lies as the old one did."""
+def compile_evaluation_step(
+    lm: LanguageModel, rows: int, step: Callable[..., Any] = evaluation_step
+) -> Any:
+    """`step` of the model as one program; the new carry lies as the old one did."""
     whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
     places = None
     if lm.mesh is not None:
         carry = partial(LstmState.zeros, lm.config.lstm, rows)
         places = shardings(lm.mesh, jax.eval_shape(carry), "carry.")
-    step = partial(evaluation_step, lm)
-    return jax.jit(step, donate_argnums=1, out_shardings=(whole, places))
+    run = partial(step, lm)
+    return jax.jit(run, donate_argnums=1, out_shardings=(whole, places))
 
 
 def summarize(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -21,12 +20,14 @@ from elmojax.text.capacity import Capacities, Sizes
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Words
 from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
+from elmojax.training.evaluate import compile_evaluation_step
+from elmojax.training.sharding import place
 from elmojax.training.step import LanguageModel
 
 BLOCK = 32_768
-"""Positions that are scored together."""
+"""Positions that a device scores together."""
 ROWS, WINDOW = (64, 8), 20
-"""Streams of a block of many sentences, and of few."""
+"""Streams of a device, of many sentences and of few."""
 TABLES = 256, 64
 """Rows of the smallest tables of short and of long words."""
 
@@ -65,7 +66,8 @@ class Scorer:
     ) -> None:
         self.lm, self.params, self.vocabulary = lm, params, vocabulary
         self.initial_state = initial_state
-        self._step = jax.jit(partial(_score, lm), donate_argnums=1)
+        self._devices = 1 if lm.mesh is None else lm.mesh.shape["data"]
+        self._step = cache(partial(compile_evaluation_step, lm, step=_score))
 
     def __call__(self, sentences: Iterable[Sequence[str]]) -> Iterator[Score]:
         """One `Score` a sentence, in order; memory is bounded by the longest one."""
@@ -74,7 +76,7 @@ class Scorer:
         for sentence in sentences:
             block.append(list(sentence))
             positions += len(block[-1]) + 1
-            if positions >= BLOCK:
+            if positions >= BLOCK * self._devices:
                 yield from self._score_block(block)
                 block, positions = [], 0
         if block:
@@ -82,17 +84,18 @@ class Scorer:
 
     def _score_block(self, sentences: list[list[str]]) -> Iterator[Score]:
         corpus = _corpus(sentences, self.vocabulary)
-        words = Words(corpus, self.vocabulary, self.lm.config, any_text=True)
+        lm, devices = self.lm, self._devices
+        words = Words(corpus, self.vocabulary, lm.config, devices, any_text=True)
         flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
         starts = corpus.offsets[:-1] + np.arange(len(sentences))
-        rows = ROWS[len(sentences) < ROWS[0]]
-        carry = LstmState.zeros(self.lm.config.lstm, rows)
+        rows = devices * ROWS[len(sentences) < devices * ROWS[0]]
+        step = self._step(rows)
+        carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
         sizes = _sizes(corpus, words, rows)
         for batch, places in located_batches(corpus, words, rows, WINDOW, sizes):
             here = (places.at == 0) & places.counts
-            each, carry = self._step(
-                self.params, carry, batch, here, self.initial_state
-            )
+            batch = place(lm.mesh, batch, "batch.")
+            each, carry = step(self.params, carry, batch, here, self.initial_state)
             where = (starts[places.sentence] + places.at)[places.counts]
             flat[:, where] = np.asarray(each)[:, places.counts]
         known = words.targets[corpus.words[: corpus.offsets[-1]]] != UNKNOWN_ID
@@ -107,7 +110,7 @@ class Scorer:
 def _sizes(corpus: Corpus, words: Words, rows: int) -> Sizes:
     """Out of few, that few programs serve any sentences."""
     tables = len(words.columns)
-    most = Sizes((2 * rows * WINDOW,) * tables).rounded()
+    most = Sizes((2 * rows // words.shards * WINDOW,) * tables).rounded()
     sizes = Capacities(Sizes(TABLES[:tables]), most)
     return sizes.at(sizes.level(heldout_sizes(corpus, words, rows, WINDOW)))
 
