@@ -15,6 +15,7 @@ from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.errors import InputError
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
+from elmojax.model.mix import mix_layers
 from elmojax.model.state import LstmState
 from elmojax.model.varying import automatic, varying_as
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
@@ -60,20 +61,17 @@ def encode(
     Raises:
       InputError: if `tokens` do not fit the model, or hold `<S>` and `</S>` already.
     """
-    return _encode(params, _checked(params, tokens), state, None, sentence_marks)
+    tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+    check_tokens(params.config, tokens)
+    return _encode(params, jnp.asarray(tokens), state, sentence_marks)
 
 
-@partial(jax.jit, static_argnums=4)
+@partial(jax.jit, static_argnums=3)
 def _encode(
-    params: ElmoParams,
-    tokens: Array,
-    state: LstmState | None,
-    gammas: Array | None,
-    marks: bool,
+    params: ElmoParams, tokens: Array, state: LstmState | None, marks: bool
 ) -> Encoded:
     mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
-    words = encode_words(params, tokens)
-    return _contextualize(params, words, mask, state, gammas, marks)
+    return contextualize(params, encode_words(params, tokens), mask, state, marks)
 
 
 @jax.jit
@@ -121,36 +119,19 @@ def contextualize(
       Encoded, as from `encode`.
     """
     words, mask = jnp.asarray(words), jnp.asarray(mask)
-    return _contextualize(params, words, mask, state, None, sentence_marks)
-
-
-def _contextualize(
-    params: ElmoParams,
-    words: Array,
-    mask: Mask,
-    state: LstmState | None,
-    gammas: Array | None,
-    marks: bool,
-) -> Encoded:
-    """With `gammas` [mixes, layers + 1], so many mixes in place of the layers."""
     split = jax.typeof(words).sharding.spec[0]
     rows: Any = P(split)
     carried: Any = P(None, None, split)
     batch = words.shape[0]
     if state is not None and state.cell.ndim == 4 and state.cell.shape[2] > batch:
         carried = P()  # of more rows, which need not be split evenly
-    run = partial(_read, marks=marks)
+    run = partial(_read, marks=sentence_marks)
     places = Encoded(rows, rows, carried)
-    return automatic(run, places)(params, words, mask, state, gammas)
+    return automatic(run, places)(params, words, mask, state)
 
 
 def _read(
-    params: ElmoParams,
-    words: Array,
-    mask: Mask,
-    state: LstmState | None,
-    gammas: Array | None,
-    marks: bool,
+    params: ElmoParams, words: Array, mask: Mask, state: LstmState | None, marks: bool
 ) -> Encoded:
     batch, lengths = mask.shape[0], mask.sum(axis=1, dtype=jnp.int32) + 2
     time = jnp.arange(words.shape[1] + 2)[None]
@@ -165,7 +146,6 @@ def _read(
     words = jnp.where(valid[..., None], words, 0.0)
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
-    inputs = inputs.transpose(2, 0, 1, 3)
     first = params.initial_state
     if state is not None:  # float32 whatever the weights are
         state = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state)
@@ -174,20 +154,18 @@ def _read(
     outputs, after = bilm.contextualize(
         BiLM(params.config),
         params.tree,
-        inputs,
+        inputs.transpose(2, 0, 1, 3),
         before,
         lengths,
     )
     if state is not None and state.cell.ndim == 4:  # rows beyond a smaller batch stay
         rest = jax.tree.map(lambda leaf: leaf[:, :, batch:], state)
         after = after.joined(rest)
-    layers = jnp.concatenate([inputs[None], outputs])
-    if gammas is not None:  # mixed first, there is less to put in order
-        # No matrix product, which would round: a one-hot gamma picks a layer exactly.
-        layers = (gammas[..., None, None, None, None] * layers[None]).sum(axis=1)
-    layers = layers.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
-    backward = jnp.take_along_axis(layers[:, 1], flip[None], axis=2)
-    layers = jnp.concatenate([layers[:, 0], backward], axis=-1).swapaxes(0, 1)
+    outputs = outputs.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
+    backward = jnp.take_along_axis(outputs[:, 1], flip[None], axis=2)
+    contextual = jnp.concatenate([outputs[:, 0], backward], axis=-1)
+    token_layer = jnp.concatenate([words, words], axis=-1)
+    layers = jnp.concatenate([token_layer[None], contextual]).swapaxes(0, 1)
     if marks:
         mask = valid
     else:
@@ -229,18 +207,7 @@ def embed(
             f"gammas have shape {gammas.shape}; this model mixes {wanted} layers, so "
             f"give [{wanted}] or [mixes, {wanted}]."
         )
-    tokens = _checked(params, tokens)
-    mixes = _encode(params, tokens, None, gammas.reshape(-1, wanted), False).layers
-    bias = jnp.broadcast_to(jnp.asarray(bias, jnp.float32), gammas.shape[:-1])
-    if gammas.ndim == 1:
-        return mixes[:, 0] + bias
-    return mixes.swapaxes(0, 1) + bias[:, None, None, None]
-
-
-def _checked(params: ElmoParams, tokens: Tokens) -> Array:
-    tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
-    check_tokens(params.config, tokens)
-    return jnp.asarray(tokens)
+    return mix_layers(encode(params, tokens).layers, gammas, jnp.asarray(bias))
 
 
 def check_tokens(config: ElmoConfig, tokens: Tokens) -> None:
