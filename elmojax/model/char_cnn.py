@@ -75,7 +75,7 @@ class CharCnn(nn.Module):
             places: Any = {"in_specs": (P(), words), "out_specs": words}
             run = jax.shard_map(run, mesh=self.mesh, check_vma=False, **places)
         x = _by_shard(self.mesh, run((table, convolutions, highways, last), tables))
-        return x if isinstance(ids, tuple) else x.reshape(*ids.shape[:-1], -1)
+        return x if isinstance(ids, tuple) else x.reshape(*ids.shape[:-1], x.shape[-1])
 
     def _linear(
         self, name: str, shape: tuple[int, ...], bias: float = 0.0, start: Any = None

@@ -277,7 +277,7 @@ def _backward(
 
 
 def _numbers(x: Array) -> Array:
-    return jnp.arange(len(x), dtype=jnp.int32)
+    return jnp.arange(x.shape[0], dtype=jnp.int32)
 
 
 def _turn(layout: Layout, array: Array) -> Array:
@@ -365,7 +365,9 @@ def _room(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
     """For a value at each position; each is written before it is read."""
     shape = list(like.shape)
     shape[layout.features] = width
-    return varying_as(like, lax.empty(tuple(shape), dtype))
+    known = all(isinstance(size, int) for size in shape)  # else a symbolic dimension
+    room = lax.empty(tuple(shape), dtype) if known else jnp.zeros(shape, dtype)
+    return varying_as(like, room)
 
 
 def _put(stacks: Any, values: Any, t: Array) -> Any:
