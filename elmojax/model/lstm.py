@@ -366,8 +366,17 @@ def _room(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
     shape = list(like.shape)
     shape[layout.features] = width
     known = all(isinstance(size, int) for size in shape)  # else a symbolic dimension
-    room = lax.empty(tuple(shape), dtype) if known else jnp.zeros(shape, dtype)
-    return varying_as(like, room)
+    make = partial(lax.empty, dtype=dtype) if known else partial(jnp.zeros, dtype=dtype)
+
+    @jax.custom_batching.custom_vmap  # in jax 0.10 `empty` is mapped where nothing is
+    def room(like: Array) -> Array:
+        return make(tuple(shape))
+
+    @room.def_vmap
+    def _(size: int, mapped: Any, like: Array) -> tuple[Array, bool]:
+        return make((size, *shape)), True
+
+    return varying_as(like, room(like))
 
 
 def _put(stacks: Any, values: Any, t: Array) -> Any:
