@@ -83,7 +83,8 @@ def _subprocesses_import_this_checkout() -> None:
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Half the time to compile, for tests of many small programs that run once, and
-    for the commands that they start.
+    for the commands that they start. Of computations with a form for each platform only
+    that of a CPU is traced, unless a test names another.
 
     JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them like all others.
     """
@@ -93,9 +94,14 @@ def quick_compilation() -> Iterator[None]:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), "1")
+        patch.setattr(jax.lax, "platform_dependent", _form_of_a_cpu)
         jax.config.update(name, True)
         yield
         jax.config.update(name, False)
+
+
+def _form_of_a_cpu(*arguments, cpu, **others):
+    return cpu(*arguments)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from elmojax.formats import hdf5, published
 from elmojax.formats.hdf5 import load_hdf5, save_hdf5
 from elmojax.formats.tables import load_head
 from elmojax.formats.verify import check_hdf5, compare_embeddings
-from elmojax.model import cell
+from elmojax.model import lstm
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.softmax import Softmax
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
@@ -230,7 +230,7 @@ def weights(directory: Path) -> h5py.File:
 
 
 def test_facts_of_tensorflow():
-    assert published.FORGET_BIAS == cell.FORGET_BIAS
+    assert published.FORGET_BIAS == lstm.FORGET_BIAS
     assert published.GATES == ("i", "j", "f", "o")
 
 

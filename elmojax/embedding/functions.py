@@ -134,7 +134,7 @@ def _read(
     params: ElmoParams, words: Array, mask: Mask, state: LstmState | None, marks: bool
 ) -> Encoded:
     batch, lengths = mask.shape[0], mask.sum(axis=1, dtype=jnp.int32) + 2
-    time = jnp.arange(words.shape[1] + 2)[None]
+    time = jnp.arange(words.shape[1] + 2, dtype=jnp.int32)[None]
     valid, last = time < lengths[:, None], time == lengths[:, None] - 1
     begin, end = encode_words(params, _mark_ids(params.config))
     # Not `.at[:, 0].set(begin)`: jax 0.10 on a CPU writes that to a wrong place where

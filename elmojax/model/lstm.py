@@ -366,7 +366,9 @@ def _room(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
     shape = list(like.shape)
     shape[layout.features] = width
     known = all(isinstance(size, int) for size in shape)  # else a symbolic dimension
-    make = partial(lax.empty, dtype=dtype) if known else partial(jnp.zeros, dtype=dtype)
+    place = jax.typeof(like).sharding
+    place = place if place.mesh.explicit_axes else None
+    make = partial(lax.empty if known else jnp.zeros, dtype=dtype, out_sharding=place)
 
     @jax.custom_batching.custom_vmap  # in jax 0.10 `empty` is mapped where nothing is
     def room(like: Array) -> Array:

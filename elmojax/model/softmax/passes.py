@@ -83,9 +83,8 @@ def in_chunks(
         put = partial(lax.dynamic_update_slice_in_dim, start_index=n * size, axis=1)
         return sums, jax.tree.map(put, outputs, found)
 
-    empty = jnp.zeros if count is not None else lax.empty  # all of it is written
     outputs = jax.tree.map(
-        lambda one: empty((one.shape[0], chunks * size, *one.shape[2:]), one.dtype),
+        lambda one: jnp.zeros((one.shape[0], chunks * size, *one.shape[2:]), one.dtype),
         jax.eval_shape(run, sums, part(0))[1],
     )
     last = jnp.int32(chunks) if count is None else -(-count // size)
