@@ -86,7 +86,7 @@ def test_biases_stay_float32(params):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=[pytest.mark.slow] if kind == "float16" else [])
+        pytest.param(kind, marks=[pytest.mark.slow] if kind != "bf16" else [])
         for kind in HALF
     ],
 )

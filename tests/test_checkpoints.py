@@ -221,6 +221,7 @@ def test_sums_of_what_is_read_are_compared(world, tmp_path, monkeypatch, part):
 # --- switches ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_float32_is_float32_under_x64(world, tmp_path):
     """All that reads a model gives the numbers that it gives without the switch."""
 

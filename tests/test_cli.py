@@ -395,6 +395,7 @@ def rates(run: Path) -> list[float]:
     return [line["learning_rate"] for line in lines if "learning_rate" in line]
 
 
+@pytest.mark.slow
 def test_a_schedule_belongs_to_its_run(world, tmp_path):
     """Half a cosine in two steps, then its end; in eight steps where that is asked."""
     peak, end = 0.01, 0.001

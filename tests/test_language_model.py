@@ -131,6 +131,7 @@ def test_the_parts_of_encode(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_from_python(tmp_path):
     """`pretrain(config)` is the command: it makes a run, goes on, and is a model."""
     text = tmp_path / "text"

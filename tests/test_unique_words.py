@@ -197,6 +197,7 @@ def test_shapes_are_known_without_a_batch(options, level):
     jax.tree.map(same, known, places, placed)
 
 
+@pytest.mark.slow
 def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
     """And the step does not compile it again."""
     config = prepared(tmp_path, ["the river bank is no bank"] * 200)
