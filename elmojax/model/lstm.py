@@ -345,8 +345,15 @@ def _times_turned(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Arr
 
 def _over_positions(layout: Layout, left: Array, right: Array, dtype: Dtype) -> Array:
     """Sum over time and batch of left times right: [two, left, right], float32."""
-    subscripts = "tnbi,tnbo->nio" if layout.features == -1 else "tnib,tnob->nio"
-    return contract(subscripts, left, right, dtype)
+    if layout.features == -1:
+        return contract("tnbi,tnbo->nio", left, right, dtype)
+
+    def by_position(array: Array) -> Array:
+        rows = array.transpose(1, 0, 3, 2)
+        return rows.reshape(rows.shape[0], -1, rows.shape[3])
+
+    # A CPU is slow to contract two axes at once.
+    return contract("nki,nko->nio", by_position(left), by_position(right), dtype)
 
 
 def _begun(layout: Layout, reset: Reset | None, t: Array, state: State) -> State:
