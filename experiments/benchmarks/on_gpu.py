@@ -464,7 +464,9 @@ def train(sizes: Sizes, known: Known) -> Iterator[Row]:
             **against(flops, seconds),
             "of measured product": flops / seconds / peak,
             "MFLOP a token": flops / tokens / 1e6,
-            "table of words": "x".join(map(str, found["table"])),
+            "tables of words": ", ".join(
+                "x".join(map(str, shape)) for shape in found["tables"]
+            ),
             "temporary GB": found["temporary_bytes"] / 1e9,
             "peak GB": peak_gb(),
             "loss": found["loss"],
