@@ -35,7 +35,6 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"(step|key|watch\.\w+)$", P()),
     # A batch: the tables of a shard are encoded in shares, rows are split.
     (r"batch\.words\.\d+$", P(("data", "model"))),
-    (r"batch\.members\.", P("data")),
     (r"batch\.(inputs|targets|negatives\.targets)$", P(None, "data")),
     (r"batch\.negatives\.(words|drawn|log_expected)$", P()),
     (r"batch\.(weights|members\.\d+\.\w+)$", P("data")),
