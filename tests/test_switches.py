@@ -236,7 +236,11 @@ def usual_files(run, tmp_path_factory):
 @pytest.mark.slow
 def test_commands_under_all_switches_at_once(run, usual_files, tmp_path):
     with switched(**SWITCHES):
-        assert_same(usual_files, files_of(run, tmp_path))
+        found = files_of(run, tmp_path)
+    # On the third device alone, where all eight shared the work before.
+    sums = "perplexities"
+    assert_same(usual_files[sums], found[sums], tolerance=1e-5)
+    assert_same({**usual_files, sums: None}, {**found, sums: None})
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -68,8 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+_report = sys.unraisablehook
+
+
+def _report_others(unraisable: Any) -> None:
+    """Where one array of a checkpoint fails, Orbax does not wait for the others."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _report(unraisable)
+
+
 def _quieten() -> None:
-    """What Orbax leaves behind of a file that it could not read is said once, by us."""
+    """What Orbax leaves behind of a file that it cannot read or write, we say once."""
+    sys.unraisablehook = _report_others
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     warnings.filterwarnings("ignore", "Enable tracemalloc")

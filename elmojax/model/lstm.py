@@ -349,7 +349,7 @@ def _over_positions(layout: Layout, left: Array, right: Array, dtype: Dtype) -> 
         return contract("tnbi,tnbo->nio", left, right, dtype)
 
     def by_position(array: Array) -> Array:
-        rows = array.transpose(1, 0, 3, 2)
+        rows = array.transpose(1, 3, 0, 2)  # rows first: they may lie in shards
         return rows.reshape(rows.shape[0], -1, rows.shape[3])
 
     # A CPU is slow to contract two axes at once.
