@@ -175,6 +175,7 @@ def test_loading_in_half_width(params, run):
         np.testing.assert_array_equal(again.forward, half.forward)
 
 
+@pytest.mark.slow
 def test_commands(params, run, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the river bank\nno bank\n")

@@ -103,8 +103,8 @@ def wanted(world) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("shape", "axes"),
     [
-        ((1,), AxisType.Explicit),
-        ((4,), AxisType.Auto),
+        pytest.param((1,), AxisType.Explicit, marks=pytest.mark.slow),
+        pytest.param((4,), AxisType.Auto, marks=pytest.mark.slow),
         ((4, 2), AxisType.Auto),
         ((4, 2), AxisType.Explicit),
     ],

@@ -113,7 +113,11 @@ def published(there, goldens, monkeypatch):
     }
 
 
-HERE = [p for p in PAGES if PYTHON.search(read(p)) and p != "docs/checkpoints.md"]
+HERE = [
+    pytest.param(page, marks=pytest.mark.slow if "pipelines" in page else [])
+    for page in PAGES
+    if PYTHON.search(read(page)) and page != "docs/checkpoints.md"
+]
 """The other one is run by test_checkpoints.py, with a run that a mesh trained."""
 
 

@@ -361,9 +361,8 @@ def test_bad_input_is_one_sentence(data, tmp_path, monkeypatch):
         refused("estimate", *TINY, *shlex.split(flags), says=says)
 
 
-@pytest.mark.parametrize(
-    "text", [pytest.param((), marks=pytest.mark.slow), ("--data",)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [(), ("--data",)])
 def test_a_table_of_every_position_is_larger(data, text):
     flags = (*TINY, "--rows", 16, "--window", 20, *text, *([data] if text else []))
     every = answer("estimate", *flags, "--no-unique-words")

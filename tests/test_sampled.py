@@ -251,6 +251,7 @@ def dense(batch):
     return batch._replace(negatives=full)
 
 
+@pytest.mark.slow
 def test_sparse_adagrad_is_dense_adagrad():
     """And rows that no batch named have not moved at all."""
     optimizer = make_optimizer(OptimizerConfig(gradient_norm=0.5), 100)

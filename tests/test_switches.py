@@ -143,6 +143,7 @@ def usual(params, key, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_public_functions_under_all_switches_at_once(params, key, usual, tmp_path):
     with switched(**SWITCHES):
         found = {**vectors(params, key), **the_rest(params, key, tmp_path)}

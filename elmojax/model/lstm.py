@@ -245,8 +245,8 @@ def _backward(
             d_cell * before * f * (1 - f),
             d_m * squashed * o * (1 - o),
         )
-        dz = [gate.astype(half) for gate in d_gates]
-        pairs = zip(_joined(layout, dz), kernels, strict=True)
+        dz = _joined(layout, [gate.astype(half) for gate in d_gates])
+        pairs = zip(dz, kernels, strict=True)
         both = sum(_times_turned(layout, part, kernel, half) for part, kernel in pairs)
         d_x, d_hidden = jnp.split(both, [x.shape[layout.features]], layout.features)
         d_state = State(d_cell * f, d_hidden)
@@ -256,18 +256,20 @@ def _backward(
 
     (_, dim, out), inputs = projection.shape, saved.inputs.shape[-1]
     room = partial(_room, layout, d_outputs)
-    d_gates, d_products = [room(dim, half) for _ in range(4)], room(out, half)
-    stacks = (d_gates, d_products, room(inputs, jnp.float32))
+    dz = [room(4 * dim // len(kernels), half) for _ in kernels]
+    stacks = (dz, room(out, half), room(inputs, jnp.float32))
     carry = (d_last if ends is None else zeros, stacks)
     (d_state, stacks), _ = lax.scan(step, carry, _numbers(x), reverse=True)
-    d_gates, d_products, d_x = stacks
+    dz, d_products, d_x = stacks
     if ends is not None:  # of rows without a position
         d_state = jax.tree.map(jnp.add, d_state, _choose(ends == 0, d_last, zeros))
     over = partial(_over_positions, layout, dtype=half)
     read = _read(layout, x, hidden, first, reset)
-    d_kernels = [over(read, d_gate) for d_gate in d_gates]
+    d_kernels = [over(read, d_product) for d_product in dz]
     d_kernel = jnp.stack([d_gate[:, : inputs + out] for d_gate in d_kernels], 2)
+    d_kernel = d_kernel.reshape(saved.weights.kernel.shape)
     d_bias = jnp.stack([d_gate[:, inputs + out] for d_gate in d_kernels], 1)
+    d_bias = d_bias.reshape(saved.weights.bias.shape)
     *_, o = _activated(zs)
     m = (o * jnp.tanh(cells.astype(jnp.float32))).astype(half)
     d_weights = (d_kernel, d_bias, over(m, d_products))
@@ -349,7 +351,7 @@ def _over_positions(layout: Layout, left: Array, right: Array, dtype: Dtype) -> 
         return contract("tnbi,tnbo->nio", left, right, dtype)
 
     def by_position(array: Array) -> Array:
-        rows = array.transpose(1, 3, 0, 2)  # rows first: they may lie in shards
+        rows = array.transpose(1, 0, 3, 2)
         return rows.reshape(rows.shape[0], -1, rows.shape[3])
 
     # A CPU is slow to contract two axes at once.

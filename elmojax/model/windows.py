@@ -19,7 +19,7 @@ from elmojax.model.platforms import Platform, by_platform
 from elmojax.model.precision import Dtype, contract
 from elmojax.model.varying import alike
 
-CPU_BLOCK = 64
+CPU_BLOCK = 32
 """Words at a time on a CPU, so that their responses stay in its cache."""
 BLOCK = 2**17
 """Characters at a time elsewhere: 0.5 GB of responses to the widest published filter,
@@ -61,23 +61,25 @@ def _pooled(
 def _forward(
     dtype: Dtype, platform: Platform, table: Array, kernels: Kernels, ids: Array
 ) -> tuple[Array, tuple[Any, ...]]:
-    def run(ids: Array) -> list[Array]:
-        read = _windows(table.astype(dtype)[ids.T], max(map(len, kernels)))
-        found = []
+    def run(axis: int, first: Callable[[Array, int], Array], ids: Array) -> list[Array]:
+        characters = table.astype(dtype)[ids if axis else ids.T]
+        read, found = _windows(characters, max(map(len, kernels)), axis), []
         for kernel in kernels:
-            flat = kernel.reshape(-1, kernel.shape[2])
-            own = read[: ids.shape[1] - len(kernel) + 1, :, : len(flat)]
-            x = contract("wnk,kf->wnf", own, flat, dtype)
-            # Compilers take both in one pass, that of a TPU inside of the product.
-            found.append((x.max(axis=0), lax.argmax(x, 0, jnp.int32)))
+            flat, windows = _flat(kernel), ids.shape[1] - len(kernel) + 1
+            own = lax.slice_in_dim(read, 0, windows, axis=axis)[..., : len(flat)]
+            x = contract("abk,kf->abf", own, flat, dtype)
+            found.append((x.max(axis), first(x, axis)))
         return [jnp.concatenate(x, axis=-1) for x in zip(*found, strict=True)]
 
-    def in_blocks(characters: int, ids: Array) -> list[Array]:
-        found = _in_blocks(characters, run, ids)
-        return [x.reshape(-1, x.shape[-1])[: ids.shape[0]] for x in found]
+    def in_blocks(characters: int, axis: int, first: Any, ids: Array) -> list[Array]:
+        found = _in_blocks(characters, partial(run, axis, first), ids)
+        in_order = (x.swapaxes(0, 1).reshape(-1, x.shape[-1]) for x in found)
+        return [x[: ids.shape[0]] for x in in_order]
 
-    sizes = (CPU_BLOCK * ids.shape[1], BLOCK)
-    cpu, accelerator = (partial(in_blocks, size) for size in sizes)
+    cpu = partial(in_blocks, CPU_BLOCK * ids.shape[1], 1, _first_equal)
+    # Taken in one pass with the maxima, by the compiler of a TPU inside of the product.
+    argmax = partial(lax.argmax, index_dtype=jnp.int32)
+    accelerator = partial(in_blocks, BLOCK, 0, argmax)
     best, where = by_platform(platform, ids, cpu=cpu, accelerator=accelerator)
     return best, (table, kernels, ids, where)
 
@@ -98,6 +100,18 @@ def _backward(
 _pooled.defvjp(_forward, _backward)
 
 
+def _first_equal(x: Array, axis: int) -> Array:
+    """`argmax` in loops that a CPU's compiler vectorises."""
+    numbers = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    equal = x == x.max(axis, keepdims=True)
+    return jnp.where(equal, numbers, x.shape[axis]).min(axis)
+
+
+def _flat(kernel: Array) -> Array:
+    """[width, dim, filters] -> [width * dim, filters]."""
+    return kernel.reshape(-1, kernel.shape[2])
+
+
 def _joined(table: Array, kernels: Kernels) -> tuple[Array, Array]:
     """Kernels as one [widest, dim, filters], zeros below the narrow ones; float32."""
     widest = max(map(len, kernels))
@@ -107,21 +121,27 @@ def _joined(table: Array, kernels: Kernels) -> tuple[Array, Array]:
 
 
 def _in_blocks(characters: int, run: Callable[..., Any], *arrays: Array) -> Any:
-    """`run` on blocks of words, the last one filled up: results [blocks, ...]."""
+    """`run` on blocks of words, zeros added at the end: results [blocks, ...].
+
+    Block n has every word whose number leaves n, so that words in shards stay there.
+    """
     words: Any = arrays[0].shape[0]
     # A symbolic number, of a program for any number of words, is one block.
     count = -(-arrays[0].size // characters) if isinstance(words, int) else 1
     if count < 2:
         return jax.tree.map(lambda x: x[None], run(*arrays))
     fill = ((0, -words % count), (0, 0))
-    blocks = [jnp.pad(a, fill).reshape(count, -1, a.shape[1]) for a in arrays]
-    return lax.map(lambda block: run(*block), blocks)
+    every = (jnp.pad(a, fill).reshape(-1, count, a.shape[1]) for a in arrays)
+    return lax.map(lambda block: run(*block), [a.swapaxes(0, 1) for a in every])
 
 
-def _windows(characters: Array, width: int) -> Array:
-    """[columns, words, dim] -> [columns, words, width * dim], zeros past the end."""
-    padded = jnp.pad(characters, ((0, width - 1), (0, 0), (0, 0)))
-    shifts = [padded[k : k + len(characters)] for k in range(width)]
+def _windows(characters: Array, width: int, axis: int = 0) -> Array:
+    """The characters of each window side by side: [.., width * dim], zeros past the
+    end. `axis` is that of columns, the other one has the words."""
+    fill = [(0, 0)] * 3
+    fill[axis] = (0, width - 1)
+    padded, columns = jnp.pad(characters, fill), characters.shape[axis]
+    shifts = [lax.slice_in_dim(padded, k, k + columns, axis=axis) for k in range(width)]
     return jnp.concatenate(shifts, axis=-1)
 
 
@@ -150,7 +170,7 @@ def _by_window(
     def responses(table: Array, kernel: Array) -> Array:
         named = jax.nn.one_hot(ids.T, len(table), dtype=dtype)
         read = _windows(contract("wnc,cd->wnd", named, table, dtype), len(kernel))
-        return contract("wnk,kf->wnf", read, kernel.reshape(-1, kernel.shape[2]), dtype)
+        return contract("wnk,kf->wnf", read, _flat(kernel), dtype)
 
     number = lax.broadcasted_iota(jnp.int32, (ids.shape[1], *where.shape), 0)
     d_responses = jnp.where(number == where[None], d_best[None], 0)

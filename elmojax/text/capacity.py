@@ -21,8 +21,6 @@ from elmojax.text.negatives import named
 
 RARE = 1e-5
 """Share of the steps that may need larger arrays, if words were drawn at random."""
-ROWS = 64
-"""Tables of words have a multiple of so many rows."""
 SENTENCES = 100_000
 """Sentences of a text whose lengths are looked at."""
 
@@ -42,12 +40,9 @@ class Sizes(NamedTuple):
 
     def rounded(self, split: int = 1) -> Sizes:
         """Up, for arrays that divide well; tables over so many devices."""
-        multiple = math.lcm(ROWS, split)
-        return Sizes(
-            tuple(up(max(size, 1), multiple) for size in self.words),
-            tuple(up(max(size, 1), _share(size)) for size in self.members),
-            up(self.names, 2 * ROWS),
-        )
+        words = (_even(size, split) for size in self.words)
+        members = map(_even, self.members)
+        return Sizes(tuple(words), tuple(members), up(self.names, 128))
 
 
 def _flat(sizes: Sizes) -> tuple[int, ...]:
@@ -65,9 +60,11 @@ def up(size: int, multiple: int) -> int:
     return multiple * -(-size // multiple)
 
 
-def _share(members: int) -> int:
-    """A power of two, an eighth to a sixteenth of the members, from 8 to 128."""
-    return min(128, 1 << max(64, members).bit_length() - 4)
+def _even(size: int, split: int = 1) -> int:
+    """The next multiple of `split` and of a power of two, from 8 to 128, that is an
+    eighth to a sixteenth of the size."""
+    share = min(128, 1 << max(64, size).bit_length() - 4)
+    return up(max(size, 1), math.lcm(share, split))
 
 
 class Capacities(NamedTuple):

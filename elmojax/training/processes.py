@@ -249,7 +249,7 @@ def failing_together() -> Iterator[None]:
         assert client is not None
         with contextlib.suppress(Exception):  # another one may have been first
             client.key_value_set(FAILURE, json.dumps([status, why]))
-            time.sleep(2)  # process 0 hosts what the others read
+        time.sleep(2)  # process 0 hosts what the others read
         os._exit(status)
 
 

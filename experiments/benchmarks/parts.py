@@ -27,26 +27,23 @@ def programs(
     lm: LanguageModel, optimizer: optax.GradientTransformation, state: TrainState
 ) -> dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]]]]:
     """Name of each part: its function, and its arguments from (parameters, batch)."""
-    model = BiLM(lm.config, 0.0, backend=lm.backend)
-
-    def half(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(lm.dtype), params)
+    model = BiLM(lm.config, dtype=lm.dtype, platform=lm.platform)
 
     def encoder(params: Any, tables: Any) -> Any:
         def total(p: Any) -> Any:
-            return sum(bilm.encode_words(model, half(p), t).sum() for t in tables)
+            return bilm.encode_words(model, p, tables).sum()
 
         return jax.grad(total)(params)
 
     def lstm(params: Any, x: Any) -> Any:
         def total(p: Any, x: Any) -> Any:
-            return bilm.contextualize(model, half(p), x, state.carry)[0][-1].sum()
+            return bilm.contextualize(model, p, x, state.carry)[0][-1].sum()
 
         return jax.grad(total, (0, 1))(params, x)
 
     def softmax(head: Any, x: Any, batch: Any) -> Any:
         def total(h: Any, x: Any) -> Any:
-            return lm.nll(half(h), x, batch, train=True)[0]
+            return lm.nll(h, x, batch, train=True)[0]
 
         return jax.grad(total, (0, 1))(head, x)
 

@@ -47,8 +47,8 @@ class Form(NamedTuple):
     and no product lies in memory beside a sum as large."""
 
 
-CPU = Form(1 << 16, cpu=True)
-"""A chunk stays in the cache, and few of its positions are filling."""
+CPU = Form(1 << 19, cpu=True)
+"""A chunk stays in a cache; a sum as large as a table is rarely added to."""
 GPU = Form(1 << 26, cpu=False)
 """Few kernels; logits go through memory anyway."""
 TPU = Form(1 << 24, cpu=False)
