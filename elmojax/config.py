@@ -30,20 +30,21 @@ class CharCnnConfig:
     """Words as characters (Kim et al. 2016): embedding, convolutions, highways."""
 
     filters: tuple[tuple[int, int], ...] = PublishedFilters
-    """(width in characters, number of filters), one pair a convolution."""
+    """Convolutions: (width in characters, number of filters) of each."""
     embedding_dim: int = 16
-    """Width of a character's vector."""
+    """Size of a character embedding."""
     highway_layers: int = 2
-    """Highway layers (Srivastava et al. 2015) after the convolutions."""
+    """Number of highway layers (Srivastava et al. 2015) after the convolutions."""
     activation: Literal["relu", "tanh"] = "relu"
-    """Of the convolutions."""
+    """Activation function of the convolutions."""
     max_characters: int = 50
-    """Character columns of a word; its first max_characters - 2 UTF-8 bytes count."""
+    """Character columns of a word, two of them for its marks. Of a longer word the
+    first max_characters - 2 UTF-8 bytes count."""
     characters: int = 261
     """Rows of the character table: 256 bytes and 5 marks."""
     project: bool = True
-    """End with a linear projection. bilm-tf has none where there are as many filters
-    as the LSTM takes inputs, and only there can it be left out."""
+    """End with a linear projection. Published models have none where there are as many
+    filters as the LSTM takes inputs, and only there can it be left out."""
 
     def __post_init__(self) -> None:
         pairs = all(len(f) == 2 and min(f) > 0 for f in self.filters)
@@ -68,9 +69,9 @@ class WordTableConfig:
     """Words as rows of a table, one a vocabulary entry: row = id - 1, 0 = padding."""
 
     size: int
-    """Rows: one a vocabulary entry."""
+    """Rows of the table, one for each vocabulary entry."""
     dim: int
-    """Width of a row."""
+    """Size of a word embedding."""
     begin_row: int = 0
     """Row of `<S>`."""
     end_row: int = 1
@@ -91,15 +92,15 @@ class LstmConfig:
     dim: int = 4096
     """Cells of one direction of one layer."""
     projection: int = 512
-    """Width of the output of one direction; an ELMo vector is twice as wide."""
+    """Output size of one direction; an ELMo vector is twice as wide."""
     layers: int = 2
-    """LSTM layers, each of both directions."""
+    """Number of LSTM layers, each of which reads in both directions."""
     cell_clip: float = 3.0
-    """Cells stay within +-cell_clip; math.inf = no clipping."""
+    """Clip cell states to +-cell_clip; math.inf does not clip."""
     projection_clip: float = 3.0
-    """Outputs of a direction stay within it; math.inf = no clipping."""
+    """Clip outputs to +-projection_clip; math.inf does not clip."""
     skip_connections: bool = True
-    """Add its input to a layer's output, from the second layer on."""
+    """Add the input of a layer to its output, from the second layer on."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "projection", "layers"):
@@ -156,16 +157,20 @@ class HeadConfig:
     """The softmax over the vocabulary, shared by both directions."""
 
     kind: Literal["adaptive", "full", "sampled"] = "adaptive"
-    """adaptive and full are exact, and adaptive is cheap for a large vocabulary;
-    sampled trains the table of full on words drawn at random, as bilm-tf does."""
+    """`adaptive` and `full` compute the exact softmax; adaptive is much cheaper for a
+    large vocabulary. `sampled` trains the table of `full` on random negative samples,
+    as bilm-tf does."""
     cutoffs: tuple[int, ...] = ()
-    """Ranks at which the clusters of the adaptive softmax begin; () = automatic."""
+    """Vocabulary ranks at which the tail clusters of the adaptive softmax begin; ()
+    chooses them by the word counts."""
     div_value: float = 4.0
-    """Each further cluster is this many times narrower (Grave et al. 2017)."""
+    """Factor by which each tail cluster is narrower than the one before (Grave et al.
+    2017)."""
     bias: bool = True
-    """Add a bias to the logits of the head."""
+    """Add a bias to the logits of the head cluster."""
     samples: int = 8192
-    """Words drawn a step and direction, for `sampled`."""
+    """Negative samples of a step, for each direction, where the softmax is
+    `sampled`."""
 
     def __post_init__(self) -> None:
         good = self.kind in ("adaptive", "full", "sampled")
@@ -187,19 +192,20 @@ class OptimizerConfig:
     """How gradients move parameters."""
 
     name: Literal["adagrad", "adamw", "adafactor"] = "adagrad"
-    """The rule; the paper's is adagrad."""
+    """Optimizer; the paper uses adagrad."""
     learning_rate: float = 0.2
-    """Its highest value, after warm-up."""
+    """Peak learning rate, reached after the warm-up."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls to a tenth of the learning rate by the end of the schedule."""
+    """Learning-rate schedule after the warm-up. `cosine` decays to a tenth of the peak
+    by the end of the schedule."""
     gradient_norm: float = 10.0
-    """Global norm above which the gradient is scaled down."""
+    """Clip the gradient to this global norm."""
     initial_accumulator: float = 1.0
-    """Adagrad's sum of squares at the start."""
+    """Initial value of Adagrad's sum of squares."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
         good = self.name in ("adagrad", "adamw", "adafactor")
@@ -216,9 +222,10 @@ class MeshConfig:
     """The device mesh. Rows are split over `data`, wide matrices over `model`."""
 
     data: int = 0
-    """Devices along `data`; 0 = all that `model` leaves."""
+    """Devices along the mesh axis `data`, over which the rows of a batch are split; 0
+    takes all that `model` leaves."""
     model: int = 1
-    """Devices along `model`."""
+    """Devices along the mesh axis `model`, over which wide matrices are split."""
 
     def __post_init__(self) -> None:
         _require(self.data >= 0, self, "data", "0 (all devices) or more")
@@ -230,58 +237,72 @@ class TrainConfig:
     """One pretraining run: model, text, recipe, cadence."""
 
     data: Path | None = None
-    """Prepared corpus to train on; none = the sample text inside the package."""
+    """Prepared corpus to train on. By default a sample text inside the package is
+    used."""
     workdir: Path = Path("runs/mini")
-    """Run directory; a run that is already there goes on."""
+    """Directory of the run. A run that is already there goes on where it stopped."""
     heldout: Path | None = None
-    """Prepared corpus to evaluate on."""
+    """Prepared corpus to measure held-out perplexity on."""
     model: ElmoConfig = field(default_factory=lambda: PRESETS["mini"])
     head: HeadConfig = field(default_factory=HeadConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     encoder: Literal["characters", "words"] = "characters"
-    """`words`: a table with one row a vocabulary entry instead of the char CNN."""
+    """How words become vectors: `characters` is the character CNN, `words` a table with
+    one row for each vocabulary entry."""
     word_vectors: Path | None = None
-    """word2vec (text, .bin) or GloVe file that fills the table of `words`."""
+    """word2vec (text, .bin) or GloVe file whose vectors fill the table of `--encoder
+    words` at the start."""
     init_from: str | None = None
-    """Model whose weights a fresh run starts from: run directory, HDF5, URL."""
+    """Model whose weights a fresh run starts from: a run directory, HDF5 files or an
+    address."""
     freeze_steps: int = 0
-    """Steps in which only the softmax is trained."""
+    """Train only the softmax for this many steps, and everything after that."""
     steps: int | None = None
-    """Train this many steps in all (instead of epochs)."""
+    """Train for this many steps in all, whatever `epochs` says."""
     epochs: float = 1.0
-    """Passes over the text."""
+    """Train for this many passes over the text."""
     schedule_steps: int | None = None
-    """Steps in which a cosine falls, and after which the rate stays; none = those that
-    the run began with, or all steps of a fresh one."""
+    """Steps over which the cosine schedule decays; after them the learning rate stays.
+    By default they are all steps that the run began with."""
     rows: int = 64
-    """Global batch: continuous streams of text, each `window` positions a step."""
+    """Global batch size: the number of continuous streams of text, each of which has
+    `window` positions in a step."""
     window: int = 20
-    """Positions a row a step; backpropagation stops at its beginning."""
+    """Positions of each row in a step. Backpropagation through time is truncated where
+    a window begins."""
     dropout: float = 0.1
-    """Share of the LSTM's inputs and outputs that training sets to 0."""
+    """Dropout rate of the inputs and outputs of the LSTM layers in training."""
     seed: int = 0
-    """Of parameters, dropout and the order of sentences."""
+    """Random seed of the initial parameters, of dropout and of the order of
+    sentences."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Of matrix products; auto = float32 on CPU, bf16 elsewhere."""
+    """Data type of matrix products; `auto` is float32 on a CPU and bf16 on other
+    devices."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; 0 = only the last."""
+    """Save a checkpoint every so many steps; 0 saves only the last one."""
     evaluate_every: int = 0
-    """Steps between evaluations on `heldout`; 0 = before and after."""
+    """Evaluate on `heldout` every so many steps; 0 evaluates only before and after
+    training."""
     log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
+    """Write a line of metrics.jsonl every so many steps."""
     keep: int = 3
-    """Newest checkpoints kept, besides the best."""
+    """Keep this many of the newest checkpoints, and the best one."""
     patience: int = 0
-    """Stop after this many evaluations without a new best; 0 = never."""
+    """Stop after this many evaluations without a better perplexity; 0 never stops
+    early."""
     accumulate: int = 1
-    """Pieces in which the rows of a step are computed: same step, less memory."""
+    """Gradient accumulation: compute each step in this many microbatches, which makes
+    the same step in less memory."""
     unique_words: bool = True
-    """Encode each distinct word of a batch once; off only to measure what it saves."""
+    """Encode each distinct word of a batch once. Turn it off only to measure what it
+    saves."""
     skip_nonfinite: int = 0
-    """Updates that may be skipped for a number that is not finite; one more stops."""
+    """Skip up to this many updates whose loss or gradient is not finite; one more stops
+    the run."""
     spike_guard: float = 0.0
-    """A loss above this many times its running mean counts as not finite; 0 = off."""
+    """Treat a loss above this many times its running mean like one that is not finite;
+    0 turns it off."""
     allow_unsorted_vocabulary: bool = False
     """Accept a vocabulary that is not sorted by its counts in the training text."""
 

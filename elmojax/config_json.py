@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,17 +21,22 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
-def from_json(cls: type[T], text: str, where: object) -> T:
+def from_json(
+    cls: type[T],
+    text: str,
+    where: object,
+    parse: Callable[[str], Any] = json.loads,
+) -> T:
     """The configuration that `to_json` wrote; `where` names its file in errors.
 
-    Raises `InputError` for text that is not JSON, unknown or missing fields, and
-    values that the configuration itself refuses.
+    Raises `InputError` for text that `parse` does not read, unknown or missing fields,
+    and values that the configuration itself refuses.
     """
     try:
-        return _build(cls, json.loads(text))
+        return _build(cls, parse(text))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{where} does not hold a {cls.__name__}: {error}. Was it edited or cut "
             "short? Restore it from a copy."
@@ -40,6 +46,8 @@ def from_json(cls: type[T], text: str, where: object) -> T:
 def _build(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = typing.get_type_hints(hint)
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise TypeError(f"{hint.__name__} has no field {unknown[0]!r}")
         return hint(**{name: _build(hints[name], v) for name, v in value.items()})
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

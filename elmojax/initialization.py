@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
+from elmojax.config_json import from_json
 from elmojax.errors import InputError
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
@@ -25,6 +29,9 @@ from elmojax.training.processes import in_turn
 from elmojax.training.record import checkpoint_steps
 from elmojax.training.signals import Stop
 from elmojax.training.start import Initialize, open_corpora
+
+PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
+"""What reads configurations in files of these endings."""
 
 
 def pretrain(
@@ -135,13 +142,18 @@ def with_word_vectors(config: TrainConfig) -> tuple[TrainConfig, Initialize, int
 
 
 def read_config(path: Path) -> TrainConfig:
-    """What `config()` of a Python file returns, as experiments/*.py define it.
+    """A run as a file describes it.
+
+    TOML and JSON files hold fields of TrainConfig, or are the config.json of a run; a
+    Python file has a function `config()`, as experiments/*.py define it.
 
     Raises:
       InputError: if the file is missing, fails, or gives something else.
     """
     if not path.is_file():
         raise InputError(f"--config {path}: there is no such file.")
+    if path.suffix in PARSERS:
+        return from_json(TrainConfig, _text(path), f"--config {path}", _fields(path))
     try:
         make = runpy.run_path(str(path)).get("config")
         config = make() if callable(make) else None
@@ -156,6 +168,23 @@ def read_config(path: Path) -> TrainConfig:
             f"elmojax.TrainConfig{'' if make is None else f', not {config!r}'[:80]}."
         )
     return config
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} cannot be read ({error}).") from error
+
+
+def _fields(path: Path) -> Callable[[str], Any]:
+    """What reads the fields of a TrainConfig out of a TOML or JSON file."""
+
+    def parse(text: str) -> Any:
+        found = PARSERS[path.suffix](text)
+        return found.get("train", found)
+
+    return parse
 
 
 def _line(error: BaseException, path: Path) -> int | str:

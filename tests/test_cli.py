@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ import elmojax
 from elmojax.cli import COMMANDS
 from elmojax.cli.common import parse
 from elmojax.cli.pretrain import PretrainArguments
-from elmojax.cli.recipe import defaults, train_config
+from elmojax.cli.recipe import RecipeArguments, defaults, train_config
 from elmojax.embedding.embedder import Embedder
 from elmojax.initialization import with_word_vectors
 from elmojax.loading import open_model
@@ -743,6 +744,57 @@ def test_a_config_file_sets_what_flags_leave_open(world, tmp_path, monkeypatch):
     done("pretrain", "--config=mine.py", *TINY, "--steps", 1, "--workdir", "run")
     train = read_record(tmp_path / "run").train
     assert (train.rows, train.steps, train.data) == (8, 1, world.data)
+
+
+def test_the_record_of_a_run_begins_the_same_run_again(world, tmp_path):
+    """And so does TOML of some of its fields."""
+    done("pretrain", "--data", world.data, *TINY, "--steps", 2, "--workdir", tmp_path)
+    record, again = tmp_path / "config.json", tmp_path / "again"
+    done("pretrain", "--config", record, "--workdir", again)
+    assert read_record(again).train == replace(
+        read_record(tmp_path).train, workdir=again
+    )
+    assert losses(again) == losses(tmp_path)
+    toml = tmp_path / "mine.toml"
+    toml.write_text(
+        "rows = 4\nsteps = 1\n[model.lstm]\ndim = 16\nprojection = 8\n[model.encoder]\n"
+        "filters = [[1, 4], [2, 4]]\nembedding_dim = 4\n[optimizer]\nname = 'adamw'\n"
+    )
+    given = ("--data", world.data, "--workdir", tmp_path / "toml", "--batch-size", 8)
+    done("pretrain", "--config", toml, *given)
+    train = read_record(tmp_path / "toml").train
+    assert (train.rows, train.steps, train.model.lstm.dim) == (8, 1, 16)
+    assert train.optimizer.name == "adamw" and train.window == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", "{", "a.json does not hold a TrainConfig"),
+        ("a.json", "[]", "a.json does not hold a TrainConfig"),
+        ("a.json", '{"row": 3}', "TrainConfig has no field 'row'"),
+        ("a.toml", "rows = ", "a.toml does not hold a TrainConfig"),
+        ("a.toml", "rows = 0", "TrainConfig.rows is 0"),
+        ("a.toml", "rows = 'many'", "'many' is no int"),
+        ("a.toml", "[optimizer]\nrate = 1", "OptimizerConfig has no field 'rate'"),
+    ],
+)
+def test_a_config_of_fields_that_is_wrong(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    run = tmp_path / "run"
+    refused("pretrain", "--config", tmp_path / name, "--workdir", run, says=says)
+    assert not run.exists()
+
+
+def test_flags_have_the_names_that_people_type():
+    names = (
+        "--batch-size 6 --seq-len=7 --grad-accum 2 --num-negatives 9 "
+        "--max-grad-norm 3.5 --eval-data held"
+    )
+    asked = parse(RecipeArguments, "estimate", names.split(), default=RecipeArguments())
+    assert (asked.rows, asked.window, asked.accumulate) == (6, 7, 2)
+    assert asked.head.samples == 9 and asked.optimizer.gradient_norm == 3.5
+    assert asked.heldout == Path("held")
 
 
 def test_an_unsorted_vocabulary_is_refused_unless_allowed(world, tmp_path):

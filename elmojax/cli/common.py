@@ -20,7 +20,8 @@ Model = Annotated[
     tyro.conf.Positional,
     arg(
         metavar="MODEL",
-        help="Run directory, directory with options.json and weights.hdf5, or address.",
+        help="Model: a run directory, a directory with options.json and weights.hdf5, "
+        "or an address.",
     ),
 ]
 Files = Annotated[
@@ -28,17 +29,22 @@ Files = Annotated[
     tyro.conf.UseAppendAction,
     arg(metavar="FILE [FILE ...]", help_behavior_hint="(may be repeated)"),
 ]
-Step = Annotated[int | None, arg(help="Checkpoint to take; none = the newest.")]
-BadBytes = Annotated[Errors, arg(help="What to do with bytes that are not UTF-8.")]
+Step = Annotated[
+    int | None, arg(help="Step of the checkpoint to use; the newest one by default.")
+]
+BadBytes = Annotated[Errors, arg(help="How to treat bytes that are not UTF-8.")]
 Precision = Annotated[
     casting.Precision,
     arg(
-        help="Of matrix products. bf16 rounds their factors to bfloat16: faster on "
-        "accelerators, vectors about 0.2 % away. Sums are float32 in both."
+        help="Data type of matrix products. bf16 rounds their factors to bfloat16, "
+        "which is faster on accelerators and moves vectors by about 0.2 %. Sums are "
+        "float32 in both."
     ),
 ]
 Overwrite = Annotated[
-    bool, tyro.conf.FlagCreatePairsOff, arg(help="Replace --out if it is there.")
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    arg(help="Replace the output if it already exists."),
 ]
 Json = Annotated[
     bool,

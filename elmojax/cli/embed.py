@@ -31,33 +31,37 @@ if TYPE_CHECKING:
 
 Gammas = Annotated[
     tuple[float, ...] | None,
-    arg(metavar="G [G ...]", help="Weights of the layers, for --layers mix."),
+    arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
 ]
 Pool = Annotated[
     Literal["mean", "max", "first-last"] | None,
     arg(
         metavar="{mean,max,first-last}",
-        help="One vector a line instead of one a word; first-last is the forward half "
-        "of the last word beside the backward half of the first; none = words.",
+        help="Write one vector for each line instead of one for each word. first-last "
+        "joins the forward half of the last word and the backward half of the first.",
     ),
 ]
 Compression = Annotated[
     str | None,
     arg(
         metavar="NAME[:LEVEL]",
-        help="Of HDF5: gzip (levels 0 to 9) or lzf; needs the disk space twice while "
-        "it runs. Of Parquet: zstd, gzip, snappy. None = no compression.",
+        help="Compress the output: HDF5 by gzip (levels 0 to 9) or lzf, which takes "
+        "twice the disk space while it runs, Parquet by zstd, gzip or snappy.",
     ),
 ]
 Workers = Annotated[
     int | None,
-    arg(help="Of --engine ray; none = one a GPU or TPU chip, or one a machine."),
+    arg(
+        help="Workers of --engine ray; by default one for each GPU or TPU chip, or one "
+        "for each machine."
+    ),
 ]
 Address = Annotated[
     str | None,
     arg(
         metavar="HOST:PORT",
-        help="Of a running Ray cluster, or auto; none = start one on this machine.",
+        help="Address of a running Ray cluster, or auto; by default one is started on "
+        "this machine.",
     ),
 ]
 
@@ -80,24 +84,27 @@ class Arguments:
 
     model: Model
     out: Path
-    """What to make; it has this name once it is whole, and before OUT.partial."""
+    """File or directory to write. It is called OUT.partial until it is complete."""
     text: Files = ()
-    """One tokenised sentence a line; several files only with .parquet."""
+    """Text file with one tokenised sentence a line. Several files need an output that
+    ends in .parquet."""
     step: Step = None
     precision: Precision = "float32"
     layers: Literal["all", "top", "mix"] = "all"
-    """Which layers: all, the top one, or their sum weighted by the gammas."""
+    """Layers to write: all of them, the top one, or their sum weighted by the
+    gammas."""
     gammas: Gammas = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the vectors; sums are float32 always."""
+    """Data type of the vectors that are written; sums are float32 always."""
     pool: Pool = None
     compression: Compression = None
     batch_tokens: int = 32_768
-    """Words and sentences of a batch: bounds memory."""
+    """Largest number of words and sentences of a batch, which bounds memory."""
     errors: BadBytes = "strict"
     overwrite: Overwrite = False
     engine: Literal["local", "ray"] = "local"
-    """This machine, or workers of Ray, one text file each at a time."""
+    """Run on this machine, or on workers of Ray, each of which takes one text file at a
+    time."""
     workers: Workers = None
     ray_address: Address = None
     json: Json = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import elmojax
 from elmojax.cli.common import Json, keep_compiled_programs, parse, print_json, say
 from elmojax.cli.estimate_page import page, size_of
-from elmojax.cli.recipe import RecipeArguments, defaults, given, train_config
+from elmojax.cli.recipe import RecipeArguments, Typed, defaults, train_config, typed
 from elmojax.config import MeshConfig, TrainConfig
 from elmojax.errors import InputError
 
@@ -32,12 +32,14 @@ class EstimateArguments(RecipeArguments):
     """Says what a run of `pretrain` with these flags would need; allocates nothing."""
 
     chip: str | None = None
-    """b200, h200, h100, a100, v5e, v5p, v6e or tpu7x, by whose own compiler the step is
-    compiled where it is installed; none = the one in this machine, else all."""
+    """Accelerator to estimate for: b200, h200, h100, a100, v5e, v5p, v6e or tpu7x. The
+    step is compiled by its own compiler where that is installed. By default the device
+    of this machine is taken, or all of these."""
     vocabulary: int | None = None
-    """Words of the vocabulary, for a text that is not at hand."""
+    """Vocabulary size to assume where the text is not at hand."""
     tokens: int | None = None
-    """Positions of a pass over a text that is not at hand (words and sentences)."""
+    """Number of words and sentences of a pass to assume where the text is not at
+    hand."""
     json: Json = False
 
 
@@ -49,8 +51,7 @@ def estimate(argv: list[str]) -> None:
         EstimateArguments, "estimate", argv, default=defaults(EstimateArguments, argv)
     )
     chip = None if asked.chip is None else chip_named(asked.chip)
-    typed = given(argv, "--data", "--preset")
-    report = _report(asked, chip, typed)
+    report = _report(asked, chip, typed(argv))
     if asked.json:
         print_json(report)
         return
@@ -60,7 +61,7 @@ def estimate(argv: list[str]) -> None:
 
 
 def _report(
-    asked: EstimateArguments, chip: Chip | None, typed: dict[str, str]
+    asked: EstimateArguments, chip: Chip | None, given: Typed
 ) -> dict[str, Any]:
     """Everything that is printed, as JSON has it."""
     import jax.numpy as jnp
@@ -79,7 +80,7 @@ def _report(
         config = replace(config, workdir=Path(temporary))
         if fresh:
             config, _ = begun(config, say)
-        reading = _reading(asked, config, typed)
+        reading = _reading(asked, config, given)
         if reading.corpus is None:
             config = completed(config, reading.counts)
         else:
@@ -157,9 +158,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     return make_mesh(MeshConfig(along, config.model), devices), data
 
 
-def _reading(
-    asked: EstimateArguments, config: TrainConfig, typed: dict[str, str]
-) -> Reading:
+def _reading(asked: EstimateArguments, config: TrainConfig, given: Typed) -> Reading:
     """The text of the run: the one that is there, or what is assumed."""
     from elmojax.text.prepared import Corpus
     from elmojax.text.sample import sample_corpora
@@ -170,17 +169,17 @@ def _reading(
         if value is not None and value < least:
             raise InputError(f"--{name} is {value}; it must be {least} or more.")
     instead = asked.vocabulary is not None or asked.tokens is not None
-    if "--data" in typed and instead:
+    if given.data is not None and instead:
         raise InputError(
             "--vocabulary and --tokens stand for a text that is not at hand; leave "
             "them out, or --data."
         )
     if config.data is not None and not instead:
-        if "--data" in typed or config.data.exists():
+        if given.data is not None or config.data.exists():
             return reading.reading_of(Corpus.open(config.data), str(config.data))
         say(f"{config.data} is not here; its size is assumed.")
     size, positions = reading.BENCHMARK_WORDS, reading.BENCHMARK_POSITIONS
-    sample = typed.get("--preset", "mini") == "mini" and config.data is None
+    sample = (given.preset or "mini") == "mini" and config.data is None
     if sample and asked.vocabulary is None:
         text = sample_corpora(config.workdir)[0]
         found = reading.reading_of(text, "the sample text inside the package")

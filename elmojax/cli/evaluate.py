@@ -31,9 +31,9 @@ class EvaluateArguments:
 
     model: Model
     data: Path | None = None
-    """Prepared corpus."""
+    """Prepared corpus to evaluate on."""
     text: Files = ()
-    """Or text files: one tokenised sentence a line."""
+    """Text files to evaluate on, with one tokenised sentence a line."""
     errors: BadBytes = "strict"
     step: Step = None
     precision: Precision = "float32"

@@ -26,7 +26,7 @@ class ExportArguments:
 
     model: Model
     out: Path
-    """File to make."""
+    """File to write."""
     step: Step = None
     precision: Precision = "float32"
     overwrite: Overwrite = False

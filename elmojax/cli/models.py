@@ -20,9 +20,9 @@ class ConvertArguments:
 
     model: Model
     out: Path
-    """Directory to make."""
+    """Directory to write."""
     step: int | None = None
-    """Checkpoint to take of a run; none = the newest."""
+    """Checkpoint of a run to convert; the newest one by default."""
     json: Json = False
 
 
@@ -47,11 +47,13 @@ class VerifyArguments:
 
     model: Model
     against: Path | None = None
-    """HDF5 file of vectors in bilm-tf's layout: data set i belongs to line i."""
+    """HDF5 file of vectors to compare with, in bilm-tf's layout: data set i belongs to
+    line i."""
     text: Path | None = None
-    """The text of --against, one tokenised sentence a line."""
+    """Text of the vectors to compare with, one tokenised sentence a line."""
     carry: bool = True
-    """Whether the LSTM state went on from line to line there, as in bilm-tf."""
+    """Carry the LSTM state from line to line, as bilm-tf does when it writes
+    vectors."""
     errors: BadBytes = "strict"
     json: Json = False
 

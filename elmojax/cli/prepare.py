@@ -19,26 +19,29 @@ class PrepareArguments:
     """Turns text into a vocabulary and arrays of word ids."""
 
     out: Path
-    """Directory to make."""
+    """Directory to write."""
     text: Files = ()
-    """Files or quoted globs: one tokenised sentence a line; .gz .xz .bz2 too."""
+    """Text files or quoted globs, with one tokenised sentence a line; .gz, .xz and .bz2
+    are unpacked."""
     tfds: str | None = None
-    """TensorFlow data set instead of files, for example lm1b (array_record)."""
+    """TensorFlow data set to read instead of files, for example lm1b (in array_record
+    format)."""
     split: str = "train"
-    """Split of the data set."""
+    """Split of the data set to read."""
     data_dir: str | None = None
-    """Where TFDS keeps its data sets; none = where TFDS looks itself."""
+    """Directory of TensorFlow data sets; by default the one that TFDS uses."""
     feature: str = "text"
     """Feature of the data set that holds the text."""
     vocabulary: Path | None = None
-    """Vocabulary file to use; none = one is built from this text."""
+    """Vocabulary file to use; by default a vocabulary is built from this text."""
     max_vocabulary: int | None = None
-    """Most words of the vocabulary, `<S> </S> <UNK>` among them."""
+    """Keep at most this many words in the vocabulary, `<S> </S> <UNK>` included."""
     min_count: int = 1
-    """Least occurrences of a word of the vocabulary."""
+    """Leave words with fewer occurrences out of the vocabulary."""
     errors: BadBytes = "strict"
     max_characters: int = 50
-    """Character columns a word; words over this less 2 bytes count as truncated."""
+    """Character columns of a word. Words of more than max_characters - 2 bytes count as
+    truncated."""
     overwrite: Overwrite = False
     json: Json = False
 

@@ -34,18 +34,18 @@ class PretrainArguments(RecipeArguments):
     """Trains a biLM, or goes on with the run in --workdir as it was started."""
 
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Be one of several processes, which see the same directories; Slurm, GKE, Cloud
-    TPU and Open MPI are recognised."""
+    """Join the other processes of a run on several hosts, all of which see the same
+    directories. Slurm, GKE, Cloud TPU and Open MPI are recognised."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where nothing else tells."""
+    """Address of process 0 as HOST:PORT, where no cluster manager provides it."""
     process_id: int | None = None
     """Number of this process, from 0."""
     process_count: int | None = None
-    """Processes of the run."""
+    """Number of processes of the run."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also write TensorBoard events into the run directory."""
+    """Write TensorBoard events into the run directory, too."""
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also write a trace of ten steps into the run directory."""
+    """Write a profiler trace of ten steps into the run directory, too."""
     json: Json = False
 
 

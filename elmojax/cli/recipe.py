@@ -5,11 +5,31 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import tyro
 
 from elmojax.cli.common import arg
-from elmojax.config import TrainConfig
+from elmojax.config import HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.errors import InputError
+
+ALIASES: dict[type, dict[str, tuple[str, ...]]] = {
+    TrainConfig: {
+        "rows": ("--batch-size",),
+        "window": ("--unroll", "--seq-len"),
+        "heldout": ("--eval-data",),
+        "accumulate": ("--grad-accum",),
+    },
+    HeadConfig: {"samples": ("--num-negatives",)},
+    OptimizerConfig: {"gradient_norm": ("--max-grad-norm",)},
+}
+"""Other names of flags, which people know from other programs."""
+
+# Tyro reads them with the types, and configurations are to load without tyro.
+for _kind, _fields in ALIASES.items():
+    for _name, _aliases in _fields.items():
+        _type = get_type_hints(_kind)[_name]
+        _kind.__annotations__[_name] = Annotated[_type, arg(aliases=_aliases)]
 
 
 @dataclass(frozen=True)
@@ -19,9 +39,11 @@ class RecipeArguments(TrainConfig):
     start_from: Annotated[
         Literal["mini", "small", "medium", "original"], arg(name="preset")
     ] = "mini"
-    """Model size and recipe to start from."""
+    """Model size and training recipe to start from; other flags change single
+    settings."""
     config: Path | None = None
-    """Python file with `config() -> TrainConfig` to start from."""
+    """File with the settings to start from: TOML or JSON with fields of TrainConfig
+    (such as the config.json of a run), or Python with a function `config()`."""
 
 
 Recipe = TypeVar("Recipe", bound=RecipeArguments)
@@ -38,32 +60,40 @@ def defaults(kind: type[Recipe], argv: list[str]) -> Recipe:
     from elmojax.initialization import read_config
     from elmojax.training.record import read_record
 
-    found = given(argv, "--preset", "--config", "--workdir", "--steps", "--epochs")
-    for one, other in (("--preset", "--config"), ("--steps", "--epochs")):
-        if one in found and other in found:
-            raise InputError(f"Give {one} or {other}, not both.")
+    found = typed(argv)
+    for one, other in (("preset", "config"), ("steps", "epochs")):
+        if None not in (getattr(found, one), getattr(found, other)):
+            raise InputError(f"Give --{one} or --{other}, not both.")
     chosen: dict[str, Any] = {}
-    if "--config" in found:
-        chosen["config"] = Path(found["--config"])
-        base = read_config(chosen["config"])
+    if found.config is not None:
+        chosen["config"] = found.config
+        base = read_config(found.config)
     else:
-        chosen["start_from"] = found.get("--preset", "mini")
+        chosen["start_from"] = found.preset or "mini"
         base = TrainConfig.preset(chosen["start_from"])
-        run = Path(found.get("--workdir", base.workdir))
-        if "--preset" not in found and (run / "config.json").exists():
+        run = found.workdir or base.workdir
+        if found.preset is None and (run / "config.json").exists():
             base = dataclasses.replace(read_record(run).train, workdir=run)
-    if "--epochs" in found:
+    if found.epochs is not None:
         base = dataclasses.replace(base, steps=None)
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
     return kind(**values, **chosen)
 
 
-def given(argv: list[str], *names: str) -> dict[str, str]:
-    """The values of some flags, which others fall back on: read before the rest."""
-    found = {}
-    for word, after in zip(argv, [*argv, ""][1:], strict=True):
-        name, equals, value = word.partition("=")
-        name = name.replace("_", "-")
-        if name in names:
-            found[name] = value if equals else after
+@dataclass(frozen=True)
+class Typed:
+    """Flags that say what others fall back on, where they were given."""
+
+    preset: str | None = None
+    config: Path | None = None
+    workdir: Path | None = None
+    data: Path | None = None
+    steps: str | None = None
+    epochs: str | None = None
+
+
+def typed(argv: list[str]) -> Typed:
+    """What was given of these flags: read before all others."""
+    found: Typed
+    found, _ = tyro.cli(Typed, args=argv, add_help=False, return_unknown_args=True)
     return found

@@ -40,7 +40,7 @@ class ScoreArguments:
 
     model: Model
     text: Files = ()
-    """Text files: one tokenised sentence a line."""
+    """Text files to score, with one tokenised sentence a line."""
     errors: BadBytes = "strict"
     step: Step = None
     precision: Precision = "float32"
