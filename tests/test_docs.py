@@ -8,6 +8,7 @@ run; of all others the real parser reads the flags.
 from __future__ import annotations
 
 import argparse
+import ast
 import doctest
 import hashlib
 import os
@@ -199,3 +200,39 @@ def test_every_flag_that_a_page_names_exists():
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(page)))
         assert named - known <= theirs, f"{page}: {named - known - theirs}"
+
+
+def test_the_picture_of_the_packages_is_that_of_their_imports():
+    everywhere = {
+        "__main__",
+        "config",
+        "config_json",
+        "errors",
+        "shapes",
+        "__version__",
+    }
+    root, found = REPOSITORY / "elmojax", set()
+    for path in root.rglob("*.py"):
+        own = path.relative_to(root).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "elmojax."
+            ):
+                found.add((own, node.module.split(".")[1]))
+            elif isinstance(node, ast.ImportFrom) and node.module == "elmojax":
+                found |= {(own, name.name) for name in node.names}
+    found = {
+        (one, other)
+        for one, other in found
+        if one not in {other, "__init__"} and not {one, other} & everywhere
+    }
+    drawn = re.findall(r"^    (\w+) --> (\w+)$", read("docs/architecture.md"), re.M)
+    assert set(drawn) == found and len(drawn) == len(set(drawn))
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *PAGES])
+def test_files_that_a_page_names_are_there(page):
+    names = re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|cfg|toml))`", read(page))
+    places = (REPOSITORY, REPOSITORY / "elmojax", REPOSITORY / "experiments" / "launch")
+    for name in names:
+        assert any((place / name).exists() for place in places), name

@@ -12,11 +12,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from elmojax.config import CharCnnConfig
-from elmojax.embedding.words import Words, with_table, word_index
 from elmojax.errors import InputError
 from elmojax.formats.hdf5 import (
     HEAD_NAMES,
@@ -28,10 +26,8 @@ from elmojax.formats.hdf5 import (
     unwritable,
     write_arrays,
 )
-from elmojax.formats.published import Entry, check_shapes
 from elmojax.model.bilm import ElmoParams
 from elmojax.shapes import Params
-from elmojax.text.characters import BEGIN, END
 
 
 def load_head(softmax_file: PathLike, projection: int) -> Params:
@@ -67,36 +63,6 @@ def load_head(softmax_file: PathLike, projection: int) -> Params:
             f"{names['bias']} {len(arrays['bias'])}; they must be the same words."
         )
     return to_jax(arrays)
-
-
-def load_token_embeddings(
-    params: ElmoParams, embedding_file: PathLike, words: Words
-) -> ElmoParams:
-    """`cache_words(params, words)` from a file that bilm-tf or we wrote.
-
-    Args:
-      params: the model whose character CNN made the file.
-      embedding_file: `embedding` [words, projection], as bilm-tf writes it.
-      words: of its vocabulary file, in that order (`WordIndex.read`); `<S>` and
-        `</S>` among them.
-
-    Raises:
-      InputError: if the file is none, or does not fit the model or the words.
-    """
-    projection = params.config.lstm.projection
-    listed = tuple(words.words if hasattr(words, "words") else words)
-    if not {BEGIN, END} <= set(listed):
-        raise InputError(
-            f"The vocabulary of {embedding_file} has no {BEGIN} and {END}; bilm-tf's "
-            "token embeddings need both."
-        )
-    table = np.zeros((len(listed), projection), np.float32)
-    with open_hdf5(Path(embedding_file)) as file:
-        entries = [Entry("embedding", table.shape, None)]
-        what = f"a vocabulary of {len(listed)} words and a projection of {projection}"
-        check_shapes(entries, shapes_of(file), embedding_file, what)
-        read_array(file, "embedding", table, embedding_file)
-    return with_table(params, word_index(listed), jax.device_put(table))
 
 
 def save_token_embeddings(

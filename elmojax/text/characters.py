@@ -95,11 +95,6 @@ def byte_lengths(words: Sequence[str]) -> np.ndarray:
     return np.fromiter(sizes, np.int64, len(words))
 
 
-def count_truncated(words: Sequence[str], max_characters: int = 50) -> int:
-    """How many of the words are longer than the bytes that `encode_words` keeps."""
-    return int((byte_lengths(words) > byte_limit(max_characters)).sum())
-
-
 def batch_to_ids(
     batch: Sequence[Sequence[str]], max_characters: int = 50
 ) -> np.ndarray:
