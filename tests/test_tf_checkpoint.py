@@ -26,7 +26,7 @@ from elmojax.embedding.functions import encode
 from elmojax.errors import InputError
 from elmojax.formats.tf_bundle import DTYPES
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint, read_tf_checkpoint
-from elmojax.formats.tf_table import MAGIC, crc32c, masked_crc32c
+from elmojax.formats.tf_table import MAGIC, masked_crc32c
 from elmojax.model.bilm import BiLM, ElmoParams, contextualize
 from elmojax.model.bilm import encode_words as bilm_words
 from elmojax.model.softmax import log_prob_all
@@ -313,28 +313,6 @@ def test_slices_that_span_an_axis(tmp_path: Path) -> None:
         read_tf_checkpoint(write_slices(tmp_path / "b", extents[:1], keys))
     with pytest.raises(InputError, match=r"slice .* of 'v' is not there"):
         read_tf_checkpoint(write_slices(tmp_path / "c", extents, keys[:1]))
-
-
-def test_checksum() -> None:
-    """The examples of RFC 3720, appendix B.4, and bit by bit around a row's end."""
-    examples = {
-        bytes(32): 0x8A9136AA,
-        b"\xff" * 32: 0x62A8AB43,
-        bytes(range(32)): 0x46DD794E,
-        bytes(range(31, -1, -1)): 0x113FDB5C,
-        b"123456789": 0xE3069283,
-        b"": 0,
-    }
-    for text, checksum in examples.items():
-        assert crc32c(np.frombuffer(text, np.uint8)) == checksum
-    data = np.random.default_rng(0).integers(0, 256, 131_080, dtype=np.uint8)
-    register, ends = 0xFFFFFFFF, {1, 3, 4, 65_531, 65_532, 65_533, 65_536, 131_080}
-    for place, byte in enumerate(data.tolist(), 1):
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
-        if place in ends:
-            assert crc32c(data[:place]) == register ^ 0xFFFFFFFF
 
 
 # Finding a checkpoint

@@ -23,6 +23,7 @@ from elmojax.cli.common import (
 from elmojax.cli.recipe import RecipeArguments, defaults, train_config
 from elmojax.config import CharCnnConfig
 from elmojax.errors import InputError
+from elmojax.training.metrics import Tracker
 
 if TYPE_CHECKING:
     from elmojax.training.loop import Result
@@ -96,7 +97,7 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     return pretrain(config, trackers, stop=stop, remark=remark)
 
 
-class Progress:
+class Progress(Tracker):
     """The tracker for people: a bar on a terminal, else a line now and then."""
 
     def __init__(self) -> None:

@@ -7,14 +7,13 @@
     index   a name at or behind a block's last -> varints offset, size of the block
     footer  offset, size of a block of statistics, of the index block; zeros; MAGIC
 
-Source: LevelDB, doc/table_format.md, and RFC 3720 for CRC-32C.
+Source: LevelDB, doc/table_format.md.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -113,66 +112,9 @@ def damaged(path: Path, what: str) -> InputError:
     return InputError(f"{path} is damaged: {what}; {COPY}.")
 
 
-# Checksums
-
-POLYNOMIAL = 0x82F63B78
-"""CRC-32C (Castagnoli), lowest bit first."""
-LANES = 1 << 14
-"""32-bit words of a row of data; all words of a row advance at once."""
-ONES = np.frombuffer(struct.pack("<I", 0x641F6454), np.uint8)
-"""Four bytes that turn a register of zeros into the start of a checksum, all ones."""
-
-
 def masked_crc32c(data: np.ndarray) -> int:
     """CRC-32C of uint8 [bytes], rotated and shifted as LevelDB stores it."""
-    crc = crc32c(data)
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def crc32c(data: np.ndarray) -> int:
-    """CRC-32C of uint8 [bytes].
-
-    A checksum is linear: words that lie `LANES` apart keep a register together, which
-    moves on by a row with two look-ups; at the end the registers are added up, each
-    moved on by as many bytes as come after its word. Leading zeros change nothing, so
-    the first row is filled up in front.
-    """
-    advance, low, high = _tables()
-    row = 4 * LANES
-    head = len(data) % row
-    first = np.zeros(-(-(head + 4) // row) * row, np.uint8)
-    start = len(first) - head
-    first[start - 4 : start] = ONES
-    first[start:] = data[:head]
-    state = np.zeros(LANES, np.uint32)
-    for part in (first, data[head:]):
-        for words in part.view("<u4").reshape(-1, LANES):
-            state = low[state & np.uint32(0xFFFF)] ^ high[state >> np.uint32(16)]
-            state ^= words
-    for power in reversed(range(LANES.bit_length() - 1)):
-        early, state = state[: 1 << power], state[1 << power :]
-        if early.any():
-            state = state ^ _apply(advance[power], early)
-    return int(_apply(advance[0], state)[0]) ^ 0xFFFFFFFF
-
-
-@cache
-def _tables() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Maps that move a register on by 1, 2, 4, ... words, and by a row: its tables for
-    the lower and the upper half of a register."""
-    by_bit = [POLYNOMIAL, *(1 << bit for bit in range(31))]
-    advance = [np.array(by_bit, np.uint32)]
-    for _ in range(5 + LANES.bit_length() - 1):
-        advance.append(_apply(advance[-1], advance[-1]))
-    halves = np.arange(1 << 16, dtype=np.uint32)
-    low = _apply(advance[-1], halves)
-    high = _apply(advance[-1], halves << np.uint32(16))
-    return advance[5:], low, high
-
-
-def _apply(columns: np.ndarray, registers: np.ndarray) -> np.ndarray:
-    """A linear map, as the images of the 32 bits, on each register."""
-    result = np.zeros_like(registers)
-    for bit, column in enumerate(columns):
-        result ^= (registers >> np.uint32(bit) & np.uint32(1)) * column
-    return result

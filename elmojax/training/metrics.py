@@ -9,16 +9,15 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
 from elmojax.errors import InputError
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """Hears what a run does; numbers are plain floats."""
+class Tracker:
+    """Hears what a run does; numbers are plain floats. Each method may be left out."""
 
     def begin(self, step: int, steps: int) -> None:
         """The run starts (or goes on) at `step` of `steps`."""
@@ -36,7 +35,7 @@ class Tracker(Protocol):
         """The run is over, for whatever reason."""
 
 
-class JsonLines:
+class JsonLines(Tracker):
     """metrics.jsonl: one JSON object a line, each with its `step`."""
 
     def __init__(self, path: Path, resume_at: int) -> None:
@@ -53,12 +52,6 @@ class JsonLines:
             partial.unlink(missing_ok=True)
             raise self._full(error) from error
 
-    def begin(self, step: int, steps: int) -> None:
-        pass
-
-    def step(self, step: int, loss: float) -> None:
-        pass
-
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises `InputError` where the disk takes no more."""
         try:
@@ -66,9 +59,6 @@ class JsonLines:
             self._file.flush()
         except OSError as error:
             raise self._full(error) from error
-
-    def note(self, text: str) -> None:
-        pass
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what was not written was said
@@ -102,7 +92,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Scalars for TensorBoard; `InputError` without the extra `tensorboard`."""
 
     def __init__(self, directory: Path) -> None:
@@ -118,22 +108,16 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(self._directory), purge_step=step + 1)
 
-    def step(self, step: int, loss: float) -> None:
-        pass
-
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-
-    def note(self, text: str) -> None:
-        pass
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
 
-class Profile:
+class Profile(Tracker):
     """A trace of some steps, for TensorBoard's profiler and Perfetto."""
 
     AFTER, STEPS = 10, 10
@@ -153,12 +137,6 @@ class Profile:
             self._runs = True
         elif step >= self._last:
             self.close()
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
     def close(self) -> None:
         if self._runs:
