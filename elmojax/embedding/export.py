@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from elmojax.atomic import replaced
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
@@ -193,9 +193,8 @@ def write_export(
     check_out(out, overwrite)
     programs, weights = export_programs(params), named_weights(params)
     record = _record(params, weights, version)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        with zipfile.ZipFile(partial, "w") as file:
+        with replaced(out) as partial, zipfile.ZipFile(partial, "w") as file:
             _add(file, "config.json", json.dumps(record, indent=2).encode())
             for name, program in programs.items():
                 _add(file, f"{name}.jax_export", program)
@@ -203,14 +202,11 @@ def write_export(
                 _add(file, "words.json", json.dumps(vocabulary.words).encode())
             for name, leaf in weights.items():
                 _add(file, f"weights/{name}.npy", _plain(np.asarray(leaf)))
-        os.replace(partial, out)
     except OSError as error:
         raise InputError(
             f"{out} cannot be written: {error.strerror or error}. Choose another "
             "--out, or free space."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return record
 
 

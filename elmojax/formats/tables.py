@@ -9,11 +9,11 @@ token embeddings  embedding [words, projection], as `dump_token_embeddings` of
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from elmojax.atomic import replaced
 from elmojax.config import CharCnnConfig
 from elmojax.errors import InputError
 from elmojax.formats.hdf5 import (
@@ -85,11 +85,9 @@ def save_token_embeddings(
         raise InputError("save_token_embeddings takes what cache_words returns.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} is there already; choose another name.")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    table = np.asarray(params.encoder["embedding"])
     try:
-        write_arrays(partial, {"embedding": np.asarray(params.encoder["embedding"])})
-        os.replace(partial, path)
+        with replaced(path) as partial:
+            write_arrays(partial, {"embedding": table})
     except OSError as error:
         unwritable(path, error)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elmojax.atomic import replaced
 from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")
@@ -98,12 +99,10 @@ class Vocabulary:
         `InputError` if the place cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
-            partial.write_bytes(write_words(self.words))
-            os.replace(partial, path)
+            with replaced(path) as partial:
+                partial.write_bytes(write_words(self.words))
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise InputError(
                 f"The vocabulary cannot be written to {path}: {error.strerror}."
             ) from error

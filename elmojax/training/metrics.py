@@ -6,13 +6,13 @@ import contextlib
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from elmojax.atomic import replaced
 from elmojax.errors import InputError
 
 
@@ -42,14 +42,12 @@ class JsonLines(Tracker):
         """Lines after step `resume_at` are dropped: they will be written again."""
         self.path = path
         kept = [line for line in read_metrics(path) if 0 < resume_at >= line["step"]]
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            lines = (json.dumps(line) + "\n" for line in kept)
-            partial.write_text("".join(lines), encoding="utf-8")
-            os.replace(partial, path)
+            with replaced(path) as partial:
+                lines = (json.dumps(line) + "\n" for line in kept)
+                partial.write_text("".join(lines), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise self._full(error) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

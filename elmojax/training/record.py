@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elmojax.atomic import replaced
 from elmojax.config import ElmoConfig, TrainConfig
 from elmojax.config_json import from_json, to_json
 from elmojax.errors import InputError
@@ -139,9 +140,8 @@ def replace_record(run: Path, record: RunRecord) -> None:
 
 
 def _write(run: Path, record: RunRecord) -> None:
-    partial = run / ".config.json.partial"
-    partial.write_text(to_json(record), encoding="utf-8")
-    os.replace(partial, run / "config.json")
+    with replaced(run / "config.json") as partial:
+        partial.write_text(to_json(record), encoding="utf-8")
 
 
 def _unwritable(run: Path, error: OSError) -> InputError:

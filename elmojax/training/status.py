@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from elmojax.atomic import replaced
 from elmojax.errors import InputError
 from elmojax.training.lock import is_locked
 from elmojax.training.metrics import read_metrics
@@ -34,13 +36,9 @@ class Status:
 
     def write(self, run: Path) -> None:
         """Replaces status.json of a run; a disk that is full changes nothing else."""
-        partial = run / f".{FILE}.partial"
         values = asdict(self) | {"written": time.time()}
-        try:
+        with contextlib.suppress(OSError), replaced(run / FILE) as partial:
             partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
-            os.replace(partial, run / FILE)
-        except OSError:
-            partial.unlink(missing_ok=True)
 
 
 def find_runs(directory: Path) -> list[Path]:
