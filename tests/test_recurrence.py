@@ -181,12 +181,12 @@ def test_every_element_of_what_is_kept_is_written():
     fills them with NaN."""
     import elmojax.model.lstm as lstm
 
-    def room(layout, like, width, dtype):
-        return jnp.full_like(lstm_room(layout, like, width, dtype), jnp.nan)
+    def filled(layout, like, width, dtype):
+        return jnp.full_like(lstm_empty(layout, like, width, dtype), jnp.nan)
 
-    lstm_room = lstm._room
+    lstm_empty = lstm._empty
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lstm, "_room", room)
+        patch.setattr(lstm, "_empty", filled)
         for platform in ("cpu", "accelerator"):
             options = Options(*SOME, jnp.bfloat16, platform=platform)
             found = jax.jit(partial(gradients.__wrapped__, options, recurrence))(

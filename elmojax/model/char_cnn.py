@@ -149,7 +149,7 @@ class WordTable(nn.Module):
 
 @jax.checkpoint
 def _mixed(gates: Array, x: Array) -> Array:
-    """A highway from its products; nothing else is kept for the way back."""
+    """A highway from its products; nothing else is kept for the backward pass."""
     carry, transform, old = (a.astype(jnp.float32) for a in (*gates, x))
     carry = jax.nn.sigmoid(carry)
     return (carry * jax.nn.relu(transform) + (1 - carry) * old).astype(x.dtype)

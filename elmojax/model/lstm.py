@@ -96,7 +96,7 @@ class Options(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the way back takes: inputs, gates and cells in the dtype of products."""
+    """What the backward pass takes; gates and cells in the dtype of products."""
 
     inputs: Array
     weights: Weights
@@ -166,30 +166,33 @@ def _forward(
     lengths: Array | None,
     reset: Reset | None,
 ) -> tuple[tuple[Array, State], Saved]:
-    half, turn = options.dtype, partial(_turn, layout)
+    dtype, transpose = options.dtype, partial(_transposed, layout)
     cell_clip, projection_clip = options[:2]
-    kernels = [turn(part.astype(half)) for part in _parts(layout, weights.kernel)]
+    kernels = [transpose(part.astype(dtype)) for part in _parts(layout, weights.kernel)]
     biases = [_row(layout, part) for part in _parts(layout, weights.bias)]
-    projection, x = turn(weights.projection.astype(half)), turn(inputs.astype(half))
-    first = State(*map(turn, state))
+    projection, x = (
+        transpose(weights.projection.astype(dtype)),
+        transpose(inputs.astype(dtype)),
+    )
+    first = State(*map(transpose, state))
     ends = None if lengths is None else _mask(layout, lengths[None])
     # What rounding would carry to the clip stays below it: it is not clipped.
-    below = np.nextafter(np.array(cell_clip, half), np.array(0, half))
+    below = np.nextafter(np.array(cell_clip, dtype), np.array(0, dtype))
 
     def step(carry: Any, t: Array) -> tuple[Any, None]:
         state, last, stacks = carry
         state = _begun(layout, reset, t, state)
-        read = jnp.concatenate([x[t], state.hidden.astype(half)], layout.features)
+        read = jnp.concatenate([x[t], state.hidden.astype(dtype)], layout.features)
         pairs = zip(kernels, biases, strict=True)
-        z = [_times(layout, read, kernel, half) + bias for kernel, bias in pairs]
-        gates = [gate for part in z for gate in _split(layout, part.astype(half))]
+        z = [_times(layout, read, kernel, dtype) + bias for kernel, bias in pairs]
+        gates = [gate for part in z for gate in _split(layout, part.astype(dtype))]
         i, j, f, o = _activated(gates)
         cell = jnp.clip(f * state.cell + i * j, -cell_clip, cell_clip)
-        hidden = _times(layout, o * jnp.tanh(cell), projection, half)
+        hidden = _times(layout, o * jnp.tanh(cell), projection, dtype)
         if options.axis is not None:
             hidden = sum_over(options.axis, hidden)
         hidden = jnp.clip(hidden, -projection_clip, projection_clip)
-        rounded = cell.astype(half)
+        rounded = cell.astype(dtype)
         inside = jnp.clip(rounded, -below, below)
         rounded = jnp.where(jnp.abs(cell) < cell_clip, inside, rounded)
         state = State(cell, hidden)
@@ -198,26 +201,42 @@ def _forward(
         return (state, last, _put(stacks, (gates, rounded, hidden), t)), None
 
     dim, out = weights.projection.shape[1:]
-    room = partial(_room, layout, x)
-    gates, cells = [room(dim, half) for _ in range(4)], room(dim, half)
+    empty = partial(_empty, layout, x)
+    gates, cells = [empty(dim, dtype) for _ in range(4)], empty(dim, dtype)
     last = None if ends is None else first
-    carry: Any = (first, last, (gates, cells, room(out, jnp.float32)))
+    carry: Any = (first, last, (gates, cells, empty(out, jnp.float32)))
     (state, last, stacks), _ = lax.scan(step, carry, _numbers(x))
-    gates, cells, hidden = jax.tree.map(turn, stacks)
-    saved = (weights, State(*map(turn, first)), lengths, reset, gates, cells, hidden)
-    return (hidden, State(*map(turn, last or state))), Saved(turn(x), *saved)
+    gates, cells, hidden = jax.tree.map(transpose, stacks)
+    saved = (
+        weights,
+        State(*map(transpose, first)),
+        lengths,
+        reset,
+        gates,
+        cells,
+        hidden,
+    )
+    return (hidden, State(*map(transpose, last or state))), Saved(transpose(x), *saved)
 
 
 def _backward(
     options: Options, layout: Layout, saved: Saved, cotangents: tuple[Array, State]
 ) -> tuple[Array, Weights, State]:
-    half, turn, reset = options.dtype, partial(_turn, layout), saved.reset
-    cell_clip, projection_clip = np.array(options[0], half), options[1]
-    kernels = [part.astype(half) for part in _parts(layout, saved.weights.kernel)]
-    projection = saved.weights.projection.astype(half)
-    gates, cells, hidden = map(turn, saved.gates), turn(saved.cells), turn(saved.hidden)
-    zs, first, x = list(gates), State(*map(turn, saved.first)), turn(saved.inputs)
-    d_outputs, d_last = turn(cotangents[0]), State(*map(turn, cotangents[1]))
+    dtype, transpose, reset = options.dtype, partial(_transposed, layout), saved.reset
+    cell_clip, projection_clip = np.array(options[0], dtype), options[1]
+    kernels = [part.astype(dtype) for part in _parts(layout, saved.weights.kernel)]
+    projection = saved.weights.projection.astype(dtype)
+    gates, cells, hidden = (
+        map(transpose, saved.gates),
+        transpose(saved.cells),
+        transpose(saved.hidden),
+    )
+    zs, first, x = (
+        list(gates),
+        State(*map(transpose, saved.first)),
+        transpose(saved.inputs),
+    )
+    d_outputs, d_last = transpose(cotangents[0]), State(*map(transpose, cotangents[1]))
     zeros, lengths = jax.tree.map(jnp.zeros_like, d_last), saved.lengths
     ends = None if lengths is None else _mask(layout, lengths[None])
 
@@ -235,8 +254,8 @@ def _backward(
         if options.axis is not None:  # each device of the axis holds a share of it
             d_hidden = sum_over(options.axis, d_hidden)
         free = jnp.abs(hidden[t]) < projection_clip
-        d_product = jnp.where(free, d_hidden, 0.0).astype(half)
-        d_m = _times_turned(layout, d_product, projection, half)
+        d_product = jnp.where(free, d_hidden, 0.0).astype(dtype)
+        d_m = _times_transposed(layout, d_product, projection, dtype)
         d_cell = d_cell + d_m * o * (1 - squashed**2)
         d_cell = jnp.where(jnp.abs(cells[t]) < cell_clip, d_cell, 0.0)
         d_gates = (
@@ -245,9 +264,11 @@ def _backward(
             d_cell * before * f * (1 - f),
             d_m * squashed * o * (1 - o),
         )
-        dz = _joined(layout, [gate.astype(half) for gate in d_gates])
+        dz = _joined(layout, [gate.astype(dtype) for gate in d_gates])
         pairs = zip(dz, kernels, strict=True)
-        both = sum(_times_turned(layout, part, kernel, half) for part, kernel in pairs)
+        both = sum(
+            _times_transposed(layout, part, kernel, dtype) for part, kernel in pairs
+        )
         d_x, d_hidden = jnp.split(both, [x.shape[layout.features]], layout.features)
         d_state = State(d_cell * f, d_hidden)
         if reset is not None:
@@ -255,15 +276,15 @@ def _backward(
         return (d_state, _put(stacks, (dz, d_product, d_x), t)), None
 
     (_, dim, out), inputs = projection.shape, saved.inputs.shape[-1]
-    room = partial(_room, layout, d_outputs)
-    dz = [room(4 * dim // len(kernels), half) for _ in kernels]
-    stacks = (dz, room(out, half), room(inputs, jnp.float32))
+    empty = partial(_empty, layout, d_outputs)
+    dz = [empty(4 * dim // len(kernels), dtype) for _ in kernels]
+    stacks = (dz, empty(out, dtype), empty(inputs, jnp.float32))
     carry = (d_last if ends is None else zeros, stacks)
     (d_state, stacks), _ = lax.scan(step, carry, _numbers(x), reverse=True)
     dz, d_products, d_x = stacks
     if ends is not None:  # of rows without a position
         d_state = jax.tree.map(jnp.add, d_state, _choose(ends == 0, d_last, zeros))
-    over = partial(_over_positions, layout, dtype=half)
+    over = partial(_over_positions, layout, dtype=dtype)
     read = _read(layout, x, hidden, first, reset)
     d_kernels = [over(read, d_product) for d_product in dz]
     d_kernel = jnp.stack([d_gate[:, : inputs + out] for d_gate in d_kernels], 2)
@@ -271,18 +292,18 @@ def _backward(
     d_bias = jnp.stack([d_gate[:, inputs + out] for d_gate in d_kernels], 1)
     d_bias = d_bias.reshape(saved.weights.bias.shape)
     *_, o = _activated(zs)
-    m = (o * jnp.tanh(cells.astype(jnp.float32))).astype(half)
+    m = (o * jnp.tanh(cells.astype(jnp.float32))).astype(dtype)
     d_weights = (d_kernel, d_bias, over(m, d_products))
     like = zip(d_weights, saved.weights, strict=True)
     d_weights = Weights(*(d_leaf.astype(leaf.dtype) for d_leaf, leaf in like))
-    return turn(d_x), d_weights, State(*map(turn, d_state))
+    return transpose(d_x), d_weights, State(*map(transpose, d_state))
 
 
 def _numbers(x: Array) -> Array:
     return jnp.arange(x.shape[0], dtype=jnp.int32)
 
 
-def _turn(layout: Layout, array: Array) -> Array:
+def _transposed(layout: Layout, array: Array) -> Array:
     """[..., batch, features] in the layout, and back; weights [..., in, out] too."""
     return array if layout.features == -1 else jnp.swapaxes(array, -1, -2)
 
@@ -319,7 +340,7 @@ def _joined(layout: Layout, gates: list[Array]) -> list[Array]:
     """The four gates, one array a product: all in one only in `COLUMNS`.
 
     Each is written to its place by a loop of its own: one loop over all four is not
-    vectorised on a CPU, and the way back took 1.4 times as long.
+    vectorised on a CPU, and the backward pass took 1.4 times as long.
     """
     if layout.products == len(gates):
         return gates
@@ -332,13 +353,13 @@ def _joined(layout: Layout, gates: list[Array]) -> list[Array]:
 
 
 def _times(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Array:
-    """x times weights [two, in, out], which the layout has turned."""
+    """x times weights [two, in, out], which the layout has transposed."""
     if layout.features == -1:
         return contract("nbi,nio->nbo", x, weights, dtype)
     return contract("noi,nib->nob", weights, x, dtype)
 
 
-def _times_turned(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Array:
+def _times_transposed(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Array:
     """x [.., out] times weights [two, in, out] as they lie."""
     if layout.features == -1:
         return contract("nbo,nio->nbi", x, weights, dtype)
@@ -370,7 +391,7 @@ def _choose(mask: Array, yes: State, no: State) -> State:
     return State(*(jnp.where(mask, a, b) for a, b in zip(yes, no, strict=True)))
 
 
-def _room(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
+def _empty(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
     """For a value at each position; each is written before it is read."""
     shape = list(like.shape)
     shape[layout.features] = width
@@ -380,14 +401,14 @@ def _room(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
     make = partial(lax.empty if known else jnp.zeros, dtype=dtype, out_sharding=place)
 
     @jax.custom_batching.custom_vmap  # in jax 0.10 `empty` is mapped where nothing is
-    def room(like: Array) -> Array:
+    def empty(like: Array) -> Array:
         return make(tuple(shape))
 
-    @room.def_vmap
+    @empty.def_vmap
     def _(size: int, mapped: Any, like: Array) -> tuple[Array, bool]:
         return make((size, *shape)), True
 
-    return varying_as(like, room(like))
+    return varying_as(like, empty(like))
 
 
 def _put(stacks: Any, values: Any, t: Array) -> Any:
@@ -451,7 +472,7 @@ class BiLstm(nn.Module):
             outputs.append(x)
             cells.append(after.cell)
             hiddens.append(after.hidden)
-        return jnp.stack(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
+        return jnp.empty(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
 
     def _layer(
         self,

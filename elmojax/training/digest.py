@@ -29,9 +29,9 @@ def digest(array: Array) -> Array:
         place = place + count * jnp.uint32(stride % (1 << 32))
         stride *= bits.shape[axis]
     mixed = (place * jnp.uint32(0x9E3779B1)) ^ (place >> jnp.uint32(15))
-    turned = bits ^ (bits >> jnp.uint32(16))
+    mixed_bits = bits ^ (bits >> jnp.uint32(16))
     odd = jnp.uint32(1)
-    terms = bits * (place * jnp.uint32(2) + odd), turned * (mixed | odd)
+    terms = bits * (place * jnp.uint32(2) + odd), mixed_bits * (mixed | odd)
     return jnp.stack([jnp.sum(term, dtype=jnp.uint32) for term in terms])
 
 

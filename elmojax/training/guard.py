@@ -37,7 +37,7 @@ class Watch:
         return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
 
-def judge(
+def check_update(
     guard: Guard, watch: Watch, loss: Array, gradient_norm: Array
 ) -> tuple[Array, Watch]:
     """Whether an update is bad, and what to remember after it."""
@@ -51,7 +51,7 @@ def judge(
     return bad, Watch(watch.skipped + bad.astype(jnp.int32), mean)
 
 
-def unless(guard: Guard, bad: Array, new: Any, old: Any) -> Any:
+def skip_update(guard: Guard, bad: Array, new: Any, old: Any) -> Any:
     """`new`, or `old` after a bad update; where none may be skipped the run ends."""
     if not guard.skip:
         return new

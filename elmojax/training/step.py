@@ -26,7 +26,7 @@ from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
 from elmojax.training import sparse
-from elmojax.training.guard import Guard, Watch, judge, unless
+from elmojax.training.guard import Guard, Watch, check_update, skip_update
 
 OFF = Guard()
 RANDOM = "threefry2x32"
@@ -224,8 +224,8 @@ def train_step(
     after = (cast(Params, optax.apply_updates(learned[0], updates)), moments)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
     loss, norm = metrics[lm.loss_name], metrics["gradient_norm"]
-    bad, watch = judge(guard, state.watch, loss, norm)
-    after, carry = unless(guard, bad, (after, carry), (learned, state.carry))
+    bad, watch = check_update(guard, state.watch, loss, norm)
+    after, carry = skip_update(guard, bad, (after, carry), (learned, state.carry))
     if named is not None:
         after = sparse.put(before, named, after)
     metrics |= {"bad": bad.astype(jnp.int32), "skipped": watch.skipped}

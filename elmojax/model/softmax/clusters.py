@@ -190,10 +190,10 @@ def _cluster(
       of table and bias.
     """
     size = _chunk_size(form.tile, x.shape[1], *words[0].shape)
-    turned = x.shape[2] <= NARROW
-    specs = [(None, "model") if turned else ("model",), ("model",)][: len(words)]
+    transposed = x.shape[2] <= NARROW
+    specs = [(None, "model") if transposed else ("model",), ("model",)][: len(words)]
 
-    words = [words[0].T if turned else words[0], *words[1:]]
+    words = [words[0].T if transposed else words[0], *words[1:]]
     words = [_placed(mesh, *pair) for pair in zip(words, specs, strict=True)]
     cross_entropy = jax.vmap(partial(_cross_entropy, gradient, words))
 
@@ -210,7 +210,7 @@ def _cluster(
         sums = [_placed(mesh, leaf, ("data", *spec)) for leaf, spec in pairs]
     sums, found = in_chunks(chunk, sums, (x, targets, weights), size, members)
     sums = [leaf.sum(0) for leaf in sums]
-    if gradient and turned:
+    if gradient and transposed:
         sums[0] = sums[0].T
     return found, [_placed(mesh, leaf, _divided(mesh, leaf)) for leaf in sums]
 
