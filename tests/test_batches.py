@@ -24,7 +24,7 @@ from elmojax.text.batches import (
 )
 from elmojax.text.capacity import RARE, Capacities, Frequencies, Sizes, bound, shown
 from elmojax.text.characters import encode_words
-from elmojax.text.tables import SHORT, Words, columns_of
+from elmojax.text.tables import SHORT, WordTables, columns_of
 
 LETTERS = ["a", "b", "no", "bank", "é", "river", "overlong-words", "日本", "<S>", "x"]
 
@@ -126,7 +126,7 @@ def words_of(corpus, multiple=1, most=50, **options):
     """With filters up to a width of 5, so that columns can be cut."""
     encoder = CharCnnConfig(((2, 3), (5, 4)), max_characters=most)
     model = replace(TINY, encoder=encoder)
-    return Words(corpus, corpus.vocabulary, model, multiple, **options)
+    return WordTables(corpus, corpus.vocabulary, model, multiple, **options)
 
 
 shapes = st.tuples(st.integers(1, 8), st.integers(1, 7), st.integers(0, 3))
@@ -497,7 +497,7 @@ def test_unknown_words_keep_their_letters_but_not_their_target(kind):
         wanted = encode_words(["<S>", "no", "no", "rare", "odd"], 50)[:, :18]
     else:
         model = replace(TINY, encoder=WordTableConfig(4, 6))
-        words = Words(corpus, corpus.vocabulary, model, 1)
+        words = WordTables(corpus, corpus.vocabulary, model, 1)
         wanted = np.array([0, 3, 3, 2, 2]) + 1
     batch = TrainingText(corpus, words, 1, 5, 0).batch(0)
     (table,) = batch.words

@@ -29,7 +29,7 @@ from elmojax.config import (
 )
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, place, shardings
 from elmojax.training.step import (
@@ -190,7 +190,7 @@ def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
         shapes,
         shardings(mesh, shapes),
     )
-    words = Words(CORPUS, CORPUS.vocabulary, config, 8)
+    words = WordTables(CORPUS, CORPUS.vocabulary, config, 8)
     samples = head.samples if kind == "sampled" else 0
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples).batch(0)
     step = compile_train_step(lm, optimizer, state)
@@ -218,7 +218,7 @@ def test_the_unstacked_lstm_of_the_ablation_computes_the_same(benchmark):
     plain = {field.name: getattr(lm, field.name) for field in fields(lm)}
     other = ablation.Unstacked(**plain)
     params = drawn(jax.eval_shape(lm.init, jax.random.key(0)))
-    words = Words(CORPUS, CORPUS.vocabulary, TINY)
+    words = WordTables(CORPUS, CORPUS.vocabulary, TINY)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(1)
     carry = drawn(LstmState.zeros(TINY.lstm, ROWS), seed=1)
     results = [

@@ -22,7 +22,7 @@ from elmojax.config import (
 from elmojax.model.precision import contract
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training import sparse
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, path_name, place, shardings
@@ -86,7 +86,7 @@ def test_a_product_and_its_gradient_are_rounded_alike(subscripts, left, right, d
 
 
 def batch_of(lm, shards=1, pieces=1):
-    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, shards)
+    words = WordTables(CORPUS, CORPUS.vocabulary, CONFIG, shards)
     samples = lm.head.samples if lm.head.kind == "sampled" else 0
     text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples, pieces)
     return text.batch(1)

@@ -10,7 +10,7 @@ import reference
 from jax.test_util import check_grads
 from toys import drawn
 
-from elmojax.model.lstm import Options, Reset, State, Weights, recurrence
+from elmojax.model.lstm import LayerOptions, Reset, State, Weights, recurrence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -86,7 +86,7 @@ def real(rows):
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("platform", ["cpu", "accelerator"])
 def test_values_are_the_published_equations(platform, rows):
-    options = Options(*LOW, platform=platform)
+    options = LayerOptions(*LOW, platform=platform)
     outputs, state = run(options, recurrence, problem(), rows)
     expected = numpy_lstm(problem(), LOW, **rows)
     assert (np.abs(expected[0]) == LOW[1]).mean() > 0.1, "no clip is active"
@@ -120,7 +120,7 @@ def gradients(options, form, problem, rows):
 def test_gradients_equal_those_of_a_plain_scan(clips, dtype, platform, rows):
     """In bfloat16 both round the same factors; for the way back cells are kept rounded,
     by up to 2**-9 of each, and the gradient moves by no more than a few of that."""
-    options = Options(*clips, jnp.dtype(dtype), platform=platform)
+    options = LayerOptions(*clips, jnp.dtype(dtype), platform=platform)
     forms = (recurrence, reference.recurrence)
     own, plain = (gradients(options, form, problem(0.7), rows) for form in forms)
     for got, wanted in zip(*map(jax.tree.leaves, (own, plain)), strict=True):
@@ -132,14 +132,14 @@ def test_gradients_equal_those_of_a_plain_scan(clips, dtype, platform, rows):
 def test_gradients_equal_finite_differences():
     @jax.jit
     def of(problem):
-        return jnp.sin(run(Options(*SOME), recurrence, problem, {})[0]).sum()
+        return jnp.sin(run(LayerOptions(*SOME), recurrence, problem, {})[0]).sum()
 
     check_grads(of, (problem(0.3),), 1, ["rev"], 2e-2, 2e-2)
 
 
 def test_carrying_the_state_equals_one_pass():
     inputs, weights, state = problem()
-    step = partial(run, Options(*LOW), recurrence)
+    step = partial(run, LayerOptions(*LOW), recurrence)
     whole, end = step((inputs, weights, state), {})
     outputs = []
     for t in range(TIME):
@@ -154,9 +154,9 @@ def test_half_width_products_keep_a_float32_cell():
     """Whether the products are told so, or the weights are of that kind."""
     inputs, weights, state = problem(0.7)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
-    options = Options(*SOME, jnp.bfloat16)
+    options = LayerOptions(*SOME, jnp.bfloat16)
     outputs, last = run(options, recurrence, (inputs, half, state), {})
-    exact, _ = run(Options(*SOME), recurrence, (inputs, weights, state), {})
+    exact, _ = run(LayerOptions(*SOME), recurrence, (inputs, weights, state), {})
     assert last.cell.dtype == outputs.dtype == jnp.float32
     error = np.abs(outputs - exact).max()
     assert 0 < error < 0.05
@@ -166,7 +166,7 @@ def test_a_cell_just_below_its_clip_is_not_clipped_for_the_way_back():
     """bfloat16 rounds 2.999 to 3; the gradient still passes."""
     inputs, weights, state = problem(0.0, 1)
     still = Weights(weights.kernel, weights.bias.at[:, 2].set(30.0), weights.projection)
-    options = Options(*SOME, jnp.bfloat16)
+    options = LayerOptions(*SOME, jnp.bfloat16)
 
     def last_cell(cell):
         begin = State(jnp.full_like(state.cell, cell), state.hidden)
@@ -188,7 +188,7 @@ def test_every_element_of_what_is_kept_is_written():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lstm, "_empty", filled)
         for platform in ("cpu", "accelerator"):
-            options = Options(*SOME, jnp.bfloat16, platform=platform)
+            options = LayerOptions(*SOME, jnp.bfloat16, platform=platform)
             found = jax.jit(partial(gradients.__wrapped__, options, recurrence))(
                 problem(0.7), ROWS["both"]
             )

@@ -17,7 +17,7 @@ from elmojax.model.softmax import sampled
 from elmojax.model.softmax.sampled import Candidates, sampled_losses
 from elmojax.text.batches import TrainingText
 from elmojax.text.negatives import _exp, log_expected, log_uniform, negatives
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, place, shardings
 from elmojax.training.step import (
@@ -215,7 +215,7 @@ LM = LanguageModel(TINY, len(CORPUS.vocabulary), HEAD)
 
 
 def text(multiple=1):
-    words = Words(CORPUS, CORPUS.vocabulary, TINY, multiple)
+    words = WordTables(CORPUS, CORPUS.vocabulary, TINY, multiple)
     return TrainingText(CORPUS, words, 8, 3, seed=0, samples=HEAD.samples)
 
 

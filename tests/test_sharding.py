@@ -26,7 +26,7 @@ from elmojax.config import (
 from elmojax.errors import InputError
 from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import prepare
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training import evaluate
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.loop import pretrain
@@ -62,7 +62,7 @@ def train(mesh, dropout=LM.dropout):
     lm = replace(LM, mesh=mesh, dropout=dropout)
     optimizer = make_optimizer(RECIPE, 100)
     multiple = 1 if mesh is None else mesh.shape["data"]
-    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, multiple)
+    words = WordTables(CORPUS, CORPUS.vocabulary, CONFIG, multiple)
     batches = TrainingText(CORPUS, words, ROWS, WINDOW, seed=0)
     shapes = jax.eval_shape(partial(init_state, lm, optimizer, ROWS, 0))
     params = drawn(shapes.params, seed=7)
@@ -111,7 +111,7 @@ def test_dropout_clips_and_tails_are_at_work(plain):
     assert clipped.mean() > 0.02
     clipped = np.abs(plain.state.carry.hidden) == CONFIG.lstm.projection_clip
     assert clipped.mean() > 0.02
-    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 1)
+    words = WordTables(CORPUS, CORPUS.vocabulary, CONFIG, 1)
     targets = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(0).targets
     assert np.any(targets < 6) and np.any(targets >= 15)
     assert np.any((targets >= 6) & (targets < 15))
@@ -179,7 +179,7 @@ def test_steps_of_equal_shapes_compile_once(sharded):
 def test_batches_are_split_by_rows_and_words():
     mesh = mesh_of(4, 2)
     head = HeadConfig("adaptive", (6, 15))
-    words = Words(CORPUS, CORPUS.vocabulary, CONFIG, 4, head=head, split=2)
+    words = WordTables(CORPUS, CORPUS.vocabulary, CONFIG, 4, head=head, split=2)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(0)
     placed = place(mesh, batch, "batch.")
     for tail, whole in zip(placed.members, batch.members, strict=True):

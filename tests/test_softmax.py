@@ -24,7 +24,7 @@ from elmojax.model.softmax import (
     log_prob_all,
     predict,
 )
-from elmojax.model.softmax.clusters import Form, Members
+from elmojax.model.softmax.clusters import Chunking
 from elmojax.training.sharding import make_mesh, shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -55,10 +55,10 @@ def mean_and_more(params, x, targets):
 
 
 WAYS = {
-    "whole clusters": Form(1 << 19, cpu=True),
-    "small chunks": Form(1, cpu=True),
-    "accelerators": Form(1 << 24, cpu=False),
-    "accelerators, small chunks": Form(300, cpu=False),
+    "whole clusters": Chunking(1 << 19, cpu=True),
+    "small chunks": Chunking(1, cpu=True),
+    "accelerators": Chunking(1 << 24, cpu=False),
+    "accelerators, small chunks": Chunking(300, cpu=False),
 }
 """Forms of which each takes another way; those of accelerators with a plan."""
 
@@ -83,7 +83,7 @@ def planned(targets, edges, capacity):
             found = np.flatnonzero((row >= low) & (row < high))
             where[shard, : len(found)] = found
             inside[shard, : len(found)] = row[found] - low
-        plans.append(Members(where, inside))
+        plans.append((where, inside))
     return tuple(plans)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from toys import corpus_of
 
-from elmojax.cli.pretrain import Progress
+from elmojax.cli.pretrain import ProgressBar
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, TrainConfig
 from elmojax.training import clock, utilization
 from elmojax.training.chips import chip_named
@@ -73,7 +73,7 @@ def test_utilization_of_known_chips(monkeypatch):
 
 
 def test_the_progress_line(capsys):
-    progress = Progress()
+    progress = ProgressBar()
     progress.begin(0, 100)
     numbers = {"loss": 5.0, "tokens": 100.0, "tokens_per_second": 2e6}
     progress.log(10, {**numbers, "tokens_per_second_per_chip": 1e6, "mfu": 0.4567})

@@ -27,7 +27,7 @@ from elmojax.model.dropout import dropped, row_keys
 from elmojax.model.softmax import check_cutoffs
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training import evaluate
 from elmojax.training.cutoffs import automatic_cutoffs
 from elmojax.training.evaluate import Evaluator
@@ -59,7 +59,7 @@ CUTOFFS = (5, 8)
 HEAD = HeadConfig("adaptive", CUTOFFS, 2.0)
 LM = LanguageModel(TINY, len(CORPUS.vocabulary), HEAD)
 BATCHES = TrainingText(
-    CORPUS, Words(CORPUS, CORPUS.vocabulary, TINY, 1), ROWS, WINDOW, seed=0
+    CORPUS, WordTables(CORPUS, CORPUS.vocabulary, TINY, 1), ROWS, WINDOW, seed=0
 )
 RECIPE = OptimizerConfig(gradient_norm=0.5)
 """The paper's Adagrad, but every gradient is clipped."""
@@ -290,7 +290,7 @@ def test_dropout_does_not_hang_on_switches_of_jax():
 def test_dropout_is_on_inputs_and_on_the_top():
     """Where inputs are 0 only the mask of the top shows: 0, or scaled up."""
     params = drawn(jax.eval_shape(SMALL.init, jax.random.key(0)))
-    words = Words(CORPUS, CORPUS.vocabulary, SMALL.config, 1)
+    words = WordTables(CORPUS, CORPUS.vocabulary, SMALL.config, 1)
     batch = TrainingText(CORPUS, words, 16, 8, seed=0).batch(0)
     carry = LstmState.zeros(SMALL.config.lstm, 16)
     outputs = jax.jit(SMALL.outputs)
@@ -322,7 +322,7 @@ def test_a_batch_in_pieces_makes_the_same_step(params, optimizer, pieces):
     """With dropout: a row drops the same numbers whatever stands beside it."""
     lm = replace(LM, dropout=0.5)
     step = jax.jit(partial(train_step, lm, optimizer))
-    words = Words(CORPUS, CORPUS.vocabulary, TINY)
+    words = WordTables(CORPUS, CORPUS.vocabulary, TINY)
     texts = [TrainingText(CORPUS, words, 6, WINDOW, 0, pieces=n) for n in (1, pieces)]
     states = [start(params, optimizer, rows=6) for _ in texts]
     for number in range(2):
@@ -381,7 +381,7 @@ def test_frozen_steps_train_the_head_alone(name, pieces):
     """Two frozen steps, then a whole one, in a warm-up of four steps."""
     recipe = OptimizerConfig(name, 0.01, warmup_steps=4, gradient_norm=0.5)
     optimizer = make_optimizer(recipe, 100, freeze_steps=2)
-    words = Words(CORPUS, CORPUS.vocabulary, SMALL.config)
+    words = WordTables(CORPUS, CORPUS.vocabulary, SMALL.config)
     text = TrainingText(CORPUS, words, 4, WINDOW, 0, pieces=pieces)
     guard = Guard(skip=1)
     frozen, whole = (
@@ -476,7 +476,7 @@ class BruteForce:
         types = [*(CORPUS.types.index(word) for word in sentence)]
         inputs = np.array([[[0, *types]], [[1, *types[::-1]]]])
         targets = np.array([[[*types, 1]], [[*types[::-1], 0]]])
-        words = Words(CORPUS, CORPUS.vocabulary, TINY, 1)
+        words = WordTables(CORPUS, CORPUS.vocabulary, TINY, 1)
         found, sizes = words.distinct(inputs), (64,)
         (table,) = words.tables([found], sizes)
         rows, targets = words.rows(inputs, found, sizes), words.targets[targets]

@@ -22,7 +22,7 @@ from elmojax.config import (
 )
 from elmojax.text.batches import TrainingText, distinct_words
 from elmojax.text.corpus import prepare
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training import prefetch
 from elmojax.training.loop import pretrain
 from elmojax.training.metrics import read_metrics
@@ -51,7 +51,7 @@ def loss_and_gradient(every: bool, shards: int, pieces: int):
     state = zeros.replace(params=before)
     state = jax.device_put(state, mesh and shardings(mesh, shapes))
     step = compile_train_step(lm, optimizer, state)
-    words = Words(CORPUS, CORPUS.vocabulary, TINY, shards, every)
+    words = WordTables(CORPUS, CORPUS.vocabulary, TINY, shards, every)
     text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, pieces=pieces)
     batch = text.batch(0)
     placed = place(mesh, batch, "batch.", pieces=pieces > 1)
@@ -98,7 +98,7 @@ def test_an_epoch_of_natural_text_has_one_shape(rows, shards):
     """Which is little larger than what a step needs on average."""
     corpus = corpus_of(zipf_text(), 5000)
     model, head = replace(TINY, encoder=CharCnnConfig()), HeadConfig(cutoffs=(99, 999))
-    words = Words(corpus, corpus.vocabulary, model, shards, head=head)
+    words = WordTables(corpus, corpus.vocabulary, model, shards, head=head)
     text = TrainingText(corpus, words, rows, 20, 0)
     made = [text.batch_at_level(step) for step in range(text.steps(1))]
     assert {level for level, _ in made} == {0}

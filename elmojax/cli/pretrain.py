@@ -88,7 +88,7 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     from elmojax.training.processes import is_first
 
     config = train_config(asked)
-    trackers: list[Any] = [Progress()]
+    trackers: list[Any] = [ProgressBar()]
     if asked.tensorboard:
         trackers.append(TensorBoard(config.workdir / "tensorboard"))
     if asked.profile:
@@ -97,7 +97,7 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     return pretrain(config, trackers, stop=stop, remark=remark)
 
 
-class Progress(Tracker):
+class ProgressBar(Tracker):
     """The tracker for people: a bar on a terminal, else a line now and then."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from jax import Array
 
 from elmojax.embedding.engine import Selection, begin, finish, run
 from elmojax.embedding.plan import Plan
-from elmojax.embedding.table import WordTable
+from elmojax.embedding.table import EncodedWords
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import Reset
@@ -45,7 +45,7 @@ class _Chunk:
         self.begins = self.positions == 0
         self.ends = self.positions == words + 1
 
-    def rows(self, table: WordTable, words: Sequence[str]) -> np.ndarray:
+    def rows(self, table: EncodedWords, words: Sequence[str]) -> np.ndarray:
         """Rows of the word table, int32 [CHUNK]; those of the padding mean nothing."""
         index = self.ends.astype(np.int32)
         some = words[self.first : self.first + self.count]
@@ -61,7 +61,7 @@ class _Chunk:
 
 
 def document(
-    params: ElmoParams, table: WordTable, words: Sequence[str], selection: Selection
+    params: ElmoParams, table: EncodedWords, words: Sequence[str], selection: Selection
 ) -> Iterator[tuple[int, Array]]:
     """Yields (count, vectors [CHUNK, ..., vector]) of the words in order: the first
     `count` vectors are theirs."""
@@ -91,7 +91,7 @@ def document(
         yield chunk.count, finish(kept)
 
 
-def pass_over(table: WordTable, words: Sequence[str]) -> None:
+def pass_over(table: EncodedWords, words: Sequence[str]) -> None:
     """Leaves the word table as `document` would, without reading the document."""
     chunks = [
         _Chunk(number, len(words)) for number in range(_Chunk(0, len(words)).chunks)

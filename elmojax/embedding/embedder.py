@@ -20,7 +20,7 @@ from elmojax.embedding.devices import along_data, whole
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import Dtype, Select, make_selection, run_batch
 from elmojax.embedding.plan import full, make_plans, room, shapes
-from elmojax.embedding.table import WordTable
+from elmojax.embedding.table import EncodedWords
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
@@ -94,7 +94,7 @@ class Embedder:
         self._full, self._vocabulary = full(batch_tokens), vocabulary
         self._selection = make_selection(params, layers, gammas, dtype)
         words = max(self._devices * batch_tokens, CHUNK)
-        self._table = WordTable(params, vocabulary, words, mesh)
+        self._table = EncodedWords(params, vocabulary, words, mesh)
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:

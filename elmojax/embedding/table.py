@@ -38,7 +38,7 @@ MARKS = SPECIALS[:2]
 """`<S>` and `</S>`: always rows 0 and 1."""
 
 
-class WordTable:
+class EncodedWords:
     """Rows of vectors for words as they come; full, it is emptied and begins again.
 
     Which row a word gets, and with which others it is encoded, depends only on the

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from elmojax.config import CharCnnConfig, WordTableConfig
-from elmojax.embedding.table import WordTable
+from elmojax.embedding.table import EncodedWords
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import BEGIN, END
@@ -160,7 +160,7 @@ def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
     if not isinstance(config, CharCnnConfig):
         raise InputError("cache_words needs a model that reads characters.")
     index = word_index(words)
-    table = WordTable(params, None, len(index))
+    table = EncodedWords(params, None, len(index))
     rows = table.rows(index.words)
     return with_table(params, index, table.vectors[rows])
 

@@ -56,7 +56,7 @@ Slice = tuple[tuple[int, int], ...]
 """(start, length) along each axis; length -1 is all of it, from 0."""
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """What the index says of one variable, or of one slice of one."""
 
     dtype: int
@@ -93,8 +93,8 @@ class Bundle:
                 f"{self.index} {what}, which is not supported; save the checkpoint "
                 "again with TensorFlow 1.15 or 2 on a usual machine."
             )
-        self.variables: dict[str, Entry] = {}
-        self._slices: dict[bytes, Entry] = {}
+        self.variables: dict[str, TensorEntry] = {}
+        self._slices: dict[bytes, TensorEntry] = {}
         for key, entry in entries.items():
             if key.startswith(b"\0"):
                 self._slices[key] = entry
@@ -121,7 +121,7 @@ class Bundle:
             if keep(name)
         }
 
-    def _dtype(self, name: str, entry: Entry) -> np.dtype:
+    def _dtype(self, name: str, entry: TensorEntry) -> np.dtype:
         if entry.dtype in DTYPES:
             return np.dtype(DTYPES[entry.dtype])
         raise InputError(
@@ -130,7 +130,7 @@ class Bundle:
             "(`keep`), or save the checkpoint without it."
         )
 
-    def _values(self, name: str, entry: Entry) -> np.ndarray:
+    def _values(self, name: str, entry: TensorEntry) -> np.ndarray:
         """One entry's values, checked against its size and checksum."""
         dtype = self._dtype(name, entry)
         if min(entry.shape, default=0) < 0 or entry.offset < 0:
@@ -150,7 +150,7 @@ class Bundle:
             raise damaged(path, f"the checksum of variable {name!r} is wrong")
         return values.view(dtype).reshape(entry.shape)
 
-    def _assemble(self, name: str, entry: Entry) -> np.ndarray:
+    def _assemble(self, name: str, entry: TensorEntry) -> np.ndarray:
         """A partitioned variable in one piece."""
         whole = np.empty(entry.shape, self._dtype(name, entry))
         filled = 0
@@ -238,7 +238,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"a message has a field of kind {kind}")
 
 
-def _entry(message: bytes) -> Entry:
+def _entry(message: bytes) -> TensorEntry:
     """A BundleEntryProto."""
     one: dict[int, Any] = {1: 0, 2: b"", 3: 0, 4: 0, 5: 0, 6: 0}
     slices = []
@@ -249,7 +249,7 @@ def _entry(message: bytes) -> Entry:
         else:
             one[number] = value
     shape = tuple(dict(_fields(d)).get(1, 0) for n, d in _fields(one[2]) if n == 2)
-    return Entry(one[1], shape, one[3], one[4], one[5], one[6], tuple(slices))
+    return TensorEntry(one[1], shape, one[3], one[4], one[5], one[6], tuple(slices))
 
 
 def _slice_key(name: str, piece: Slice) -> bytes:

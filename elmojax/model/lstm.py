@@ -83,7 +83,7 @@ COLUMNS = Layout(-2, 1)
 """For a CPU: weights are the left factor of a product, and are read as they lie."""
 
 
-class Options(NamedTuple):
+class LayerOptions(NamedTuple):
     """What does not change while a program runs."""
 
     cell_clip: float
@@ -110,7 +110,7 @@ class Saved(NamedTuple):
 
 
 def recurrence(
-    options: Options,
+    options: LayerOptions,
     inputs: Inputs,
     weights: Weights,
     state: State,
@@ -134,22 +134,22 @@ def recurrence(
     return _recurrence(options, inputs, weights, state, lengths, reset)
 
 
-def _in_layout(run: Callable[..., Any], options: Options, *arguments: Any) -> Any:
+def _in_layout(run: Callable[..., Any], options: LayerOptions, *arguments: Any) -> Any:
     forms = (partial(run, options, layout) for layout in (COLUMNS, ROWS))
     cpu, accelerator = forms
     return by_platform(options.platform, *arguments, cpu=cpu, accelerator=accelerator)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recurrence(options: Options, *arguments: Any) -> tuple[Array, State]:
+def _recurrence(options: LayerOptions, *arguments: Any) -> tuple[Array, State]:
     return _save(options, *arguments)[0]
 
 
-def _save(options: Options, *arguments: Any) -> tuple[tuple[Array, State], Saved]:
+def _save(options: LayerOptions, *arguments: Any) -> tuple[tuple[Array, State], Saved]:
     return _in_layout(_forward, options, *arguments)
 
 
-def _gradient(options: Options, saved: Saved, cotangents: Any) -> tuple[Any, ...]:
+def _gradient(options: LayerOptions, saved: Saved, cotangents: Any) -> tuple[Any, ...]:
     gradients = _in_layout(_backward, options, saved, cotangents)
     return *gradients, None, None
 
@@ -158,7 +158,7 @@ _recurrence.defvjp(_save, _gradient)
 
 
 def _forward(
-    options: Options,
+    options: LayerOptions,
     layout: Layout,
     inputs: Array,
     weights: Weights,
@@ -220,7 +220,7 @@ def _forward(
 
 
 def _backward(
-    options: Options, layout: Layout, saved: Saved, cotangents: tuple[Array, State]
+    options: LayerOptions, layout: Layout, saved: Saved, cotangents: tuple[Array, State]
 ) -> tuple[Array, Weights, State]:
     dtype, transpose, reset = options.dtype, partial(_transposed, layout), saved.reset
     cell_clip, projection_clip = np.array(options[0], dtype), options[1]
@@ -494,7 +494,7 @@ class BiLstm(nn.Module):
         start = nn.initializers.glorot_uniform(batch_axis=0)
         shape = (self.directions, dim, out)
         projection = self.param(f"projection_{number}", start, shape, jnp.float32)
-        options = Options(
+        options = LayerOptions(
             self.config.cell_clip,
             self.config.projection_clip,
             self.dtype or kernel.dtype,

@@ -18,7 +18,7 @@ import numpy as np
 from elmojax.text.capacity import Sizes, largest
 from elmojax.text.negatives import Negatives, check_samples, filled, negatives
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Members, Words
+from elmojax.text.tables import Members, WordTables
 
 BEGIN, END = 0, 1
 """Types (and vocabulary ids) of `<S>` and `</S>`."""
@@ -102,7 +102,7 @@ class TrainingText:
     def __init__(
         self,
         corpus: Corpus,
-        words: Words,
+        words: WordTables,
         rows: int,
         window: int,
         seed: int,
@@ -215,7 +215,11 @@ class Places(NamedTuple):
 
 
 def heldout_batches(
-    corpus: Corpus, words: Words, rows: int, window: int, sizes: Sizes | None = None
+    corpus: Corpus,
+    words: WordTables,
+    rows: int,
+    window: int,
+    sizes: Sizes | None = None,
 ) -> Iterator[Batch]:
     """All positions once, in file order: whole sentences, dealt to rows in stretches.
 
@@ -227,7 +231,11 @@ def heldout_batches(
 
 
 def located_batches(
-    corpus: Corpus, words: Words, rows: int, window: int, sizes: Sizes | None = None
+    corpus: Corpus,
+    words: WordTables,
+    rows: int,
+    window: int,
+    sizes: Sizes | None = None,
 ) -> Iterator[tuple[Batch, Places]]:
     """`heldout_batches`, and where each position comes from."""
     sizes = sizes or heldout_sizes(corpus, words, rows, window)
@@ -235,14 +243,14 @@ def located_batches(
         yield only_piece(found.batch(sizes)), places
 
 
-def heldout_sizes(corpus: Corpus, words: Words, rows: int, window: int) -> Sizes:
+def heldout_sizes(corpus: Corpus, words: WordTables, rows: int, window: int) -> Sizes:
     """The most that a held-out batch needs; it takes a reading of the text."""
     each = [found.needed for found, _ in _heldout(corpus, words, rows, window)]
     return largest(each).rounded(words.split)
 
 
 def _heldout(
-    corpus: Corpus, words: Words, rows: int, window: int
+    corpus: Corpus, words: WordTables, rows: int, window: int
 ) -> Iterator[tuple[_Found, Places]]:
     """What is in each held-out batch."""
     sentences = len(corpus.offsets) - 1
@@ -266,7 +274,7 @@ class _Found:
 
     def __init__(
         self,
-        words: Words,
+        words: WordTables,
         types: np.ndarray,
         weights: np.ndarray,
         shards: int,

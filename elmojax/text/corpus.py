@@ -228,7 +228,7 @@ def _tfds_directory(text: TfdsText) -> str:
 
 def _tfds_blocks(
     examples: Any, feature: str, name: str, errors: files.Errors
-) -> Iterator[files.Block]:
+) -> Iterator[files.TextBlock]:
     step = 1024
     for start in range(0, len(examples), step):
         stop = min(start + step, len(examples))
@@ -253,4 +253,4 @@ def _tfds_blocks(
             more, damaged = files.decode_lines(text, errors, where, 1)
             lines += more
             replaced += damaged
-        yield files.Block(start + 1, lines, replaced, stop)
+        yield files.TextBlock(start + 1, lines, replaced, stop)

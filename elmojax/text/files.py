@@ -26,7 +26,7 @@ _BLOCK = 1 << 20
 _LONGEST_LINE = 64 << 20
 
 
-class Block(NamedTuple):
+class TextBlock(NamedTuple):
     """Some successive lines of a text."""
 
     first_line: int
@@ -80,7 +80,7 @@ def read_lines(
 
 def read_blocks(
     path: str | os.PathLike[str], errors: Errors = "strict"
-) -> Iterator[Block]:
+) -> Iterator[TextBlock]:
     """Streams the lines of a text file, about a mebibyte at a time.
 
     A byte-order mark at the start is dropped. Raises `InputError`, with file and line,
@@ -104,7 +104,7 @@ def read_blocks(
             if feed or (not data and rest):
                 text = whole if feed else rest
                 lines, replaced = decode_lines(text, errors, path, number)
-                yield Block(number, lines, replaced, position)
+                yield TextBlock(number, lines, replaced, position)
                 number += len(lines)
             if not data:
                 return

@@ -17,7 +17,7 @@ import numpy as np
 
 from elmojax.errors import InputError
 from elmojax.text import characters, storage
-from elmojax.text.files import Block
+from elmojax.text.files import TextBlock
 from elmojax.text.vocabulary import (
     SPECIALS,
     UNKNOWN_ID,
@@ -42,7 +42,7 @@ class Source(NamedTuple):
     name: str
     size: int
     """In the unit of `Block.position`."""
-    blocks: Iterator[Block]
+    blocks: Iterator[TextBlock]
 
 
 class _Types(dict[str, int]):

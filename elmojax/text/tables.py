@@ -44,7 +44,7 @@ class Members(NamedTuple):
     """int32 [shards, capacity]: the target's number in the cluster; 0 for filling."""
 
 
-class Words:
+class WordTables:
     """What encoder and softmax take for the word types of a corpus, in fixed sizes.
 
     Short and long words have tables of their own, so that a long one does not make all

@@ -19,7 +19,7 @@ from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import heldout_batches, heldout_sizes
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import UNKNOWN_ID, Vocabulary
 from elmojax.training.sharding import place, shardings
 from elmojax.training.step import LanguageModel, evaluation_step
@@ -39,7 +39,9 @@ class Evaluator:
         data = 1 if lm.mesh is None else lm.mesh.shape["data"]
         self.rows = -(-ROWS // data) * data
         split = 1 if lm.mesh is None else lm.mesh.shape["model"]
-        self.words = Words(corpus, vocabulary, lm.config, data, False, lm.head, split)
+        self.words = WordTables(
+            corpus, vocabulary, lm.config, data, False, lm.head, split
+        )
         known = self.words.targets != UNKNOWN_ID
         self._unknown = int(np.asarray(corpus.counts)[~known].sum())
         self._step = compile_evaluation_step(lm, self.rows)

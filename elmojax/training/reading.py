@@ -21,7 +21,7 @@ from elmojax.text.batches import Batch, TrainingText
 from elmojax.text.capacity import Frequencies, Sizes
 from elmojax.text.negatives import Negatives, check_samples
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Members, Words, columns_of
+from elmojax.text.tables import Members, WordTables, columns_of
 from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
 
 BENCHMARK_WORDS = 793_471
@@ -148,8 +148,8 @@ def training_text(
     return TrainingText(corpus, _words(config, corpus, data), *sizes, local)
 
 
-def _words(config: TrainConfig, corpus: Corpus, data: int) -> Words:
-    return Words(
+def _words(config: TrainConfig, corpus: Corpus, data: int) -> WordTables:
+    return WordTables(
         *(corpus, corpus.vocabulary, config.model, data),
         *(not config.unique_words, config.head, config.mesh.model),
     )

@@ -18,7 +18,7 @@ from elmojax.shapes import Params
 from elmojax.text.batches import Batch, heldout_sizes, located_batches
 from elmojax.text.capacity import Capacities, Sizes
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
 from elmojax.training.evaluate import compile_evaluation_step
 from elmojax.training.sharding import place
@@ -85,7 +85,7 @@ class Scorer:
     def _score_block(self, sentences: list[list[str]]) -> Iterator[Score]:
         corpus = _corpus(sentences, self.vocabulary)
         lm, devices = self.lm, self._devices
-        words = Words(corpus, self.vocabulary, lm.config, devices, any_text=True)
+        words = WordTables(corpus, self.vocabulary, lm.config, devices, any_text=True)
         flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
         starts = corpus.offsets[:-1] + np.arange(len(sentences))
         rows = devices * ROWS[len(sentences) < devices * ROWS[0]]
@@ -107,7 +107,7 @@ class Scorer:
             yield Score(sentence, forward.copy(), backward, known[begin:end])
 
 
-def _sizes(corpus: Corpus, words: Words, rows: int) -> Sizes:
+def _sizes(corpus: Corpus, words: WordTables, rows: int) -> Sizes:
     """Out of few, that few programs serve any sentences."""
     tables = len(words.columns)
     most = Sizes((2 * rows // words.shards * WINDOW,) * tables).rounded()

@@ -40,7 +40,7 @@ from elmojax.model.dropout import dropped
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training.cutoffs import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
 from elmojax.training.prefetch import prefetched
@@ -136,7 +136,7 @@ def variants(corpus: Corpus, args: Any) -> dict[str, Variant]:
     texts = [
         TrainingText(
             corpus,
-            Words(corpus, corpus.vocabulary, config, every=every, head=head),
+            WordTables(corpus, corpus.vocabulary, config, every=every, head=head),
             args.rows,
             args.window,
             0,

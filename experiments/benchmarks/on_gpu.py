@@ -63,7 +63,7 @@ from elmojax.model.bilm import BiLM
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.sample import sample_corpora
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training import sparse
 from elmojax.training.chips import chip_of
 from elmojax.training.choices import completed
@@ -204,7 +204,7 @@ def against(flops: float, seconds: float, dtype: Any = jnp.bfloat16) -> Row:
 
 class Text(NamedTuple):
     reading: Reading
-    words: Words
+    words: WordTables
     corpus: Any
     head: HeadConfig
 
@@ -215,7 +215,7 @@ def text_of(model: ElmoConfig, vocabulary: int, tokens: int) -> Text:
     share = reading.types[3:]
     corpus = training.zipf_corpus(vocabulary - 3, tokens, share=share)
     head = completed(TrainConfig(model=model), reading.counts).head
-    words = Words(corpus, corpus.vocabulary, model, head=head)
+    words = WordTables(corpus, corpus.vocabulary, model, head=head)
     return Text(replace(reading, corpus=corpus), words, corpus, head)
 
 

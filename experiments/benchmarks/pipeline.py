@@ -27,7 +27,7 @@ from training import zipf_corpus
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training.cutoffs import automatic_cutoffs
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     dim, counts = model.lstm.projection, corpus.target_counts(corpus.vocabulary)
     cutoffs = () if args.samples else automatic_cutoffs(counts, dim, 4.0)
     head = HeadConfig("adaptive", cutoffs)
-    words = Words(corpus, corpus.vocabulary, model, args.shards, head=head)
+    words = WordTables(corpus, corpus.vocabulary, model, args.shards, head=head)
     print(f"{len(corpus.words):,} words, {len(corpus.types):,} types")
     rows = []
     for count in args.rows:

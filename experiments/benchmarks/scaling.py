@@ -35,7 +35,7 @@ from training import zipf_corpus
 
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.training.cutoffs import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, place, shardings
@@ -69,7 +69,9 @@ def program(lm: LanguageModel, corpus: Any, rows: int, window: int) -> tuple[Any
     )
     samples = lm.head.samples if lm.head.kind == "sampled" else 0
     data, model = lm.mesh.shape["data"], lm.mesh.shape["model"]
-    words = Words(corpus, corpus.vocabulary, lm.config, data, False, lm.head, model)
+    words = WordTables(
+        corpus, corpus.vocabulary, lm.config, data, False, lm.head, model
+    )
     text = TrainingText(corpus, words, rows, window, 0, samples)
     return compile_train_step(lm, optimizer, state), state, text
 

@@ -36,7 +36,7 @@ from report import Bar, bars, write
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.cutoffs import automatic_cutoffs
 from elmojax.training.flops import lstm_flops, word_flops
@@ -106,7 +106,7 @@ def alike(text: TrainingText, count: int) -> list[Any]:
 def for_head(text: TrainingText, config: ElmoConfig, head: HeadConfig) -> TrainingText:
     """The same rows, with what this softmax takes besides."""
     corpus, samples = text.corpus, head.samples if head.kind == "sampled" else 0
-    words = Words(corpus, corpus.vocabulary, config, head=head)
+    words = WordTables(corpus, corpus.vocabulary, config, head=head)
     return TrainingText(corpus, words, text.rows, text.window, text.seed, samples)
 
 
@@ -194,7 +194,7 @@ def main() -> None:
     args.precision = args.precision or ("float32" if backend == "cpu" else "bf16")
     config = ElmoConfig.preset(args.preset)
     corpus = zipf_corpus(args.vocabulary - 3, max(2_000_000, 60 * args.vocabulary))
-    words = Words(corpus, corpus.vocabulary, config, 1)
+    words = WordTables(corpus, corpus.vocabulary, config, 1)
     counts = np.sort(np.asarray(corpus.counts, np.float64))[::-1]
     cutoffs = automatic_cutoffs(counts, config.lstm.projection, args.div_value)
     half = jnp.float32 if args.precision == "float32" else jnp.bfloat16

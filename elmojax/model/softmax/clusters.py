@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ NARROW = 32
 """Width up to which a table is taken as [width, words]; its rows fill no lanes."""
 
 
-class Form(NamedTuple):
+class Chunking(NamedTuple):
     """How a platform takes the positions of a cluster."""
 
     tile: int
@@ -47,22 +47,18 @@ class Form(NamedTuple):
     and no product lies in memory beside a sum as large."""
 
 
-CPU = Form(1 << 19, cpu=True)
+CPU = Chunking(1 << 19, cpu=True)
 """A chunk stays in a cache; a sum as large as a table is rarely added to."""
-GPU = Form(1 << 26, cpu=False)
+GPU = Chunking(1 << 26, cpu=False)
 """Few kernels; logits go through memory anyway."""
-TPU = Form(1 << 24, cpu=False)
+TPU = Chunking(1 << 24, cpu=False)
 """As float32 they fill half the on-chip memory."""
 
 
-class Members(NamedTuple):
-    """Positions of a tail cluster, and what they look for there."""
-
-    positions: Any
-    """int32 [shards, capacity], rising; past the last position where there are less."""
-    targets: Any
-    """int32 [shards, capacity]: numbers in the cluster."""
-
+Members: TypeAlias = tuple[Array, Array]
+"""Of a tail cluster: positions with a target in it, int32 [shards, capacity], rising,
+past the last position where there are fewer; and the targets' numbers in the cluster,
+alike."""
 
 Plan = Sequence[Members] | None
 """Of each tail cluster, from who knows the targets beforehand; or none."""
@@ -96,7 +92,7 @@ weighted_loss = weighted_sum(loss_and_gradients)
 
 
 def _clusters(
-    form: Form,
+    form: Chunking,
     static: Static,
     gradient: bool,
     params: Params,
@@ -142,16 +138,16 @@ def _found(targets: Array, low: int, high: int) -> Members:
     member, size = (targets >= low) & (targets < high), len(targets)
     (positions,) = jnp.nonzero(member, size=size, fill_value=size)
     inside = targets.at[positions].get(mode="fill", fill_value=low) - low
-    return Members(positions.astype(jnp.int32), inside)
+    return positions.astype(jnp.int32), inside
 
 
 def _taken(members: Sequence[Members], array: Array) -> list[Array]:
     """What [shards, positions, ...] has for the members of each tail, read at once."""
     if not members:
         return []
-    every = jnp.concatenate([plan.positions for plan in members], axis=1)
+    every = jnp.concatenate([positions for positions, _ in members], axis=1)
     taken = jax.vmap(lambda rows, at: rows.at[at].get(mode="fill", fill_value=0))
-    ends = itertools.accumulate(plan.positions.shape[1] for plan in members)
+    ends = itertools.accumulate(positions.shape[1] for positions, _ in members)
     return jnp.split(taken(array, every), list(ends)[:-1], axis=1)
 
 
@@ -169,7 +165,7 @@ def _chunk_size(tile: int, positions: int, words: int, width: int) -> int:
 
 
 def _cluster(
-    form: Form,
+    form: Chunking,
     mesh: Mesh | None,
     gradient: bool,
     words: list[Array],
@@ -230,7 +226,7 @@ def _divided(mesh: Mesh | None, leaf: Array) -> list[str | None]:
 
 
 def _added_up(
-    form: Form, sums: list[Array], x: Array, d_logits: Array, dtype: Dtype
+    form: Chunking, sums: list[Array], x: Array, d_logits: Array, dtype: Dtype
 ) -> list[Array]:
     """Gradients of table and bias, with those of a chunk."""
     (table, *bias), width = sums, x.shape[2]

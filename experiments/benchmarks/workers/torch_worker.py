@@ -29,7 +29,7 @@ from elmojax.config_json import from_json
 from elmojax.text.batches import Batch, TrainingText
 from elmojax.text.characters import PADDING
 from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Words
+from elmojax.text.tables import WordTables
 
 AHEAD = 2
 """Batches made ahead of time, as many as elmojax makes."""
@@ -67,7 +67,7 @@ def main() -> None:
     config = from_json(ElmoConfig, task["config"], "the task")
     assert isinstance(config.encoder, CharCnnConfig)
     corpus = Corpus.open(Path(task["corpus"]))
-    words = Words(corpus, corpus.vocabulary, config)
+    words = WordTables(corpus, corpus.vocabulary, config)
     text = TrainingText(corpus, words, task["rows"], task["window"], 0)
     size = len(corpus.vocabulary)
     cutoffs = tuple(task["cutoffs"]) or (size // 2,)
