@@ -16,7 +16,7 @@ from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig, WordTableConfi
 from elmojax.errors import InputError
 from elmojax.formats.published import Shapes, has_projection
 
-CHARACTERS = 262
+N_CHARACTERS = 262
 """n_characters of options.json: the rows of char_embed and one for padding, which the
 readers put in front. bilm-tf wants it; rows are always counted in the array."""
 MOST = 100
@@ -196,7 +196,7 @@ def options_of(config: ElmoConfig) -> dict[str, Any]:
         "embedding": {"dim": encoder.embedding_dim},
         "filters": [list(pair) for pair in encoder.filters],
         "max_characters_per_token": encoder.max_characters,
-        "n_characters": CHARACTERS,
+        "n_characters": N_CHARACTERS,
         "n_highway": encoder.highway_layers,
     }
     if not encoder.project:

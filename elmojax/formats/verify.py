@@ -14,7 +14,7 @@ from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.formats.hdf5 import PathLike, open_hdf5, read_array, shapes_of
-from elmojax.formats.options import CHARACTERS, Options, config_of, read_options
+from elmojax.formats.options import N_CHARACTERS, Options, config_of, read_options
 from elmojax.formats.published import Entry, Shape, layout
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import batch_to_ids
@@ -110,13 +110,13 @@ def _notes(config: ElmoConfig, options: Options) -> Iterable[str]:
         yield "bilm-tf refuses fewer filters than projection_dim."
     if encoder.filter_count == lstm.projection and encoder.project:
         yield "bilm-tf leaves CNN_proj out, as there are projection_dim filters."
-    if encoder.characters != CHARACTERS - 1:
+    if encoder.characters != N_CHARACTERS - 1:
         yield f"bilm-tf refuses char_embed with {encoder.characters} rows."
     if encoder.max_characters != 50:
         yield "AllenNLP makes character ids for max_characters_per_token 50 only."
     section = options.section("char_cnn")
-    if "n_characters" not in section or section.get("n_characters") != CHARACTERS:
-        yield f"bilm-tf wants n_characters to be {CHARACTERS}."
+    if "n_characters" not in section or section.get("n_characters") != N_CHARACTERS:
+        yield f"bilm-tf wants n_characters to be {N_CHARACTERS}."
 
 
 class LayerDifference(NamedTuple):

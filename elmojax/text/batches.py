@@ -19,9 +19,8 @@ from elmojax.text.capacity import Sizes, largest
 from elmojax.text.negatives import Negatives, check_samples, filled, negatives
 from elmojax.text.prepared import Corpus
 from elmojax.text.tables import Members, WordTables
+from elmojax.text.vocabulary import BEGIN_ID, END_ID
 
-BEGIN, END = 0, 1
-"""Types (and vocabulary ids) of `<S>` and `</S>`."""
 ORDER = 1
 """Version of the order of sentences and of the negatives, in config.json of a run."""
 
@@ -75,8 +74,8 @@ def _read(corpus: Corpus, order: _Order, where: np.ndarray) -> np.ndarray:
     last = at == end - begin
     types = np.empty((2, 2, *where.shape), np.int32)
     for n, words, marks in (
-        (0, begin + at, (BEGIN, END)),
-        (1, end - at - 1, (END, BEGIN)),
+        (0, begin + at, (BEGIN_ID, END_ID)),
+        (1, end - at - 1, (END_ID, BEGIN_ID)),
     ):
         words[last] = 0  # there is no word
         targets = np.where(last, marks[1], corpus.words[words])
@@ -262,7 +261,7 @@ def _heldout(
         counts = where < bounds[1:, None]
         where = np.where(counts, where, 0)
         # Filling reads and predicts a mark, which no tail cluster has.
-        types = np.where(counts, _read(corpus, order, where), BEGIN)
+        types = np.where(counts, _read(corpus, order, where), BEGIN_ID)
         weights = counts.astype(np.float32)
         found = _Found(words, types, weights, words.shards, 1)
         sentence = np.searchsorted(order.starts, where, side="right") - 1
