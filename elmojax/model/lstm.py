@@ -472,7 +472,7 @@ class BiLstm(nn.Module):
             outputs.append(x)
             cells.append(after.cell)
             hiddens.append(after.hidden)
-        return jnp.empty(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
+        return jnp.stack(outputs), LstmState(jnp.stack(cells), jnp.stack(hiddens))
 
     def _layer(
         self,
