@@ -134,9 +134,9 @@ def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
 
 def test_words_are_encoded_once(params, monkeypatch):
     seen = []
-    real = table.WordTable._ids
+    real = table.EncodedWords._ids
     monkeypatch.setattr(
-        table.WordTable,
+        table.EncodedWords,
         "_ids",
         lambda self, words: seen.extend(words) or real(self, words),
     )
