@@ -8,7 +8,9 @@ stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint).
 
 from __future__ import annotations
 
+import atexit
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if argv[0] not in COMMANDS:
         _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
     _quieten()
+    # Once a command is done, Ctrl-C has nothing to stop but JAX's own clearing up.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     # What a user's own program must not move by accident, a command moves on purpose.
     jax.config.update("jax_transfer_guard", "allow")
     try:
