@@ -9,7 +9,7 @@ matrix for inputs and hidden state):
     c = clip(sigmoid(f + 1) * c + sigmoid(i) * tanh(j), cell_clip)
     h = clip((sigmoid(o) * tanh(c)) @ projection, projection_clip)
 
-Products run in `Options.dtype`, and pre-activations are rounded to it once; gates,
+Products run in `LayerOptions.dtype`, and pre-activations are rounded to it once; gates,
 cells and clips are float32. The gradient is the loop's own: pre-activations and cells
 are kept, in the dtype of products, and weight gradients are one product each over all
 positions, float32 as they leave it. A column of ones among the inputs of that product
@@ -168,13 +168,10 @@ def _forward(
 ) -> tuple[tuple[Array, State], Saved]:
     dtype, transpose = options.dtype, partial(_transposed, layout)
     cell_clip, projection_clip = options[:2]
-    kernels = [transpose(part.astype(dtype)) for part in _parts(layout, weights.kernel)]
+    kernels = transpose([part.astype(dtype) for part in _parts(layout, weights.kernel)])
     biases = [_row(layout, part) for part in _parts(layout, weights.bias)]
-    projection, x = (
-        transpose(weights.projection.astype(dtype)),
-        transpose(inputs.astype(dtype)),
-    )
-    first = State(*map(transpose, state))
+    inputs, projection = inputs.astype(dtype), weights.projection.astype(dtype)
+    x, projection, first = transpose((inputs, projection, state))
     ends = None if lengths is None else _mask(layout, lengths[None])
     # What rounding would carry to the clip stays below it: it is not clipped.
     below = np.nextafter(np.array(cell_clip, dtype), np.array(0, dtype))
@@ -205,18 +202,10 @@ def _forward(
     gates, cells = [empty(dim, dtype) for _ in range(4)], empty(dim, dtype)
     last = None if ends is None else first
     carry: Any = (first, last, (gates, cells, empty(out, jnp.float32)))
-    (state, last, stacks), _ = lax.scan(step, carry, _numbers(x))
-    gates, cells, hidden = jax.tree.map(transpose, stacks)
-    saved = (
-        weights,
-        State(*map(transpose, first)),
-        lengths,
-        reset,
-        gates,
-        cells,
-        hidden,
-    )
-    return (hidden, State(*map(transpose, last or state))), Saved(transpose(x), *saved)
+    (after, last, stacks), _ = lax.scan(step, carry, _numbers(x))
+    gates, cells, hidden = transpose(stacks)
+    saved = Saved(inputs, weights, state, lengths, reset, gates, cells, hidden)
+    return (hidden, transpose(last or after)), saved
 
 
 def _backward(
@@ -226,17 +215,9 @@ def _backward(
     cell_clip, projection_clip = np.array(options[0], dtype), options[1]
     kernels = [part.astype(dtype) for part in _parts(layout, saved.weights.kernel)]
     projection = saved.weights.projection.astype(dtype)
-    gates, cells, hidden = (
-        map(transpose, saved.gates),
-        transpose(saved.cells),
-        transpose(saved.hidden),
-    )
-    zs, first, x = (
-        list(gates),
-        State(*map(transpose, saved.first)),
-        transpose(saved.inputs),
-    )
-    d_outputs, d_last = transpose(cotangents[0]), State(*map(transpose, cotangents[1]))
+    x, first = transpose((saved.inputs, saved.first))
+    gates, cells, hidden = transpose((saved.gates, saved.cells, saved.hidden))
+    d_outputs, d_last = transpose(cotangents)
     zeros, lengths = jax.tree.map(jnp.zeros_like, d_last), saved.lengths
     ends = None if lengths is None else _mask(layout, lengths[None])
 
@@ -245,7 +226,7 @@ def _backward(
         if ends is not None:
             added = _choose(ends == t + 1, d_last, zeros)
             d_cell, d_hidden = d_cell + added.cell, d_hidden + added.hidden
-        i, j, f, o = _activated([z[t] for z in zs])
+        i, j, f, o = _activated([gate[t] for gate in gates])
         before = cells[jnp.maximum(t - 1, 0)].astype(jnp.float32)
         before = jnp.where(t > 0, before, first.cell)
         before = _begun(layout, reset, t, State(before, first.hidden)).cell
@@ -291,21 +272,24 @@ def _backward(
     d_kernel = d_kernel.reshape(saved.weights.kernel.shape)
     d_bias = jnp.stack([d_gate[:, inputs + out] for d_gate in d_kernels], 1)
     d_bias = d_bias.reshape(saved.weights.bias.shape)
-    *_, o = _activated(zs)
+    *_, o = _activated(gates)
     m = (o * jnp.tanh(cells.astype(jnp.float32))).astype(dtype)
     d_weights = (d_kernel, d_bias, over(m, d_products))
     like = zip(d_weights, saved.weights, strict=True)
     d_weights = Weights(*(d_leaf.astype(leaf.dtype) for d_leaf, leaf in like))
-    return transpose(d_x), d_weights, State(*map(transpose, d_state))
+    return transpose(d_x), d_weights, transpose(d_state)
 
 
 def _numbers(x: Array) -> Array:
     return jnp.arange(x.shape[0], dtype=jnp.int32)
 
 
-def _transposed(layout: Layout, array: Array) -> Array:
-    """[..., batch, features] in the layout, and back; weights [..., in, out] too."""
-    return array if layout.features == -1 else jnp.swapaxes(array, -1, -2)
+def _transposed(layout: Layout, tree: Any) -> Any:
+    """Arrays [..., batch, features] in the layout, and back; weights [..., in, out]
+    too."""
+    if layout.features == -1:
+        return tree
+    return jax.tree.map(lambda array: jnp.swapaxes(array, -1, -2), tree)
 
 
 def _mask(layout: Layout, of_rows: Array) -> Array:
