@@ -31,7 +31,7 @@ import elmojax
 from elmojax.cli import COMMANDS
 from elmojax.cli.common import parse
 from elmojax.cli.pretrain import PretrainArguments
-from elmojax.cli.recipe import RecipeArguments, defaults, train_config
+from elmojax.cli.recipe import RecipeArguments, defaults, train_config, typed
 from elmojax.embedding.embedder import Embedder
 from elmojax.initialization import with_word_vectors
 from elmojax.loading import open_model
@@ -94,7 +94,7 @@ def copied(world, tmp_path) -> Path:
 def asked(*arguments: object) -> elmojax.TrainConfig:
     """What `elmojax pretrain` makes of its flags."""
     argv = [str(argument) for argument in arguments]
-    default = defaults(PretrainArguments, argv)
+    default = defaults(PretrainArguments, typed(argv))
     return train_config(parse(PretrainArguments, "pretrain", argv, default=default))
 
 

@@ -21,7 +21,7 @@ from jax.experimental import topologies
 
 from elmojax.cli.common import parse
 from elmojax.cli.estimate import EstimateArguments
-from elmojax.cli.recipe import defaults, train_config
+from elmojax.cli.recipe import defaults, train_config, typed
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
 from elmojax.errors import InputError
 from elmojax.training import compilers, fitting, memory, prefetch
@@ -173,7 +173,7 @@ def test_what_a_compiler_refuses_as_too_large_is_what_it_takes():
 def real(data, workdir, flags):
     """A real run, a batch of it, and what the compiler says."""
     argv = ["--data", str(data), "--workdir", str(workdir), *map(str, flags)]
-    arguments = defaults(EstimateArguments, argv)
+    arguments = defaults(EstimateArguments, typed(argv))
     asked = parse(EstimateArguments, "estimate", argv, default=arguments)
     started = start(train_config(asked), "test")
     config = started.record.train

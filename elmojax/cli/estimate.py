@@ -47,11 +47,11 @@ def estimate(argv: list[str]) -> None:
     """memory, operations and least time of a run before it begins"""
     from elmojax.training.chips import chip_named
 
-    asked = parse(
-        EstimateArguments, "estimate", argv, default=defaults(EstimateArguments, argv)
-    )
+    given = typed(argv)
+    default = defaults(EstimateArguments, given)
+    asked = parse(EstimateArguments, "estimate", argv, default=default)
     chip = None if asked.chip is None else chip_named(asked.chip)
-    report = _report(asked, chip, typed(argv))
+    report = _report(asked, chip, given)
     if asked.json:
         print_json(report)
         return

@@ -20,7 +20,7 @@ from elmojax.cli.common import (
     print_json,
     say,
 )
-from elmojax.cli.recipe import RecipeArguments, defaults, train_config
+from elmojax.cli.recipe import RecipeArguments, defaults, train_config, typed
 from elmojax.config import CharCnnConfig
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker
@@ -58,7 +58,10 @@ def pretrain(argv: list[str]) -> None:
 
     keep_freed_memory()
     asked = parse(
-        PretrainArguments, "pretrain", argv, default=defaults(PretrainArguments, argv)
+        PretrainArguments,
+        "pretrain",
+        argv,
+        default=defaults(PretrainArguments, typed(argv)),
     )
     explicit = (asked.coordinator, asked.process_id, asked.process_count)
     if asked.distributed:

@@ -55,12 +55,11 @@ def train_config(asked: RecipeArguments) -> TrainConfig:
     return TrainConfig(**{name: getattr(asked, name) for name in names})
 
 
-def defaults(kind: type[Recipe], argv: list[str]) -> Recipe:
+def defaults(kind: type[Recipe], found: Typed) -> Recipe:
     """What flags fall back to: the run that is there, else --config, else --preset."""
     from elmojax.initialization import read_config
     from elmojax.training.record import read_record
 
-    found = typed(argv)
     for one, other in (("preset", "config"), ("steps", "epochs")):
         if None not in (getattr(found, one), getattr(found, other)):
             raise InputError(f"Give --{one} or --{other}, not both.")

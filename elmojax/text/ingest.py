@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
     name: str
     size: int
-    """In the unit of `Block.position`."""
+    """In the unit of `TextBlock.position`."""
     blocks: Iterator[TextBlock]
 
 
