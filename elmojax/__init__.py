@@ -11,6 +11,7 @@ from elmojax.embedding.functions import (
     embed,
     encode,
     encode_words,
+    warm,
 )
 from elmojax.embedding.hub import hub_default, hub_tokens
 from elmojax.embedding.likelihood import (
@@ -20,22 +21,21 @@ from elmojax.embedding.likelihood import (
     target_ids,
 )
 from elmojax.embedding.pooling import pool
-from elmojax.embedding.warm import warm
 from elmojax.embedding.words import WordIndex, cache_words, word_ids
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree, init
-from elmojax.model.casting import cast
 from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
+from elmojax.model.ops import cast
 from elmojax.model.state import LstmState
 from elmojax.text.characters import batch_to_ids
 
 if TYPE_CHECKING:
-    from elmojax.embedding.outputs import read_vectors
     from elmojax.formats.hdf5 import load_hdf5, save_hdf5
     from elmojax.initialization import pretrain
     from elmojax.loading import load, load_language_model, score
     from elmojax.training.checkpoint import restore
     from elmojax.training.record import model_config
+    from elmojax.vectors.output import read_vectors
 
 __version__ = "0.1.0"
 
@@ -86,7 +86,7 @@ _LAZY = {
     "load_language_model": "elmojax.loading",
     "model_config": "elmojax.training.record",
     "pretrain": "elmojax.initialization",
-    "read_vectors": "elmojax.embedding.outputs",
+    "read_vectors": "elmojax.vectors.output",
     "restore": "elmojax.training.checkpoint",
     "save_hdf5": "elmojax.formats.hdf5",
     "score": "elmojax.loading",

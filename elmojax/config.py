@@ -1,15 +1,21 @@
-"""Frozen configurations: what a model is, how it is trained, and their presets.
+"""Frozen configurations: what a model is, how it is trained, their presets, their JSON.
 
 Every class checks itself when it is made and says which field is wrong, its value and
-what would be right. They travel as JSON: see `config_json`.
+what would be right. `to_json` and `from_json` are how config.json of a run directory
+holds them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import types
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from elmojax.errors import InputError
 
@@ -347,3 +353,59 @@ class TrainConfig:
             )
         rows, epochs = (384, 10.0) if name == "original" else (128, 10.0)
         return cls(model=model, workdir=workdir, rows=rows, epochs=epochs)
+
+
+T = TypeVar("T")
+
+
+def to_json(config: Any) -> str:
+    """A configuration as indented JSON, paths as strings."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def from_json(
+    cls: type[T],
+    text: str,
+    where: object,
+    parse: Callable[[str], Any] = json.loads,
+) -> T:
+    """The configuration that `to_json` wrote; `where` names its file in errors.
+
+    Raises `InputError` for text that `parse` does not read, unknown or missing fields,
+    and values that the configuration itself refuses.
+    """
+    try:
+        return _build(cls, parse(text))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{where} does not hold a {cls.__name__}: {error}. Was it edited or cut "
+            "short? Restore it from a copy."
+        ) from error
+
+
+def _build(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise TypeError(f"{hint.__name__} has no field {unknown[0]!r}")
+        return hint(**{name: _build(hints[name], v) for name, v in value.items()})
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        if CharCnnConfig in options:
+            known = "filters" in value
+            return _build(CharCnnConfig if known else WordTableConfig, value)
+        return _build(options[0], value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_build(arguments[0], v) for v in value)
+    if hint is Path:
+        return Path(value)
+    if hint is float and isinstance(value, int):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(value, hint):
+        raise TypeError(f"{value!r} is no {hint.__name__}")
+    return value

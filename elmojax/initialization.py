@@ -15,19 +15,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
-from elmojax.config_json import from_json
+from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig, from_json
 from elmojax.errors import InputError
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
 from elmojax.training import loop
+from elmojax.training.distributed import Stop, in_turn
 from elmojax.training.loop import Result
 from elmojax.training.metrics import Tracker
-from elmojax.training.processes import in_turn
 from elmojax.training.record import checkpoint_steps
-from elmojax.training.signals import Stop
 from elmojax.training.start import Initialize, open_corpora
 
 PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}

@@ -12,20 +12,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elmojax.atomic import install, new_directory
 from elmojax.config import HeadConfig, TrainConfig
-from elmojax.embedding.devices import whole
+from elmojax.embedding.engine import whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
-from elmojax.formats.addresses import fetch_model, is_url
-from elmojax.formats.tables import load_head
+from elmojax.formats.fetch import fetch_model, is_url
+from elmojax.formats.hdf5 import load_head
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
-from elmojax.model.casting import DTYPES, Precision, cast
+from elmojax.model.ops import DTYPES, Precision, cast
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
-from elmojax.text.storage import install, new_directory
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.record import RunRecord, create_run, fingerprint

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from elmojax.errors import InputError
-from elmojax.text.sample import sample_corpora
+from elmojax.text.prepare import sample_corpora
 from elmojax.training.checkpoint import read_run
 from elmojax.training.record import read_record
 from elmojax.training.start import start

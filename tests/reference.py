@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.model.lstm import State
-from elmojax.model.precision import contract
+from elmojax.model.ops import contract
 from elmojax.model.softmax import log_prob_all
 
 Tree = dict[str, Any]

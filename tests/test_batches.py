@@ -22,9 +22,18 @@ from elmojax.text.batches import (
     shuffled,
     split_rows,
 )
-from elmojax.text.capacity import RARE, Capacities, Frequencies, Sizes, bound, shown
 from elmojax.text.characters import encode_words
-from elmojax.text.tables import SHORT, WordTables, columns_of
+from elmojax.text.tables import (
+    RARE,
+    SHORT,
+    Capacities,
+    Frequencies,
+    Sizes,
+    WordTables,
+    bound,
+    columns_of,
+    shown,
+)
 
 LETTERS = ["a", "b", "no", "bank", "é", "river", "overlong-words", "日本", "<S>", "x"]
 

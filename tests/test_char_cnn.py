@@ -12,7 +12,7 @@ import reference
 from toys import drawn
 
 from elmojax.config import CharCnnConfig, MeshConfig, WordTableConfig
-from elmojax.model import windows
+from elmojax.model import char_cnn
 from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.text.characters import encode_words
 from elmojax.training.sharding import make_mesh
@@ -133,8 +133,8 @@ def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
     In bfloat16 a gradient's factors are rounded to 8 bits, so it is within 2**-8 of
     that of the rounded weights, as a norm; the responses themselves are exact.
     """
-    monkeypatch.setattr(windows, "BLOCK", windows.CPU_BLOCK * 9)
-    count = 2 * windows.CPU_BLOCK + 5
+    monkeypatch.setattr(char_cnn, "BLOCK", char_cnn.CPU_BLOCK * 9)
+    count = 2 * char_cnn.CPU_BLOCK + 5
     random = np.random.default_rng(0)
     ids = jnp.asarray(random.integers(0, 30, (count, 9)), jnp.int32)
     weights = (
@@ -145,7 +145,7 @@ def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
         ),
     )
     pooled = partial(
-        windows.pooled_responses, ids=ids, dtype=jnp.dtype(dtype), platform=platform
+        char_cnn.pooled_responses, ids=ids, dtype=jnp.dtype(dtype), platform=platform
     )
     rounded = jax.tree.map(lambda w: w.astype(dtype).astype(jnp.float32), weights)
     wanted, pull = jax.vjp(partial(largest_responses, ids=ids), *rounded)
@@ -166,8 +166,8 @@ def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_equal_maxima(monkeypatch, platform, dtype):
     """Numbers so small that all is exact, and most maxima stand in several windows."""
-    monkeypatch.setattr(windows, "BLOCK", windows.CPU_BLOCK * 9)
-    count = windows.CPU_BLOCK + 7
+    monkeypatch.setattr(char_cnn, "BLOCK", char_cnn.CPU_BLOCK * 9)
+    count = char_cnn.CPU_BLOCK + 7
     random = np.random.default_rng(0)
 
     def small(*shape):
@@ -183,7 +183,7 @@ def test_equal_maxima(monkeypatch, platform, dtype):
     @jax.jit
     def both(table, kernels):
         options = {"dtype": jnp.dtype(dtype), "platform": platform}
-        run = partial(windows.pooled_responses, ids=ids, **options)
+        run = partial(char_cnn.pooled_responses, ids=ids, **options)
         got, pull = jax.vjp(run, table, kernels)
         return run(table, kernels), got, pull(d_best)
 

@@ -29,9 +29,8 @@ from damage import sweep
 
 import elmojax
 from elmojax.cli import COMMANDS
-from elmojax.cli.common import parse
+from elmojax.cli.common import RecipeArguments, defaults, parse, train_config, typed
 from elmojax.cli.pretrain import PretrainArguments
-from elmojax.cli.recipe import RecipeArguments, defaults, train_config, typed
 from elmojax.embedding.embedder import Embedder
 from elmojax.initialization import with_word_vectors
 from elmojax.loading import open_model
@@ -40,9 +39,8 @@ from elmojax.training.checkpoint import (
     Checkpoints,
     read_run,
 )
-from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
-from elmojax.training.record import checkpoint_steps, read_record
+from elmojax.training.record import RunLock, checkpoint_steps, read_record
 from elmojax.training.start import start
 
 

@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 from toys import TINY, tiny_params
 
-from elmojax.embedding import cluster, worker
-from elmojax.embedding.cluster import connected, embed_files
+from elmojax import cluster
+from elmojax.cluster import connected, embed_files
 from elmojax.embedding.embedder import Embedder
-from elmojax.embedding.files import Job
-from elmojax.embedding.outputs import Form, open_output, read_text
-from elmojax.embedding.outputs.texts import Progress
-from elmojax.embedding.worker import Actor, Task, Worker
 from elmojax.errors import InputError
+from elmojax.vectors import jobs
+from elmojax.vectors.jobs import Actor, Job, Task, Worker
+from elmojax.vectors.output import Form, open_output, read_text
+from elmojax.vectors.partial import TextProgress
 
 if not (find_spec("ray") and find_spec("pyarrow")):
     pytest.skip("needs Ray and pyarrow", allow_module_level=True)
 
-from elmojax.embedding.outputs import parquet
+from elmojax.vectors import parquet
 
 # Ray Data warns of settings of its own as it makes them.
 pytestmark = [
@@ -81,7 +81,7 @@ def actor(monkeypatch):
 
         class Changed(Actor):
             def __call__(self, batch):
-                from elmojax.embedding.outputs import parquet
+                from elmojax.vectors import parquet
 
                 parquet._PART = part
                 if change is not None:
@@ -189,8 +189,8 @@ def test_a_run_that_is_ended_in_every_way(params, texts, actor):
     with pytest.raises(KeyboardInterrupt):
         alone("out.parquet", params, texts, stop=5)
     partial = Path("out.parquet.partial").absolute()
-    assert Progress.read(partial, 0).done == 3
-    begun = Progress.read(partial, 1)
+    assert TextProgress.read(partial, 0).done == 3
+    begun = TextProgress.read(partial, 1)
     assert 0 < begun.done < begun.lines
 
     good = texts[3].read_bytes()
@@ -198,8 +198,8 @@ def test_a_run_that_is_ended_in_every_way(params, texts, actor):
     with pytest.raises(InputError, match=r"^Line 2 of text 3.txt is not UTF-8"):
         by_ray("out.parquet", params, texts, workers=1)
     assert not Path("out.parquet").exists()
-    assert Progress.read(partial, 1).done == begun.lines
-    assert Progress.read(partial, 3) is None
+    assert TextProgress.read(partial, 1).done == begun.lines
+    assert TextProgress.read(partial, 3) is None
     parts = sorted(partial.glob("result/0000[012]-*.parquet"))
     written = [part.stat().st_mtime_ns for part in parts]
 
@@ -225,7 +225,7 @@ def test_a_run_that_is_ended_in_every_way(params, texts, actor):
 
 def test_workers_that_keep_dying(params, texts, actor):
     def die():
-        worker._DEATHS = 2
+        jobs._DEATHS = 2
         Worker._load = lambda self: os._exit(1)
 
     actor(die)
@@ -238,7 +238,7 @@ def test_a_cluster_by_its_address(params, texts, monkeypatch):
     import ray
 
     # Bit for bit on as many devices as the workers of the cluster have.
-    monkeypatch.setattr(worker, "local_mesh", lambda: None)
+    monkeypatch.setattr(jobs, "local_mesh", lambda: None)
 
     with open_output(Path("wanted.parquet"), texts[:2], FORM) as output:
         made = Worker(task_of(params, texts[:2], output))
@@ -248,9 +248,9 @@ def test_a_cluster_by_its_address(params, texts, monkeypatch):
     program = f"""
 import pickle
 from pathlib import Path
-from elmojax.embedding.cluster import embed_files
-from elmojax.embedding.files import Job
-from elmojax.embedding.outputs import Form, open_output
+from elmojax.cluster import embed_files
+from elmojax.vectors.jobs import Job
+from elmojax.vectors.output import Form, open_output
 params = pickle.loads(Path("params").read_bytes())
 texts = [Path("text 0.txt"), Path("text 1.txt")]
 with open_output(Path("out.parquet"), texts, Form({FORM.shape})) as output:
@@ -289,7 +289,7 @@ def test_without_ray(monkeypatch):
 
 
 def test_workers_do_not_write_one_text_together(params, texts, monkeypatch):
-    monkeypatch.setattr(worker, "_PATIENCE", 0.2)
+    monkeypatch.setattr(jobs, "_PATIENCE", 0.2)
     with open_output(Path("out.parquet"), texts, FORM) as output:
         made = Worker(task_of(params, texts, output))
         with open(output.directory / "_00002.lock", "w") as lock:
@@ -308,9 +308,9 @@ def test_machines_that_do_not_share_their_files(params, texts, monkeypatch):
     elsewhere = replace(job, home=Path("/nowhere"), directory=Path("out").absolute())
     with pytest.raises(InputError, match=r"^/nowhere is not on .*absolute names"):
         Worker(elsewhere).embed(0)
-    monkeypatch.setattr(worker, "_PATIENCE", 0.3)
+    monkeypatch.setattr(jobs, "_PATIENCE", 0.3)
     with pytest.raises(InputError, match=r"^pluto wrote vectors of text 1.txt to "):
-        worker.require_seen(elsewhere, {1: "pluto"})
+        jobs.require_seen(elsewhere, {1: "pluto"})
 
 
 def test_a_machine_whose_jax_or_elmojax_is_another(params, texts):

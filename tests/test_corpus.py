@@ -24,9 +24,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elmojax import atomic
 from elmojax.errors import InputError
-from elmojax.text import files, storage
-from elmojax.text.corpus import Corpus, prepare
+from elmojax.text import files
+from elmojax.text.corpus import Corpus
+from elmojax.text.prepare import prepare
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 TEXT = """\
@@ -123,7 +125,7 @@ def test_blocks_cut_lines_nowhere(text, tmp_path, monkeypatch):
     prepare(tmp_path / "whole", patterns=[text])
     for size in (1, 2, 7, 64):
         monkeypatch.setattr(files, "_BLOCK", size)
-        monkeypatch.setattr(storage, "_CHUNK", size)
+        monkeypatch.setattr(atomic, "_CHUNK", size)
         prepare(tmp_path / f"b{size}", patterns=[text])
         assert contents(tmp_path / f"b{size}") == contents(tmp_path / "whole")
 
@@ -343,7 +345,7 @@ def test_a_full_disk_is_an_input_error_that_leaves_nothing(text, tmp_path, monke
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(storage._HashedFile, "write", full)
+    monkeypatch.setattr(atomic._HashedFile, "write", full)
     parts = (str(tmp_path / "data"), "No space left on device", "make room")
     refused(*parts, out=tmp_path / "data", patterns=[text])
     assert list(tmp_path.iterdir()) == [text]
@@ -383,7 +385,7 @@ def test_only_what_dead_runs_of_this_machine_left_is_cleared_away(text, tmp_path
 def test_a_killed_run_is_never_trusted_and_cleared_away(text, tmp_path):
     program = """
         import os, signal, sys
-        from elmojax.text.corpus import prepare
+        from elmojax.text.prepare import prepare
         kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         prepare(sys.argv[1], patterns=[sys.argv[2]], progress=kill)
     """
@@ -466,7 +468,7 @@ def test_the_fingerprint_names_the_content_not_the_place(text, tmp_path):
 def test_memory_does_not_grow_with_the_text(text, tmp_path):
     program = """
         import resource, sys
-        from elmojax.text.corpus import prepare
+        from elmojax.text.prepare import prepare
         peaks = []
         for i, path in enumerate(sys.argv[2:]):
             prepare(f"{sys.argv[1]}/{i}", patterns=[path])
@@ -517,7 +519,7 @@ assert "tensorflow" not in sys.modules
 USE = """
 import json, sys
 from elmojax.errors import InputError
-from elmojax.text.corpus import TfdsText, prepare
+from elmojax.text.prepare import TfdsText, prepare
 
 data, out = sys.argv[1:]
 assert "tensorflow_datasets" not in sys.modules

@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import MeshConfig
-from elmojax.training import digest as module
-from elmojax.training.digest import digests
+from elmojax.training import damage as module
+from elmojax.training.damage import digests
 from elmojax.training.sharding import make_mesh
 
 digest = jax.jit(module.digest)

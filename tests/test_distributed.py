@@ -18,8 +18,8 @@ import pytest
 from commands import CHARACTERS, LSTM, done
 
 from elmojax.training.checkpoint import Checkpoints, read_run
+from elmojax.training.distributed import HEARTBEAT
 from elmojax.training.metrics import read_metrics
-from elmojax.training.processes import HEARTBEAT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 

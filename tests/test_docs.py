@@ -29,8 +29,8 @@ from conftest import REPOSITORY
 
 import elmojax
 from elmojax.cli import COMMANDS
-from elmojax.formats import download
-from elmojax.formats.remote import Body, Version
+from elmojax.formats import fetch
+from elmojax.formats.fetch import Body, Version
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -105,7 +105,7 @@ def published(there, goldens, monkeypatch):
         data = (model / files[url.rpartition(".")[2]]).read_bytes()
         return Body(0, Version(len(data), ""), iter([data]), True, lambda: None)
 
-    monkeypatch.setattr(download, "open_url", served)
+    monkeypatch.setattr(fetch, "open_url", served)
     monkeypatch.setenv("ELMOJAX_CACHE", str(there / "cache"))
     return {
         "digits": hashlib.sha256((model / files["hdf5"]).read_bytes()).hexdigest(),

@@ -24,9 +24,8 @@ from typing import Any
 import pytest
 
 from elmojax.errors import InputError
-from elmojax.formats import addresses, remote
-from elmojax.formats.addresses import REGISTRY, fetch_model, is_url
-from elmojax.formats.download import cache_directory, fetch
+from elmojax.formats import fetch as fetching
+from elmojax.formats.fetch import REGISTRY, cache_directory, fetch, fetch_model, is_url
 from elmojax.formats.hdf5 import load_hdf5
 
 DATA = bytes(range(256)) * 4000  # about a megabyte: several blocks
@@ -228,9 +227,7 @@ def test_nothing_is_printed(server: Server, cache: Path, capfd):
 
 
 def test_import_and_addresses_need_no_library():
-    code = (
-        "import sys, elmojax, elmojax.formats.addresses as a; a.is_url('http://x/')\n"
-    )
+    code = "import sys, elmojax, elmojax.formats.fetch as a; a.is_url('http://x/')\n"
     code += "assert not {'requests', 'fsspec', 'aiohttp'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -507,7 +504,7 @@ def test_threads_share_one_download(server: Server, cache: Path):
 def test_processes_share_one_download(server: Server, cache: Path):
     server.pause = threading.Event()
     url = f"{server.url}/some/data.bin"
-    code = f"from elmojax.formats.download import fetch; fetch({url!r}, {SHA256!r})"
+    code = f"from elmojax.formats.fetch import fetch; fetch({url!r}, {SHA256!r})"
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     threading.Timer(1.0, server.pause.set).start()
     assert [process.wait(60) for process in running] == [0, 0]
@@ -517,7 +514,7 @@ def test_processes_share_one_download(server: Server, cache: Path):
 def test_killed_process_leaves_what_can_be_continued(server: Server, cache: Path):
     server.pause = threading.Event()
     url = f"{server.url}/some/data.bin"
-    code = f"from elmojax.formats.download import fetch\nfetch({url!r}, progress=print)"
+    code = f"from elmojax.formats.fetch import fetch\nfetch({url!r}, progress=print)"
     command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -714,9 +711,9 @@ def test_published_files_lead_to_each_other(name: str):
     for copy in ("", "https://allennlp.s3.amazonaws.com/", "s3://allennlp/"):
         pair = [options, weights]
         if copy:
-            pair = [x.replace(addresses.ALLENNLP, f"{copy}models/elmo/") for x in pair]
+            pair = [x.replace(fetching.ALLENNLP, f"{copy}models/elmo/") for x in pair]
         for url in pair:
-            assert addresses._files(url) == ([pair[0]], pair[1], sha256)
+            assert fetching._files(url) == ([pair[0]], pair[1], sha256)
 
 
 def test_published_models_are_documented():
@@ -736,5 +733,5 @@ def test_what_is_an_address(tmp_path: Path):
 def test_reasons_are_one_line():
     error = OSError(2, "No such\n file")
     outer = ValueError("outer", RuntimeError("inner", error))
-    assert remote._reason(outer) == "No such file"
-    assert remote._reason(KeyError()) == "KeyError"
+    assert fetching._reason(outer) == "No such file"
+    assert fetching._reason(KeyError()) == "KeyError"

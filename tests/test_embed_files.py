@@ -12,8 +12,8 @@ from toys import tiny_params
 import elmojax
 from elmojax import InputError
 from elmojax.cli import main
-from elmojax.embedding.files import Job, embed_files
-from elmojax.embedding.outputs import parquet
+from elmojax.vectors import parquet
+from elmojax.vectors.jobs import Job, embed_files
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

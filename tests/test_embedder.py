@@ -19,11 +19,17 @@ from toys import TINY, tiny_params
 import elmojax
 import elmojax.embedding.words
 from elmojax import Embedder, InputError, batch_to_ids, encode
-from elmojax.embedding import documents, engine, table
+from elmojax.embedding import documents, engine, words
 from elmojax.embedding import embedder as embedder_module
-from elmojax.embedding import plan as plan_module
-from elmojax.embedding.devices import local_mesh
-from elmojax.embedding.plan import make_plan, possible_rows, room, shapes, windows
+from elmojax.embedding import engine as plan_module
+from elmojax.embedding.engine import (
+    local_mesh,
+    make_plan,
+    possible_rows,
+    room,
+    shapes,
+    windows,
+)
 
 WORDS = ["the", "bank", "of", "é", "中文", "", "x" * 30, "river", "<S>", "a b", "\x00"]
 ROUNDING = 2e-6
@@ -123,7 +129,7 @@ def test_a_model_of_words_and_a_cache(params):
 
 def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
-    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 60,) * 2)
+    monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 60,) * 2)
     sentences = text(2, 120)
     embedder = Embedder(params, batch_tokens=40)
     wanted = of_encode(params, sentences)
@@ -134,9 +140,9 @@ def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
 
 def test_words_are_encoded_once(params, monkeypatch):
     seen = []
-    real = table.EncodedWords._ids
+    real = words.EncodedWords._ids
     monkeypatch.setattr(
-        table.EncodedWords,
+        words.EncodedWords,
         "_ids",
         lambda self, words: seen.extend(words) or real(self, words),
     )
@@ -180,7 +186,7 @@ def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
 def test_after_a_skip_the_same_bits(params, batch_tokens, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
-    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 100,) * 2)
+    monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 100,) * 2)
     sentences = text(4, 150)
     whole = list(Embedder(params, batch_tokens=batch_tokens).blocks(sentences))
     done, stops = 0, []
@@ -208,7 +214,7 @@ def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
     ones to the bit, also amid the batches that they read at once."""
     monkeypatch.setattr(documents, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
-    monkeypatch.setattr(table, "BYTES", (4 * TINY.lstm.projection * 250,) * 2)
+    monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 250,) * 2)
     monkeypatch.setattr(plan_module, "ROWS", (4,))  # few programs
     mesh = jax.make_mesh((2, 4), ("model", "data"))
     sentences = [*text(6, 50), ["long"] * 70, *text(7, 7)]
@@ -231,7 +237,7 @@ def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
 
 def test_devices_share_the_words(params, monkeypatch):
     """And each has all their vectors; a mix is made where the sentences are."""
-    monkeypatch.setattr(table, "BLOCKS", (8, 2))
+    monkeypatch.setattr(words, "BLOCKS", (8, 2))
     monkeypatch.setattr(plan_module, "ROWS", (4,))
     mesh = jax.make_mesh((3,), ("data",), devices=jax.devices()[:3])
     chosen = {"layers": "mix", "gammas": [0.5, -1.0, 2.0], "batch_tokens": 60}
@@ -264,7 +270,7 @@ def test_the_word_table_is_as_large_as_the_device_allows(limit, rows, monkeypatc
     """From 64 MB to 1 GB, 1/32 of its memory between: rows of 16 numbers."""
     device = SimpleNamespace(memory_stats=lambda: limit and {"bytes_limit": limit})
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert table._bytes() // (4 * 16) == rows
+    assert words._bytes() // (4 * 16) == rows
 
 
 # --- few shapes ----------------------------------------------------------------------

@@ -19,31 +19,40 @@ import pytest
 from commands import TINY, answer, done, refused, run
 from jax.experimental import topologies
 
-from elmojax.cli.common import parse
+from elmojax.cli.common import defaults, parse, train_config, typed
 from elmojax.cli.estimate import EstimateArguments
-from elmojax.cli.recipe import defaults, train_config, typed
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
 from elmojax.errors import InputError
-from elmojax.training import compilers, fitting, memory, prefetch
-from elmojax.training import estimate as estimating
+from elmojax.estimate import compilers
+from elmojax.estimate import estimate as estimating
+from elmojax.estimate.estimate import (
+    Estimate,
+    Memory,
+    floor,
+    largest_rows,
+    least_pieces,
+)
+from elmojax.training import memory, prefetch
 from elmojax.training import start as starting
-from elmojax.training.chips import CHIPS, chip_named, chip_of
-from elmojax.training.estimate import Estimate, Memory
-from elmojax.training.fitting import largest_rows, least_pieces
-from elmojax.training.floor import floor
-from elmojax.training.flops import Flops, lstm_flops, softmax_flops, word_flops
-from elmojax.training.guard import Guard
-from elmojax.training.memory import StepMemory
-from elmojax.training.reading import (
+from elmojax.training.memory import StepMemory, room_for
+from elmojax.training.sharding import place
+from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
     assumed,
     step_sizes,
 )
-from elmojax.training.room import room_for
-from elmojax.training.sharding import place
 from elmojax.training.start import start
-from elmojax.training.step import compile_train_step
+from elmojax.training.step import Guard, compile_train_step
+from elmojax.training.utilization import (
+    CHIPS,
+    Flops,
+    chip_named,
+    chip_of,
+    lstm_flops,
+    softmax_flops,
+    word_flops,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
@@ -312,8 +321,8 @@ def compiler_says(monkeypatch):
 @pytest.mark.usefixtures("compiler_says")
 def test_a_batch_that_does_not_fit_is_warned_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fitting, "largest_rows", lambda *_: 600)
-    monkeypatch.setattr(fitting, "least_pieces", lambda *_: 8)
+    monkeypatch.setattr(estimating, "largest_rows", lambda *_: 600)
+    monkeypatch.setattr(estimating, "least_pieces", lambda *_: 8)
     outcome = done("estimate", *LARGE, 40_000_000, "--chip", "V5E")
     warning = outcome.err.splitlines()[-1]
     assert re.search(r"takes \S+ [GT]B a device, and a TPU v5e has 16 GB", warning)

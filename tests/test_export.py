@@ -23,8 +23,7 @@ from toys import TINY, tiny_params
 import elmojax
 from elmojax import ElmoConfig, InputError
 from elmojax.cli import main
-from elmojax.config import WordTableConfig
-from elmojax.config_json import from_json
+from elmojax.config import WordTableConfig, from_json
 from elmojax.embedding.export import export_programs, write_export
 from elmojax.embedding.words import WordIndex
 from elmojax.text.vocabulary import SPECIALS, Vocabulary

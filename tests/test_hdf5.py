@@ -19,14 +19,19 @@ from toys import TINY, drawn, tiny_params
 
 import elmojax
 from elmojax import LstmState
-from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig, WordTableConfig
-from elmojax.config_json import from_json, to_json
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    LstmConfig,
+    WordTableConfig,
+    from_json,
+    to_json,
+)
 from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.words import WordIndex, cache_words
 from elmojax.errors import InputError
 from elmojax.formats import hdf5, published
-from elmojax.formats.hdf5 import load_hdf5, save_hdf5
-from elmojax.formats.tables import load_head
+from elmojax.formats.hdf5 import load_hdf5, load_head, save_hdf5
 from elmojax.formats.verify import check_hdf5, compare_embeddings
 from elmojax.model import lstm
 from elmojax.model.bilm import ElmoParams

@@ -136,7 +136,7 @@ def test_a_run_from_python(tmp_path):
     """`pretrain(config)` is the command: it makes a run, goes on, and is a model."""
     text = tmp_path / "text"
     text.write_text("\n".join(" ".join(s) for s in TEXT * 20 if s))
-    from elmojax.text.corpus import prepare
+    from elmojax.text.prepare import prepare
 
     prepare(tmp_path / "data", patterns=[text])
     config = TrainConfig(

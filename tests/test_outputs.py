@@ -22,19 +22,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from elmojax.embedding import outputs
-from elmojax.embedding.blocks import Block
-from elmojax.embedding.outputs import (
-    Form,
-    Text,
-    hdf5,
-    open_output,
-    partial,
-    read_text,
-    read_vectors,
-)
-from elmojax.embedding.pooling import Pooler, pool
+from elmojax.embedding.pooling import Block, Pooler, pool
 from elmojax.errors import InputError
+from elmojax.vectors import hdf5, output, partial
+from elmojax.vectors.output import Form, Text, open_output, read_text, read_vectors
 
 LINES = [
     "The bank of the river .",
@@ -76,7 +67,7 @@ def _quick(monkeypatch):
 def quicken(setter) -> None:
     """Parts and row groups of Parquet, and slices that are packed, of a few words; no
     waiting for the disk, which only a power cut would show."""
-    from elmojax.embedding.outputs import parquet
+    from elmojax.vectors import parquet
 
     setter(parquet, "_PART", 20)
     setter(parquet, "_GROUP", 6)
@@ -631,8 +622,8 @@ def test_forms_that_there_are_not(text, tmp_path, name, form, says):
 
 
 def test_without_pyarrow(text, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "elmojax.embedding.outputs.parquet")
-    monkeypatch.delattr(outputs, "parquet")
+    monkeypatch.delitem(sys.modules, "elmojax.vectors.parquet")
+    monkeypatch.delattr(output, "parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'elmojax\[parquet\]'"):
         write(tmp_path / "v.parquet", text, ALL)
@@ -666,7 +657,7 @@ def test_damaged_state(text, tmp_path):
 
 def test_parquet_by_other_processes(tmp_path):
     """Any of them may write any text; the output waits for all."""
-    from elmojax.embedding.outputs.parquet import ParquetWriter
+    from elmojax.vectors.parquet import ParquetWriter
 
     texts = [write_text(tmp_path, LINES[: 4 + i], f"t{i}") for i in range(3)]
     write(tmp_path / "wanted.parquet", texts, ALL)
@@ -703,7 +694,7 @@ def test_pooling_of_a_stream_is_that_of_a_batch(text, how, form):
 
 
 def test_installed_names_are_kept_apart(tmp_path):
-    assert outputs.kind_of(Path("a.H5")) == outputs.kind_of(Path("b.hdf5")) == "hdf5"
-    assert outputs.kind_of(Path("a.parquet")) == "parquet"
-    assert outputs.kind_of(Path("vectors")) == "npy"
+    assert output.kind_of(Path("a.H5")) == output.kind_of(Path("b.hdf5")) == "hdf5"
+    assert output.kind_of(Path("a.parquet")) == "parquet"
+    assert output.kind_of(Path("vectors")) == "npy"
     assert partial.allocated(tmp_path) == 0

@@ -19,11 +19,11 @@ from elmojax.config import (
     MeshConfig,
     OptimizerConfig,
 )
-from elmojax.model.precision import contract
+from elmojax.model.ops import contract
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
-from elmojax.training import sparse
+from elmojax.training import step
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, path_name, place, shardings
 from elmojax.training.step import (
@@ -146,7 +146,7 @@ def gradient(lm, params, batch, carry):
 
     def objective(params, carry, batch):
         if batch.negatives is not None:
-            params = sparse.take(params, batch.negatives.words)
+            params = step.take(params, batch.negatives.words)
         return loss(lm, params, carry, batch, None)
 
     run = jax.jit(jax.value_and_grad(objective, has_aux=True))

@@ -21,11 +21,10 @@ from elmojax.errors import InputError
 from elmojax.training import loop, prefetch
 from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.damage import SaveFailed
+from elmojax.training.distributed import SIGNALS
 from elmojax.training.evaluate import Evaluator
-from elmojax.training.lock import RunLock
 from elmojax.training.metrics import read_metrics
-from elmojax.training.signals import SIGNALS
-from elmojax.training.status import Status, describe
+from elmojax.training.record import RunLock, Status, describe
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 

@@ -13,8 +13,8 @@ from toys import CORPUS, TINY, drawn
 
 from elmojax.config import HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.errors import InputError
-from elmojax.model.softmax import sampled
-from elmojax.model.softmax.sampled import Candidates, sampled_losses
+from elmojax.model import sampled_softmax
+from elmojax.model.sampled_softmax import Candidates, sampled_losses
 from elmojax.text.batches import TrainingText
 from elmojax.text.negatives import _exp, log_expected, log_uniform, negatives
 from elmojax.text.tables import WordTables
@@ -160,7 +160,7 @@ def test_the_loss_is_tensorflow_s(monkeypatch):
     assert 0 < hits.sum() < POSITIONS, "some targets are drawn too, and some are not"
     total, each = written_out(*arguments)
     for tile in (1 << 24, 60):
-        monkeypatch.setattr(sampled, "TILE", tile)
+        monkeypatch.setattr(sampled_softmax, "TILE", tile)
         (got, got_each), _ = grads(None, *arguments)
         assert got == pytest.approx(total, rel=1e-5)
         np.testing.assert_allclose(got_each, each, atol=1e-5)

@@ -14,7 +14,7 @@ from toys import TINY, corpus_of, drawn
 import elmojax
 from elmojax.cli import main
 from elmojax.config import HeadConfig
-from elmojax.embedding.devices import local_mesh
+from elmojax.embedding.engine import local_mesh
 from elmojax.loading import Model, convert, open_model
 from elmojax.model.bilm import from_tree
 from elmojax.text.characters import encode_words

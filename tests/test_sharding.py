@@ -25,7 +25,7 @@ from elmojax.config import (
 )
 from elmojax.errors import InputError
 from elmojax.text.batches import TrainingText
-from elmojax.text.corpus import prepare
+from elmojax.text.prepare import prepare
 from elmojax.text.tables import WordTables
 from elmojax.training import evaluate
 from elmojax.training.evaluate import Evaluator

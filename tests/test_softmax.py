@@ -17,14 +17,13 @@ from elmojax.config import MeshConfig
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.softmax import (
+    Chunking,
     Softmax,
-    clusters,
     edges_of,
     log_prob,
     log_prob_all,
     predict,
 )
-from elmojax.model.softmax.clusters import Chunking
 from elmojax.training.sharding import make_mesh, shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -68,7 +67,7 @@ def compiled_as(way, function, *arguments):
     patch = {"CPU": WAYS[way]}
     if "small" in way:
         patch |= {"MOST": 1, "PIECE": 100, "NARROW": 5}
-    with mock.patch.multiple(clusters, **patch):
+    with mock.patch.multiple(softmax, **patch):
         return jax.jit(function).lower(*arguments).compile()
 
 

@@ -7,12 +7,11 @@ from toys import corpus_of
 
 from elmojax.cli.pretrain import ProgressBar
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, TrainConfig
-from elmojax.training import clock, utilization
-from elmojax.training.chips import chip_named
-from elmojax.training.clock import Clock
-from elmojax.training.flops import lstm_flops
+from elmojax.training import metrics, utilization
+from elmojax.training.metrics import Clock
 from elmojax.training.sharding import make_mesh
 from elmojax.training.step import LanguageModel
+from elmojax.training.utilization import chip_named, lstm_flops
 
 CORPUS = corpus_of([["a", "b", "b"], ["b", "c"]] * 20)
 
@@ -21,7 +20,7 @@ CORPUS = corpus_of([["a", "b", "b"], ["b", "c"]] * 20)
 def times(monkeypatch):
     """The clock of the machine, set by hand."""
     times = [0.0]
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: times[0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: times[0])
     return times
 
 

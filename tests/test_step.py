@@ -23,21 +23,22 @@ from elmojax.config import (
     OptimizerConfig,
     WordTableConfig,
 )
-from elmojax.model.dropout import dropped, row_keys
+from elmojax.model.ops import dropped, row_keys
 from elmojax.model.softmax import check_cutoffs
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
 from elmojax.training import evaluate
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.choices import automatic_cutoffs
 from elmojax.training.evaluate import Evaluator
-from elmojax.training.guard import Guard, Watch
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.sharding import path_name
 from elmojax.training.step import (
     RANDOM,
+    Guard,
     LanguageModel,
     TrainState,
+    Watch,
     evaluation_step,
     init_state,
     loss,

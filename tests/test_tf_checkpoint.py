@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 from elmojax.config import CharCnnConfig, WordTableConfig
 from elmojax.embedding.functions import encode
 from elmojax.errors import InputError
-from elmojax.formats.tf_bundle import DTYPES
+from elmojax.formats.tf_bundle import DTYPES, MAGIC, masked_crc32c
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint, read_tf_checkpoint
-from elmojax.formats.tf_table import MAGIC, masked_crc32c
 from elmojax.model.bilm import BiLM, ElmoParams, contextualize
 from elmojax.model.bilm import encode_words as bilm_words
 from elmojax.model.softmax import log_prob_all

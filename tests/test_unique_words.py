@@ -21,15 +21,15 @@ from elmojax.config import (
     WordTableConfig,
 )
 from elmojax.text.batches import TrainingText, distinct_words
-from elmojax.text.corpus import prepare
+from elmojax.text.prepare import prepare
 from elmojax.text.tables import WordTables
 from elmojax.training import prefetch
+from elmojax.training.distributed import Stop
 from elmojax.training.loop import pretrain
 from elmojax.training.metrics import read_metrics
 from elmojax.training.prefetch import Programs, prefetched
-from elmojax.training.reading import batch_shapes, training_text
 from elmojax.training.sharding import batch_shardings, make_mesh, place, shardings
-from elmojax.training.signals import Stop
+from elmojax.training.sizes import batch_shapes, training_text
 from elmojax.training.start import start
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 

@@ -13,14 +13,12 @@ import pytest
 from toys import TINY, tiny_params
 
 import elmojax
-from elmojax.config import WordTableConfig
-from elmojax.config_json import from_json, to_json
-from elmojax.embedding import table as table_module
+from elmojax.config import WordTableConfig, from_json, to_json
+from elmojax.embedding import words as table_module
 from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.words import WordIndex, cache_words, word_ids
 from elmojax.errors import InputError
-from elmojax.formats.hdf5 import load_hdf5
-from elmojax.formats.tables import save_token_embeddings
+from elmojax.formats.hdf5 import load_hdf5, save_token_embeddings
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 SENTENCES = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
 from elmojax.model.bilm import ElmoParams, from_tree, init_tree
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 TINY = ElmoConfig(

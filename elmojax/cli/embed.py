@@ -27,7 +27,7 @@ from elmojax.errors import InputError
 from elmojax.text.files import expand
 
 if TYPE_CHECKING:
-    from elmojax.embedding.files import Job
+    from elmojax.vectors.jobs import Job
 
 Gammas = Annotated[
     tuple[float, ...] | None,
@@ -134,9 +134,9 @@ def embed(argv: list[str]) -> None:
 
         jax.config.update("jax_platforms", "cpu")
 
-    from elmojax.embedding.devices import local_mesh, whole
-    from elmojax.embedding.files import Job
+    from elmojax.embedding.engine import local_mesh, whole
     from elmojax.loading import open_model
+    from elmojax.vectors.jobs import Job
 
     started = time.perf_counter()
     mesh = None if asked.engine == "ray" else local_mesh()
@@ -163,7 +163,7 @@ def embed(argv: list[str]) -> None:
 
 
 def _here(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
-    from elmojax.embedding.files import embed_files
+    from elmojax.vectors.jobs import embed_files
 
     shapes = len(job.embedder().shapes)
     with tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar:
@@ -189,8 +189,8 @@ def _here(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
 
 
 def _by_ray(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
-    from elmojax.embedding.cluster import embed_files
-    from elmojax.embedding.outputs import open_output
+    from elmojax.cluster import embed_files
+    from elmojax.vectors.output import open_output
 
     job.embedder()  # refuses flags that do not fit the model
     with (

@@ -9,18 +9,126 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import elmojax
-from elmojax.cli.common import Json, keep_compiled_programs, parse, print_json, say
-from elmojax.cli.estimate_page import page, size_of
-from elmojax.cli.recipe import RecipeArguments, Typed, defaults, train_config, typed
+from elmojax.cli.common import (
+    Json,
+    RecipeArguments,
+    Typed,
+    defaults,
+    keep_compiled_programs,
+    parse,
+    print_json,
+    say,
+    train_config,
+    typed,
+)
 from elmojax.config import MeshConfig, TrainConfig
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from elmojax.training.chips import Chip
-    from elmojax.training.estimate import Estimate, Memory
-    from elmojax.training.reading import Reading
+    from elmojax.estimate.estimate import Estimate, Memory
+    from elmojax.training.sizes import TextStatistics
+    from elmojax.training.utilization import Chip
+
+
+def page(report: dict[str, Any]) -> str:
+    """What `elmojax estimate` found, a line a thing."""
+    text, mesh, memory = report["text"], report["mesh"], report["memory_per_device"]
+    positions = report["rows"] * report["window"]
+    shapes = (" x ".join(f"{n:,}" for n in table) for table in report["tables"])
+    tables = " and ".join(shapes)
+    count = {name: f"{n / 1e6:.1f} M" for name, n in report["parameters"].items()}
+    mega = {name: f"{n / 1e6:,.1f}" for name, n in report["flops_a_token"].items()}
+    kind, cutoffs = report["softmax"]["kind"], report["softmax"]["cutoffs"]
+    softmax = f"{kind}, cutoffs {', '.join(map(str, cutoffs))}" if cutoffs else kind
+    pieces = report["accumulate"]
+    split = f" in {pieces} pieces" if pieces > 1 else ""
+    lines = [
+        f"text           {text['source']}: {text['vocabulary']:,} words, "
+        f"{text['positions']:,} positions a pass",
+        f"a step         {report['rows']:,} rows x {report['window']} = {positions:,} "
+        f"positions{split}, about {report['words_a_step']:,.0f} distinct words",
+        f"mesh           data={mesh['data']} x model={mesh['model']}; tables of words "
+        f"of {tables}",
+        f"softmax        {softmax}",
+        f"parameters     {count['total']}: encoder {count['encoder']}, LSTM "
+        f"{count['lstm']}, softmax {count['head']}",
+        f"FLOPs a token  {mega['total']} M: encoder {mega['encoder']}, LSTM "
+        f"{mega['lstm']}, softmax {mega['softmax']}",
+        f"steps          {report['steps']:,}",
+        "",
+        f"Memory a device, by the {report['precision']} program compiled for "
+        f"{report['compiled_for']}:",
+        *_memory_lines(memory),
+        "",
+        *_chip_lines(report),
+    ]
+    return "\n".join(lines)
+
+
+def _memory_lines(memory: dict[str, int]) -> list[str]:
+    names = ("parameters", "optimizer", "carry", "batch", "temporary", "total")
+    lines = [f"  {name:12} {size_of(memory[name]):>10}" for name in names]
+    lines[4] += f"   (gradients {size_of(memory['gradients'])})"
+    return lines
+
+
+def _chip_lines(report: dict[str, Any]) -> list[str]:
+    """Floors as a table, and where they come from."""
+    head = ("chip", "memory", "used", "fits", "step", "tokens/s", "hours")
+    rows = [head]
+    for chip in report["chips"]:
+        for name, key in (("", "floor"), (", measured", "floor_at_measured_rates")):
+            if key not in chip:
+                continue
+            floor = chip[key]
+            rows.append(
+                (
+                    chip["title"] + name,
+                    size_of(chip["memory"]),
+                    f"{chip['share']:.0%}",
+                    "yes" if chip["fits"] else "NO",
+                    f"{1000 * floor['step']:,.2f} ms",
+                    f"{floor['tokens_per_second']:,.0f}",
+                    f"{floor['hours']:,.2f}",
+                )
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    precision = report["chips"][0]["precision"]
+    lines = [f"Least time (a floor, no forecast), {precision}, {_chips(report)}:"]
+    for row in rows:
+        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        lines.append("  " + "  ".join(cells).rstrip())
+    if report["compiled_for"] == "cpu":
+        lines.append(
+            "A chip's own program takes other temporary memory, often less; --chip C "
+            "compiles it where C's compiler is installed: .[tpu] or .[cuda]."
+        )
+    if report["chip"] is not None:
+        lines.append(f"Rates: {report['chips'][0]['source']}")
+    if any(
+        c["title"].startswith("NVIDIA") and c["share"] > 0.7 for c in report["chips"]
+    ):
+        lines.append(
+            "JAX takes 75 % of a GPU's memory; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 "
+            "gives it more."
+        )
+    return lines
+
+
+def _chips(report: dict[str, Any]) -> str:
+    count = report["mesh"]["data"] * report["mesh"]["model"]
+    return "1 chip" if count == 1 else f"{count:,} chips"
+
+
+def size_of(count: float) -> str:
+    """Bytes for people, in decimal units as chips are sold."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count / 1e3:.4g} kB"
+
 
 MOST_ALONG_DATA = 64
 """Devices along `data` that a step is compiled for at most; more of them would have
@@ -45,7 +153,7 @@ class EstimateArguments(RecipeArguments):
 
 def estimate(argv: list[str]) -> None:
     """memory, operations and least time of a run before it begins"""
-    from elmojax.training.chips import chip_named
+    from elmojax.training.utilization import chip_named
 
     given = typed(argv)
     default = defaults(EstimateArguments, given)
@@ -66,11 +174,11 @@ def _report(
     """Everything that is printed, as JSON has it."""
     import jax.numpy as jnp
 
+    from elmojax.estimate.estimate import estimate as estimated
     from elmojax.initialization import begun
-    from elmojax.training.chips import CHIPS, chip_of
     from elmojax.training.choices import check_rows, complete, completed, product_dtype
-    from elmojax.training.estimate import estimate as estimated
     from elmojax.training.record import checkpoint_steps
+    from elmojax.training.utilization import CHIPS, chip_of
 
     config = train_config(asked)
     mesh, data = _mesh(config.mesh, chip)
@@ -80,11 +188,11 @@ def _report(
         config = replace(config, workdir=Path(temporary))
         if fresh:
             config, _ = begun(config, say)
-        reading = _reading(asked, config, given)
-        if reading.corpus is None:
-            config = completed(config, reading.counts)
+        sizes = _statistics(asked, config, given)
+        if sizes.corpus is None:
+            config = completed(config, sizes.counts)
         else:
-            record = complete(config, reading.corpus, elmojax.__version__, None)
+            record = complete(config, sizes.corpus, elmojax.__version__, None)
             config = record.train
         device = mesh.devices.flat[0]
         platform, own = device.platform, chip_of(device.device_kind)
@@ -92,7 +200,7 @@ def _report(
         dtype = product_dtype(config, platform if chip is None else "chip")
 
         def again(other: TrainConfig) -> Estimate:
-            return estimated(other, reading, mesh, data, dtype)
+            return estimated(other, sizes, mesh, data, dtype)
 
         found = again(config)
         shown = CHIPS if chip is None else (chip,)
@@ -110,10 +218,10 @@ def _report(
         "precision": precision,
         "compiled_for": platform if own is None else f"{platform} {own.name}",
         "text": {
-            "source": reading.source,
-            "assumed": reading.corpus is None,
-            "vocabulary": reading.vocabulary,
-            "positions": reading.positions,
+            "source": sizes.source,
+            "assumed": sizes.corpus is None,
+            "vocabulary": sizes.vocabulary,
+            "positions": sizes.positions,
         },
         "softmax": {"kind": config.head.kind, "cutoffs": list(config.head.cutoffs)},
         "words_a_step": found.words,
@@ -134,7 +242,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     """
     import jax
 
-    from elmojax.training.compilers import absent_devices
+    from elmojax.estimate.compilers import absent_devices
     from elmojax.training.sharding import make_mesh
 
     along = min(max(config.data, 1), MOST_ALONG_DATA)
@@ -158,11 +266,13 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     return make_mesh(MeshConfig(along, config.model), devices), data
 
 
-def _reading(asked: EstimateArguments, config: TrainConfig, given: Typed) -> Reading:
+def _statistics(
+    asked: EstimateArguments, config: TrainConfig, given: Typed
+) -> TextStatistics:
     """The text of the run: the one that is there, or what is assumed."""
-    from elmojax.text.prepared import Corpus
-    from elmojax.text.sample import sample_corpora
-    from elmojax.training import reading
+    from elmojax.text.corpus import Corpus
+    from elmojax.text.prepare import sample_corpora
+    from elmojax.training import sizes
 
     for name, least in (("vocabulary", 4), ("tokens", 1)):
         value = getattr(asked, name)
@@ -176,22 +286,21 @@ def _reading(asked: EstimateArguments, config: TrainConfig, given: Typed) -> Rea
         )
     if config.data is not None and not instead:
         if given.data is not None or config.data.exists():
-            return reading.reading_of(Corpus.open(config.data), str(config.data))
+            return sizes.statistics_of(Corpus.open(config.data), str(config.data))
         say(f"{config.data} is not here; its size is assumed.")
-    size, positions = reading.BENCHMARK_WORDS, reading.BENCHMARK_POSITIONS
+    size, positions = sizes.BENCHMARK_WORDS, sizes.BENCHMARK_POSITIONS
     sample = (given.preset or "mini") == "mini" and config.data is None
     if sample and asked.vocabulary is None:
         text = sample_corpora(config.workdir)[0]
-        found = reading.reading_of(text, "the sample text inside the package")
+        found = sizes.statistics_of(text, "the sample text inside the package")
         return replace(found, positions=asked.tokens or found.positions)
-    return reading.assumed(asked.vocabulary or size, asked.tokens or positions)
+    return sizes.assumed(asked.vocabulary or size, asked.tokens or positions)
 
 
 def _on_chip(
     found: Estimate, chip: Chip, precision: str, config: TrainConfig
 ) -> dict[str, Any]:
-    from elmojax.training.fitting import fits
-    from elmojax.training.floor import floor
+    from elmojax.estimate.estimate import fits, floor
 
     if config.precision == "auto":
         precision = "bf16"  # which is what it means there
@@ -214,7 +323,7 @@ def _on_chip(
 
 def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None:
     """What to say where a step does not fit, and what would; None where it does."""
-    from elmojax.training.fitting import ROOM, fits, largest_rows, least_pieces
+    from elmojax.estimate.estimate import ROOM, fits, largest_rows, least_pieces
 
     small = [chip for chip in shown if not fits(found.memory, chip)]
     if not small:

@@ -19,7 +19,8 @@ from elmojax.cli.common import (
     print_json,
 )
 from elmojax.errors import InputError
-from elmojax.text import corpus as corpora
+from elmojax.text import prepare as preparing
+from elmojax.text.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class EvaluateArguments:
 
 def evaluate(argv: list[str]) -> None:
     """exact perplexity of a model on held-out text"""
-    from elmojax.embedding.devices import local_mesh
+    from elmojax.embedding.engine import local_mesh
     from elmojax.loading import open_model
     from elmojax.training.evaluate import ROWS, Evaluator
 
@@ -54,8 +55,8 @@ def evaluate(argv: list[str]) -> None:
         directory = asked.data
         if directory is None:
             directory = Path(temporary) / "text"
-            corpora.prepare(directory, patterns=files, errors=asked.errors)
-        text = corpora.Corpus.open(directory)
+            preparing.prepare(directory, patterns=files, errors=asked.errors)
+        text = Corpus.open(directory)
         model = open_model(asked.model, asked.step).cast(asked.precision)
         lm, params, vocabulary = model.language_model(local_mesh(ROWS))
         evaluator = Evaluator(lm, text, vocabulary)

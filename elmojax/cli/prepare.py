@@ -10,8 +10,9 @@ from tqdm import tqdm
 from elmojax.cli.common import BadBytes, Files, Json, Overwrite, parse, print_json
 from elmojax.config import PRESETS, TrainConfig
 from elmojax.errors import InputError
-from elmojax.text import corpus as corpora
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.text import prepare as preparing
+from elmojax.text.corpus import Corpus
+from elmojax.training.choices import automatic_cutoffs
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,15 @@ def prepare(argv: list[str]) -> None:
     asked = parse(PrepareArguments, "prepare", argv)
     tfds = None
     if asked.tfds is not None:
-        tfds = corpora.TfdsText(asked.tfds, asked.split, asked.data_dir, asked.feature)
+        named = (asked.tfds, asked.split, asked.data_dir, asked.feature)
+        tfds = preparing.TfdsText(*named)
     with tqdm(total=100, unit="%", desc="prepare", disable=None) as bar:
 
         def progress(share: float, words: int) -> None:
             bar.set_postfix_str(f"{words / 1e6:.1f} M words")
             bar.update(int(100 * share) - bar.n)
 
-        report = corpora.prepare(
+        report = preparing.prepare(
             asked.out,
             patterns=sum(asked.text, ()),
             tfds=tfds,
@@ -97,7 +99,7 @@ def prepare(argv: list[str]) -> None:
 
 def preset_cutoffs(directory: Path) -> dict[str, tuple[int, ...]] | None:
     """The automatic cutoffs of each preset; None where ranks say nothing."""
-    corpus = corpora.Corpus.open(directory)
+    corpus = Corpus.open(directory)
     counts, cutoffs = corpus.target_counts(corpus.vocabulary), {}
     try:
         corpus.vocabulary.check_sorted(counts)

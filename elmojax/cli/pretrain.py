@@ -15,19 +15,22 @@ from tqdm import tqdm
 
 from elmojax.cli.common import (
     Json,
+    RecipeArguments,
+    defaults,
     keep_compiled_programs,
     parse,
     print_json,
     say,
+    train_config,
+    typed,
 )
-from elmojax.cli.recipe import RecipeArguments, defaults, train_config, typed
 from elmojax.config import CharCnnConfig
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker
 
 if TYPE_CHECKING:
+    from elmojax.training.distributed import Stop
     from elmojax.training.loop import Result
-    from elmojax.training.signals import Stop
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class PretrainArguments(RecipeArguments):
 
 def pretrain(argv: list[str]) -> None:
     """train a biLM (no arguments: a small one, on the text inside)"""
-    from elmojax.training import processes
+    from elmojax.training import distributed
+    from elmojax.training.distributed import Stop
     from elmojax.training.memory import keep_freed_memory
-    from elmojax.training.signals import Stop
 
     keep_freed_memory()
     asked = parse(
@@ -65,21 +68,21 @@ def pretrain(argv: list[str]) -> None:
     )
     explicit = (asked.coordinator, asked.process_id, asked.process_count)
     if asked.distributed:
-        processes.join(*explicit)
+        distributed.join(*explicit)
     elif any(value is not None for value in explicit):
         raise InputError(
             "--coordinator, --process-id and --process-count go with --distributed."
         )
     keep_compiled_programs()
-    with Stop() as stop, processes.failing_together():
+    with Stop() as stop, distributed.failing_together():
         result = _train(asked, stop)
-        if not processes.is_first():
+        if not distributed.is_first():
             pass
         elif asked.json:
             print_json(dataclasses.asdict(result))
         elif result.signal is None:
             print(_farewell(result))
-        processes.leave()
+        distributed.leave()
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
 
@@ -87,8 +90,8 @@ def pretrain(argv: list[str]) -> None:
 def _train(asked: PretrainArguments, stop: Stop) -> Result:
     """The run that is asked for, told to people by the first process."""
     from elmojax.initialization import pretrain
+    from elmojax.training.distributed import is_first
     from elmojax.training.metrics import Profile, TensorBoard
-    from elmojax.training.processes import is_first
 
     config = train_config(asked)
     trackers: list[Any] = [ProgressBar()]

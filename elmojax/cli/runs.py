@@ -35,7 +35,7 @@ class RunsArguments:
 
 def runs(argv: list[str]) -> None:
     """list pretraining runs: step, perplexity, state"""
-    from elmojax.training.status import describe, find_runs
+    from elmojax.training.record import describe, find_runs
 
     asked = parse(RunsArguments, "runs", argv)
     found: list[dict[str, Any]] = []

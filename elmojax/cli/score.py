@@ -49,9 +49,9 @@ class ScoreArguments:
 
 def score(argv: list[str]) -> None:
     """log-probability of every word of a text, forward and backward"""
-    from elmojax.embedding.devices import local_mesh
-    from elmojax.embedding.outputs import read_text
+    from elmojax.embedding.engine import local_mesh
     from elmojax.loading import open_model
+    from elmojax.vectors.output import read_text
 
     asked = parse(ScoreArguments, "score", argv)
     files = sum(asked.text, ())

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.embedding.engine import Selection, begin, finish, run
-from elmojax.embedding.plan import Plan
-from elmojax.embedding.table import EncodedWords
+from elmojax.embedding.engine import Plan, Selection, begin, finish, run
+from elmojax.embedding.words import EncodedWords
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import Reset
+from elmojax.model.ops import automatic
 from elmojax.model.state import LstmState
-from elmojax.model.varying import automatic
 
 CHUNK = 512
 """Steps of one run."""

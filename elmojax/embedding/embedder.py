@@ -15,16 +15,24 @@ from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.config import CharCnnConfig
-from elmojax.embedding.blocks import Block
-from elmojax.embedding.devices import along_data, whole
 from elmojax.embedding.documents import CHUNK, document, pass_over
-from elmojax.embedding.engine import Dtype, Select, make_selection, run_batch
-from elmojax.embedding.plan import full, make_plans, room, shapes
-from elmojax.embedding.table import EncodedWords
-from elmojax.embedding.words import WordIndex
+from elmojax.embedding.engine import (
+    Dtype,
+    Select,
+    along_data,
+    full,
+    make_plans,
+    make_selection,
+    room,
+    run_batch,
+    shapes,
+    whole,
+)
+from elmojax.embedding.pooling import Block
+from elmojax.embedding.words import EncodedWords, WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.casting import Precision, cast
+from elmojax.model.ops import Precision, cast
 from elmojax.shapes import Numbers
 from elmojax.text.vocabulary import Vocabulary
 
@@ -240,7 +248,7 @@ class Embedder:
           InputError: if the text cannot be read or the file cannot be written; with
             `use_sentence_keys` for lines that are empty or equal.
         """
-        from elmojax.embedding.outputs.allennlp import read_sentences, write_sentences
+        from elmojax.embedding.allennlp import read_sentences, write_sentences
 
         count = self.params.config.lstm.layers + 1
         formats: dict[str, tuple[Select, tuple[float, ...] | None]]

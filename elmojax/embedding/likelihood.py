@@ -18,7 +18,7 @@ from elmojax.embedding.words import padded_ids
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.varying import automatic
+from elmojax.model.ops import automatic
 from elmojax.shapes import Params, Tokens
 from elmojax.text.vocabulary import BEGIN_ID, END_ID, Vocabulary
 

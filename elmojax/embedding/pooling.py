@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.embedding.blocks import Block
 from elmojax.errors import InputError
+
+
+class Block(NamedTuple):
+    """Vectors of some words of the text, in order."""
+
+    sizes: tuple[int, ...]
+    """Words of each sentence, or part of one, that it holds (0 for a blank line)."""
+    vectors: Any
+    """[words, layers + 1, vector], or [words, vector] for one mix or the top;
+    NumPy, or JAX while they are on the device."""
+    more: bool
+    """Its last sentence goes on in the next block."""
+
 
 Pooling = Literal["mean", "max", "first-last"]
 

@@ -1,11 +1,15 @@
 """options.json + weights.hdf5: the files of bilm-tf and AllenNLP, read and written.
 
-    options.json    the shape of the model; see `options`
-    weights.hdf5    encoder and LSTM; names and shapes in `published`
-    softmax.hdf5    the softmax, if there is one; see `tables`
-    vocabulary.txt  the words of the softmax, or of a model that reads word ids
+    options.json      the shape of the model; see `published`
+    weights.hdf5      encoder and LSTM; names and shapes in `published`
+    softmax.hdf5      softmax/W [words, projection], softmax/b [words], as the softmax
+                      files of the published models have them; an adaptive softmax,
+                      which only elmojax has, is in the group adaptive_softmax
+    token embeddings  embedding [words, projection], as `dump_token_embeddings` of
+                      bilm-tf writes it, rows in the order of its vocabulary file
+    vocabulary.txt    the words of the softmax, or of a model that reads word ids
 
-Every number is a float32 and goes through unchanged. Only this module knows h5py.
+Every number is a float32 and goes through unchanged.
 """
 
 from __future__ import annotations
@@ -22,15 +26,87 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elmojax.atomic import replaced
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
-from elmojax.formats.options import config_of, options_of, read_options
-from elmojax.formats.published import Entry, Shape, check_shapes, layout
+from elmojax.formats.published import (
+    Entry,
+    Shape,
+    check_shapes,
+    config_of,
+    layout,
+    options_of,
+    read_options,
+)
 from elmojax.model.bilm import ElmoParams, Placement, placements, tree_shapes
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
+
+
+def load_head(softmax_file: PathLike, projection: int) -> Params:
+    """The softmax beside a biLM, as `training` and `save_hdf5` take it.
+
+    Returns {"kernel" [words, projection], "bias" [words]}; for an adaptive softmax
+    also its tails, and the bias only if it has one.
+
+    Raises:
+      InputError: if the file is none, or its arrays do not fit `projection`.
+    """
+    with open_hdf5(Path(softmax_file)) as file:
+        found = shapes_of(file)
+        prefix = "adaptive_softmax/"
+        names = {n.removeprefix(prefix): n for n in found if n.startswith(prefix)}
+        names = names or HEAD_NAMES
+        needed: dict[str, tuple[int | None, ...]] = {"kernel": (None, projection)}
+        if "bias" in names:  # an adaptive softmax may have none
+            needed["bias"] = (None,)
+        for name, wanted in needed.items():
+            shape = found.get(names.get(name, ""))
+            if shape is None or len(shape) != len(wanted) or shape[1:] != wanted[1:]:
+                raise InputError(
+                    f"{softmax_file} has no {names.get(name, prefix + name)} with "
+                    f"{len(wanted)} axes that fits a projection of {projection}."
+                )
+        arrays = {k: np.zeros(found[n] or (), np.float32) for k, n in names.items()}
+        for name, into in arrays.items():
+            read_array(file, names[name], into, softmax_file)
+    if "bias" in arrays and len(arrays["kernel"]) != len(arrays["bias"]):
+        raise InputError(
+            f"{softmax_file}: {names['kernel']} has {len(arrays['kernel'])} rows and "
+            f"{names['bias']} {len(arrays['bias'])}; they must be the same words."
+        )
+    return to_jax(arrays)
+
+
+def save_token_embeddings(
+    params: ElmoParams, embedding_file: PathLike, overwrite: bool = False
+) -> None:
+    """Writes the table of `cache_words` as bilm-tf's token embeddings.
+
+    Its rows are those of `WordIndex(words).words`; bilm-tf reads them beside a
+    vocabulary file with one of these words a line.
+
+    Raises:
+      InputError: if `params` have no such table, or the file is there already or
+        cannot be written.
+    """
+    path = Path(embedding_file)
+    config = params.config
+    if isinstance(config.encoder, CharCnnConfig) or (
+        config.encoder.dim != config.lstm.projection
+    ):
+        raise InputError("save_token_embeddings takes what cache_words returns.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; choose another name.")
+    table = np.asarray(params.encoder["embedding"])
+    try:
+        with replaced(path) as partial:
+            write_arrays(partial, {"embedding": table})
+    except OSError as error:
+        unwritable(path, error)
+
 
 OPTIONS, WEIGHTS = "options.json", "weights.hdf5"
 SOFTMAX, VOCABULARY = "softmax.hdf5", "vocabulary.txt"

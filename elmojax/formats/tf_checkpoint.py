@@ -25,8 +25,7 @@ from jax import Array
 from elmojax.config import ElmoConfig
 from elmojax.errors import InputError
 from elmojax.formats.hdf5 import to_jax
-from elmojax.formats.options import Options, config_of, read_options
-from elmojax.formats.published import Shape, layout
+from elmojax.formats.published import Options, Shape, config_of, layout, read_options
 from elmojax.formats.tf_bundle import Bundle, checkpoint_prefix
 from elmojax.model.bilm import (
     ElmoParams,

@@ -14,8 +14,15 @@ from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.formats.hdf5 import PathLike, open_hdf5, read_array, shapes_of
-from elmojax.formats.options import N_CHARACTERS, Options, config_of, read_options
-from elmojax.formats.published import Entry, Shape, layout
+from elmojax.formats.published import (
+    N_CHARACTERS,
+    Entry,
+    Options,
+    Shape,
+    config_of,
+    layout,
+    read_options,
+)
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import batch_to_ids
 from elmojax.text.vocabulary import Vocabulary

@@ -17,8 +17,7 @@ from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.errors import InputError
 from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.model.lstm import BiLstm, Reset
-from elmojax.model.platforms import Platform
-from elmojax.model.precision import Dtype
+from elmojax.model.ops import Dtype, Platform
 from elmojax.model.state import LstmState
 from elmojax.shapes import Inputs, Lengths, Params
 

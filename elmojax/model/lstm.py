@@ -31,11 +31,17 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import LstmConfig
-from elmojax.model.dropout import dropped
-from elmojax.model.platforms import Platform, by_platform
-from elmojax.model.precision import Dtype, contract, sum_over
+from elmojax.model.ops import (
+    Dtype,
+    Platform,
+    alike,
+    by_platform,
+    contract,
+    dropped,
+    sum_over,
+    varying_as,
+)
 from elmojax.model.state import LstmState
-from elmojax.model.varying import alike, varying_as
 from elmojax.shapes import Cell, Hidden, Inputs, Lengths
 
 FORGET_BIAS = 1.0

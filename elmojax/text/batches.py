@@ -15,10 +15,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from elmojax.text.capacity import Sizes, largest
+from elmojax.text.corpus import Corpus
 from elmojax.text.negatives import Negatives, check_samples, filled, negatives
-from elmojax.text.prepared import Corpus
-from elmojax.text.tables import Members, WordTables
+from elmojax.text.tables import Members, Sizes, WordTables, largest
 from elmojax.text.vocabulary import BEGIN_ID, END_ID
 
 ORDER = 1

@@ -1,18 +1,205 @@
-"""Tables of the distinct words of a batch: what an encoder takes, in fixed sizes."""
+"""Tables of the distinct words of a batch, in sizes that are fixed for a whole run.
+
+Words are taken to be drawn at random, each as often as the text has it. A step then
+holds so many of them on average, and hardly ever more than some deviations above that.
+A step that does takes arrays of twice the size, or as large as needed: none is cut.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from operator import ge
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig
-from elmojax.text.capacity import Frequencies, shown
 from elmojax.text.characters import byte_lengths, encode_words
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
+from elmojax.text.negatives import named
 from elmojax.text.vocabulary import Vocabulary
+
+RARE = 1e-5
+"""Share of the steps that may need larger arrays, if words were drawn at random."""
+SENTENCES = 100_000
+"""Sentences of a text whose lengths are looked at."""
+
+
+class Sizes(NamedTuple):
+    """Rows of the arrays of a batch, of one shard and piece."""
+
+    words: tuple[int, ...]
+    """Distinct words of each table."""
+    members: tuple[int, ...] = ()
+    """Positions in each tail cluster of the softmax."""
+    names: int = 0
+    """Words that a sampled softmax names, those of all shards."""
+
+    def holds(self, other: Sizes) -> bool:
+        return all(map(ge, _flat(self), _flat(other)))
+
+    def rounded(self, split: int = 1) -> Sizes:
+        """Up, for arrays that divide well; tables over so many devices."""
+        words = (_even(size, split) for size in self.words)
+        members = map(_even, self.members)
+        return Sizes(tuple(words), tuple(members), up(self.names, 128))
+
+
+def _flat(sizes: Sizes) -> tuple[int, ...]:
+    return (*sizes.words, *sizes.members, sizes.names)
+
+
+def _sizes(flat: Sequence[int], like: Sizes) -> Sizes:
+    """What `_flat` made of sizes of as many arrays."""
+    tables = len(like.words)
+    return Sizes(tuple(flat[:tables]), tuple(flat[tables:-1]), flat[-1])
+
+
+def up(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return multiple * -(-size // multiple)
+
+
+def _even(size: int, split: int = 1) -> int:
+    """The next multiple of `split` and of a power of two, from 8 to 128, that is an
+    eighth to a sixteenth of the size."""
+    share = min(128, 1 << max(64, size).bit_length() - 4)
+    return up(max(size, 1), math.lcm(share, split))
+
+
+class Capacities(NamedTuple):
+    """The sizes of all steps of a run."""
+
+    usual: Sizes
+    most: Sizes
+    """What no step can exceed."""
+
+    def at(self, level: int) -> Sizes:
+        """The usual sizes, doubled so many times."""
+        if not level:
+            return self.usual
+        pairs = zip(_flat(self.usual), _flat(self.most), strict=True)
+        sizes = [min(usual << level, most) for usual, most in pairs]
+        return _sizes(sizes, self.usual)
+
+    def level(self, wanted: Sizes, least: int = 0) -> int:
+        """The first that holds what is wanted, from `least` on."""
+        while not (sizes := self.at(least)).holds(wanted):
+            assert sizes != self.most, f"{wanted} is more than {self.most}"
+            least += 1
+        return least
+
+
+@dataclass(frozen=True, eq=False)
+class Frequencies:
+    """How often words occur in a text, as shares of its positions."""
+
+    words: tuple[np.ndarray, ...]
+    """Those of each table."""
+    targets: np.ndarray
+    """Those of the vocabulary, as targets."""
+    shown: float = 1.0
+    """Positions that a window shows in either direction, a position of the window."""
+
+    def distinct(self, positions: float) -> tuple[float, ...]:
+        """How many distinct words of each table so many positions hold, on average."""
+        draws = positions * self.shown
+        return tuple(float(_chances(table, draws).sum()) for table in self.words)
+
+    def capacities(
+        self,
+        rows: int,
+        window: int,
+        parts: int = 1,
+        edges: Sequence[int] = (),
+        split: int = 1,
+        every: bool = False,
+        samples: int = 0,
+        seed: int = 0,
+    ) -> Capacities:
+        """Of a step.
+
+        Args:
+          rows: of all parts.
+          parts: shards times pieces.
+          edges: where tail clusters of the softmax begin and end.
+          split: devices along `model`.
+          every: tables have a row for each position.
+          samples, seed: of a sampled softmax.
+        """
+        positions = rows * window // parts
+        draws, both = positions * self.shown, 2 * positions
+        tables, tails = [], []
+        for table in self.words:
+            chances = _chances(table, draws)
+            variance = float((chances * (1 - chances)).sum())
+            tables.append(bound(float(chances.sum()), variance, parts))
+        for low, high in pairwise(edges):
+            # Both directions have nearly the same targets: they count as one, twice.
+            tail = float(self.targets[low:high].sum())
+            mean = positions * tail
+            tails.append(2 * bound(mean, mean * (1 - tail), parts))
+        names, limit = 0, 0
+        if samples:
+            found = named(self.targets, samples, draws * parts, seed)
+            names = bound(*found, 1)
+            limit = min(len(self.targets), 2 * (samples + rows * window))
+        usual = Sizes(tuple(tables), tuple(tails), names).rounded(split)
+        words = tuple(min(len(table), both) for table in self.words)
+        most = Sizes(words, (both,) * len(tails), limit).rounded(split)
+        if every:
+            usual, most = (s._replace(words=(up(both, split),)) for s in (usual, most))
+        pairs = zip(_flat(usual), _flat(most), strict=True)
+        return Capacities(_sizes([min(pair) for pair in pairs], usual), most)
+
+
+def _chances(frequencies: np.ndarray, draws: float) -> np.ndarray:
+    """The chance of each word to be among so many."""
+    return -np.expm1(draws * np.log1p(-np.minimum(frequencies, 0.999)))
+
+
+def bound(mean: float, variance: float, counts: int) -> int:
+    """What the largest of some independent counts exceeds in a share `RARE` of steps.
+
+    Of a normal distribution, with the first term of Cornish and Fisher's expansion for
+    the skew of small counts.
+    """
+    deviations = NormalDist().inv_cdf(1 - RARE / counts)
+    return math.ceil(mean + deviations * math.sqrt(variance) + deviations**2 / 6)
+
+
+def shown(offsets: np.ndarray, window: int) -> float:
+    """Positions that a window shows in either direction, a position of the window.
+
+    From 1 to 2: directions read a sentence from its two ends, so that they show the
+    same positions of a whole sentence and mirrored ones of a part.
+
+    Args:
+      offsets: where each sentence begins, and the end.
+    """
+    every = max(1, (len(offsets) - 1) // SENTENCES)
+    lengths = offsets[1::every] - offsets[:-1:every] + 1
+    total = seen = 0.0
+    for length, times in zip(*np.unique(lengths, return_counts=True), strict=True):
+        begin = np.arange(1 - window, length)
+        low, high = np.maximum(begin, 0), np.minimum(begin + window, length)
+        both = np.minimum(high, length - low) - np.maximum(low, length - high)
+        total += times * (high - low).sum()
+        seen += times * (2 * (high - low) - np.maximum(both, 0)).sum()
+    return float(seen / total)
+
+
+def largest(each: Sequence[Sizes]) -> Sizes:
+    """What holds every one."""
+    words = zip(*(sizes.words for sizes in each), strict=True)
+    members = zip(*(sizes.members for sizes in each), strict=True)
+    names = max(sizes.names for sizes in each)
+    return Sizes(tuple(map(max, words)), tuple(map(max, members)), names)
+
 
 SHORT = 11
 """UTF-8 bytes of the longest words in the table of short words."""

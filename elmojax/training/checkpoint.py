@@ -3,7 +3,8 @@
     config.json      RunRecord: what was trained, on which text
     vocabulary.txt   the words of the softmax, in bilm-tf's format
     metrics.jsonl    one line of numbers a logged step
-    checkpoints/N/   state after step N: `params`, and `training` for going on
+    checkpoints/N/   state after step N: `params`, and `training` for going on; its
+                     held-out perplexity, as Orbax keeps it beside the arrays
 
 It is all that `evaluate`, `embed` and `restore` need. Only this module knows Orbax;
 it saves as `CheckpointManager` does, so that Orbax's plainest calls read a checkpoint.
@@ -12,10 +13,13 @@ it saves as `CheckpointManager` does, so that Orbax's plainest calls read a chec
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
+import struct
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,14 +30,17 @@ import orbax.checkpoint as ocp
 
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
-from elmojax.model.casting import Precision, cast
+from elmojax.model.ops import Precision, cast
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.training import perplexities
-from elmojax.training.damage import DamagedCheckpoint, SaveFailed, damaged_or_busy
-from elmojax.training.digest import digests
+from elmojax.training.damage import (
+    DamagedCheckpoint,
+    SaveFailed,
+    damaged_or_busy,
+    digests,
+)
+from elmojax.training.distributed import is_first, joined
 from elmojax.training.memory import return_freed_memory
-from elmojax.training.processes import is_first, joined
 from elmojax.training.record import (
     RunRecord,
     checkpoint_steps,
@@ -42,6 +49,46 @@ from elmojax.training.record import (
     read_vocabulary,
 )
 from elmojax.training.sharding import path_name
+
+NAME = "heldout_perplexity"
+PLACE = Path("metrics", "metrics")
+
+
+def stored(perplexity: float) -> dict[str, float]:
+    """What is kept of a perplexity: itself, and a sum of its bits."""
+    return {NAME: perplexity, "sum": zlib.crc32(struct.pack("<d", perplexity))}
+
+
+def read(directory: Path, steps: list[int]) -> dict[int, float]:
+    """The perplexities of the checkpoints that have one, by step.
+
+    Raises:
+      DamagedCheckpoint: for the first whose perplexity is not as it was saved.
+    """
+    known = {}
+    for step in steps:
+        path = directory / str(step) / PLACE
+        if not path.exists():
+            continue
+        try:
+            found = json.loads(path.read_bytes())
+            if found != stored(found[NAME]):
+                raise ValueError("its perplexity is not the one that was saved")
+            known[step] = found[NAME]
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise DamagedCheckpoint(directory / str(step), error) from error
+    return known
+
+
+def add(checkpoint: Path, perplexity: float) -> None:
+    """Gives a perplexity to a checkpoint that has none, whole or not at all."""
+    partial = checkpoint / ".metrics.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    (partial / PLACE.name).write_text(json.dumps(stored(perplexity)))
+    (partial / "commit_success.txt").touch()
+    os.replace(partial, checkpoint / PLACE.parent)
+
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves
 
@@ -67,7 +114,7 @@ class Checkpoints:
         self._saving: int | None = None
         self._unfinished: set[int] = set()
         there = checkpoint_steps(run)
-        self._perplexities = perplexities.read(self.directory, there)
+        self._perplexities = read(self.directory, there)
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean)
         try:
             self._orbax = ocp.CheckpointManager(self.directory, options=options)
@@ -101,7 +148,7 @@ class Checkpoints:
 
     def score(self, step: int, perplexity: float) -> None:
         """Adds the held-out perplexity to a checkpoint that has none."""
-        perplexities.add(self.directory / str(step), perplexity)
+        add(self.directory / str(step), perplexity)
         self._perplexities[step] = perplexity
 
     def save(
@@ -126,8 +173,8 @@ class Checkpoints:
         }
         self._perplexities.pop(step, None)
         if perplexity is not None:
-            metrics = perplexities.stored(perplexity)
-            items[perplexities.PLACE.parent.name] = ocp.args.JsonSave(metrics)
+            metrics = stored(perplexity)
+            items[PLACE.parent.name] = ocp.args.JsonSave(metrics)
             self._perplexities[step] = perplexity
         self._saving = step
         try:

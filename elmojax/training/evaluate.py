@@ -18,7 +18,7 @@ from elmojax.errors import InputError
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import heldout_batches, heldout_sizes
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
 from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import UNKNOWN_ID, Vocabulary
 from elmojax.training.sharding import place, shardings

@@ -14,17 +14,20 @@ import jax
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
-from elmojax.training.clock import Clock
 from elmojax.training.damage import SaveFailed
-from elmojax.training.guard import all_finite
-from elmojax.training.memory import StepMemory
-from elmojax.training.metrics import JsonLines, Tracker, plot_losses, read_metrics
+from elmojax.training.distributed import Stop, Stopped, is_first, joined, together
+from elmojax.training.memory import StepMemory, room_for
+from elmojax.training.metrics import (
+    Clock,
+    JsonLines,
+    Tracker,
+    plot_losses,
+    read_metrics,
+)
 from elmojax.training.prefetch import Programs, prefetched
-from elmojax.training.processes import is_first, joined, together
-from elmojax.training.room import room_for
-from elmojax.training.signals import Stop, Stopped
+from elmojax.training.record import Status
 from elmojax.training.start import Initialize, Run, start
-from elmojax.training.status import Status
+from elmojax.training.step import all_finite
 from elmojax.training.utilization import utilization
 
 

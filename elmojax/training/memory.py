@@ -1,4 +1,4 @@
-"""The C library's memory: what one step gives back is there for the next one.
+"""Memory: that of the C library, and what to say when there is not enough.
 
 XLA takes the memory of a step's intermediate results anew for every step on a CPU. By
 default glibc hands so large a piece back to the system at the end of the step, which
@@ -10,11 +10,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import resource
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from elmojax.config import TrainConfig
+from elmojax.errors import InputError
 
 ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
@@ -83,3 +88,52 @@ def resident() -> int:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * resource.getpagesize()
     return 0
+
+
+SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc")
+"""What JAX's messages hold where an array or a program found no room."""
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Whether memory ran out: of a device, or of the host."""
+    if isinstance(error, MemoryError):
+        return True
+    messages = str(error)
+    known = isinstance(error, jax.errors.JaxRuntimeError)
+    return known and any(sign in messages for sign in SIGNS)
+
+
+@contextmanager
+def room_for(config: TrainConfig, where: Callable[[], str]) -> Iterator[None]:
+    """Turns running out of memory inside into an `InputError`.
+
+    Args:
+      where: says what was being done, for example "in step 3".
+    """
+    try:
+        yield
+    except Exception as error:
+        if not found_no_room(error):
+            raise
+        raise InputError(_sentence(config, where())) from error
+
+
+def _sentence(config: TrainConfig, where: str) -> str:
+    model = config.mesh.model
+    data = config.mesh.data or max(1, jax.device_count() // model)
+    command = ["elmojax", "estimate", "--workdir", str(config.workdir)]
+    command += ["--mesh.data", str(data)]
+    command += ["--mesh.model", str(model)] if model > 1 else []
+    pieces = config.accumulate
+    command += ["--accumulate", str(pieces)] if pieces > 1 else []
+    each = config.rows // data
+    share = f" ({each:,} a device)" if data > 1 else ""
+    more = next((k for k in range(pieces + 1, each + 1) if each % k == 0), None)
+    remedy = f"give --accumulate {more} (the same step in less memory), or " * bool(
+        more
+    )
+    return (
+        f"Memory ran out {where} with --rows {config.rows:,}{share}; checkpoints are "
+        f"as they were. `{shlex.join(command)}` shows what the run needs; {remedy}"
+        "take fewer --rows in another --workdir."
+    )

@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 import jax
 
 from elmojax.text.batches import distinct_words
-from elmojax.text.capacity import Sizes
-from elmojax.training.guard import Guard
-from elmojax.training.processes import gathered
-from elmojax.training.reading import batch_shapes
+from elmojax.text.tables import Sizes
+from elmojax.training.distributed import Stop, gathered
 from elmojax.training.sharding import batch_shardings, local_shards, place
-from elmojax.training.signals import Stop
+from elmojax.training.sizes import batch_shapes
 from elmojax.training.start import Run
-from elmojax.training.step import compile_train_step
+from elmojax.training.step import Guard, compile_train_step
 
 BLOCK = 16
 """Steps whose batches are made together, while those of the block before run."""

@@ -16,9 +16,8 @@ from elmojax.model.lstm import Reset
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import Batch, heldout_sizes, located_batches
-from elmojax.text.capacity import Capacities, Sizes
-from elmojax.text.prepared import Corpus
-from elmojax.text.tables import WordTables
+from elmojax.text.corpus import Corpus
+from elmojax.text.tables import Capacities, Sizes, WordTables
 from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
 from elmojax.training.evaluate import compile_evaluation_step
 from elmojax.training.sharding import place

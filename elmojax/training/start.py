@@ -25,8 +25,8 @@ from elmojax.config import TrainConfig
 from elmojax.errors import InputError, TryAgain
 from elmojax.shapes import Params
 from elmojax.text.batches import TrainingText
-from elmojax.text.prepared import Corpus
-from elmojax.text.sample import sample_corpora
+from elmojax.text.corpus import Corpus
+from elmojax.text.prepare import sample_corpora
 from elmojax.training import record as records
 from elmojax.training.checkpoint import Checkpoints
 from elmojax.training.choices import (
@@ -39,14 +39,13 @@ from elmojax.training.choices import (
     scheduled,
 )
 from elmojax.training.damage import DamagedCheckpoint
+from elmojax.training.distributed import in_turn, is_first, joined, wait_for_all
 from elmojax.training.evaluate import Evaluator
-from elmojax.training.lock import RunLock
+from elmojax.training.memory import room_for
 from elmojax.training.optim import make_optimizer, make_schedule
-from elmojax.training.processes import in_turn, is_first, joined, wait_for_all
-from elmojax.training.reading import training_text
-from elmojax.training.record import RunRecord
-from elmojax.training.room import room_for
+from elmojax.training.record import RunLock, RunRecord
 from elmojax.training.sharding import local_shards, make_mesh, shardings
+from elmojax.training.sizes import training_text
 from elmojax.training.step import LanguageModel, TrainState, init_state
 
 LOCK_PATIENCE = 120

@@ -1,7 +1,17 @@
-"""The loss and one pure training step: arrays in, arrays out."""
+"""The loss and one pure training step: arrays in, arrays out.
+
+With the sampled softmax a step takes those rows of the head that a batch names, in the
+parameters and in whatever of the optimiser has the same shape, and puts them back: it
+costs as much as the rows it touches, not as the vocabulary. Adagrad gives the very
+numbers of a dense step, as rows with a gradient of zero do not move; AdamW's moments
+and decay of a row stand still while no batch names it (as in torch.optim.SparseAdam).
+
+An update is not made where numbers are not finite or the loss leaps (`Guard`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +28,97 @@ from jax.sharding import PartitionSpec as P
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import bilm, softmax
 from elmojax.model.bilm import BiLM, init_tree
-from elmojax.model.dropout import dropped, row_keys
 from elmojax.model.lstm import Reset
-from elmojax.model.platforms import Platform
-from elmojax.model.softmax.sampled import Candidates, sampled_losses
+from elmojax.model.ops import Platform, dropped, row_keys
+from elmojax.model.sampled_softmax import Candidates, sampled_losses
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
-from elmojax.training import sparse
-from elmojax.training.guard import Guard, Watch, check_update, skip_update
+from elmojax.training.sharding import path_name
+
+MEMORY = 0.99
+"""Weight of the past in the mean of the losses: about the last hundred steps."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What counts as a bad update, and how many may be skipped before a run stops."""
+
+    skip: int = 0
+    spike: float = 0.0
+    """A loss above this many times the mean of the last ones is bad; 0 = never."""
+
+
+@flax.struct.dataclass
+class Watch:
+    """What a run remembers of its losses."""
+
+    skipped: Any
+    """int32: bad updates so far."""
+    mean_loss: Any
+    """float32: running mean of the good ones; 0 before the first."""
+
+    @classmethod
+    def start(cls) -> Watch:
+        return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+
+def check_update(
+    guard: Guard, watch: Watch, loss: Array, gradient_norm: Array
+) -> tuple[Array, Watch]:
+    """Whether an update is bad, and what to remember after it."""
+    bad = ~jnp.isfinite(loss + gradient_norm)
+    if guard.spike:
+        begun = watch.mean_loss > 0
+        bad = bad | (begun & (loss > guard.spike * watch.mean_loss))
+    mean = MEMORY * watch.mean_loss + (1 - MEMORY) * loss
+    mean = jnp.where(watch.mean_loss > 0, mean, loss)
+    mean = jnp.where(bad, watch.mean_loss, mean)
+    return bad, Watch(watch.skipped + bad.astype(jnp.int32), mean)
+
+
+def skip_update(guard: Guard, bad: Array, new: Any, old: Any) -> Any:
+    """`new`, or `old` after a bad update; where none may be skipped the run ends."""
+    if not guard.skip:
+        return new
+    return jax.tree.map(lambda one, other: jnp.where(bad, other, one), new, old)
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether every number of a tree is."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+TABLES = re.compile(r"(^|\.)head\.(kernel|bias)$")
+"""Paths of the arrays that have one row a word."""
+
+
+def take(tree: Any, rows: Array) -> Any:
+    """The tree with these rows of its tables of words; zeros for rows past the end."""
+
+    def one(path: tuple[Any, ...], leaf: Array) -> Array:
+        if not TABLES.search(path_name(path)):
+            return leaf
+        return leaf.at[rows].get(
+            mode="fill", fill_value=0, indices_are_sorted=True, unique_indices=True
+        )
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def put(tree: Any, rows: Array, new: Any) -> Any:
+    """`new` with the tables of `tree`, in which `rows` are replaced."""
+
+    def one(path: tuple[Any, ...], leaf: Array, part: Array) -> Array:
+        if not TABLES.search(path_name(path)):
+            return part
+        return leaf.at[rows].set(
+            part, mode="drop", indices_are_sorted=True, unique_indices=True
+        )
+
+    return jax.tree_util.tree_map_with_path(one, tree, new)
+
 
 OFF = Guard()
 RANDOM = "threefry2x32"
@@ -214,7 +306,7 @@ def train_step(
     named = None
     if batch.negatives is not None:
         named = batch.negatives.words.reshape(-1, batch.negatives.words.shape[-1])[0]
-        learned = sparse.take(before, named)
+        learned = take(before, named)
     gradient, metrics, carry = _gradient(
         lm, learned[0], frozen, state.carry, batch, key
     )
@@ -227,7 +319,7 @@ def train_step(
     bad, watch = check_update(guard, state.watch, loss, norm)
     after, carry = skip_update(guard, bad, (after, carry), (learned, state.carry))
     if named is not None:
-        after = sparse.put(before, named, after)
+        after = put(before, named, after)
     metrics |= {"bad": bad.astype(jnp.int32), "skipped": watch.skipped}
     params, moments = after
     params = {**frozen, **params}

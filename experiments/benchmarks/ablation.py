@@ -36,16 +36,16 @@ from training import zipf_corpus
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
-from elmojax.model.dropout import dropped
+from elmojax.model.ops import dropped
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
 from elmojax.text.tables import WordTables
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.choices import automatic_cutoffs
+from elmojax.training.distributed import Stop
 from elmojax.training.optim import make_optimizer
 from elmojax.training.prefetch import prefetched
 from elmojax.training.sharding import make_mesh, place, shardings
-from elmojax.training.signals import Stop
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 

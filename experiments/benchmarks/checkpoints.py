@@ -25,8 +25,8 @@ from typing import Any
 import jax
 
 from elmojax.config import TrainConfig
+from elmojax.training.distributed import Stop
 from elmojax.training.prefetch import prefetched
-from elmojax.training.signals import Stop
 from elmojax.training.start import Run, start
 from elmojax.training.step import compile_train_step
 

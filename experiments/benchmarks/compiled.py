@@ -73,12 +73,12 @@ def compile_case(case: Case) -> tuple[Any, Any]:
     import jax.numpy as jnp
 
     from elmojax.config import MeshConfig, TrainConfig
-    from elmojax.training.chips import chip_named
+    from elmojax.estimate.compilers import absent_devices
+    from elmojax.estimate.estimate import plan_step
     from elmojax.training.choices import completed
-    from elmojax.training.compilers import absent_devices
-    from elmojax.training.estimate import plan_step
-    from elmojax.training.reading import BENCHMARK_POSITIONS, assumed
     from elmojax.training.sharding import make_mesh
+    from elmojax.training.sizes import BENCHMARK_POSITIONS, assumed
+    from elmojax.training.utilization import chip_named
 
     devices = absent_devices(chip_named(case.chip), case.devices)
     if not devices:
@@ -88,12 +88,14 @@ def compile_case(case: Case) -> tuple[Any, Any]:
         )
     data = case.devices // case.model
     mesh = make_mesh(MeshConfig(data, case.model), devices)
-    reading = assumed(case.vocabulary, BENCHMARK_POSITIONS)
+    statistics = assumed(case.vocabulary, BENCHMARK_POSITIONS)
     config = replace(TrainConfig.preset(case.preset), rows=case.rows)
     if case.window and case.what != "embed":
         config = replace(config, window=case.window)
     dtype = jnp.float32 if case.precision == "float32" else jnp.bfloat16
-    plan = plan_step(completed(config, reading.counts), reading, mesh, data, dtype)
+    plan = plan_step(
+        completed(config, statistics.counts), statistics, mesh, data, dtype
+    )
     if case.what == "train":
         return plan.compile(), plan
     compile_ = _evaluation if case.what == "evaluate" else _embedding
@@ -137,7 +139,7 @@ def _embedding(case: Case, plan: Any) -> Any:
 
 
 def rates(name: str) -> Rates:
-    from elmojax.training.chips import chip_named
+    from elmojax.training.utilization import chip_named
 
     chip = chip_named(name)
     if chip.name in CLOCKS:

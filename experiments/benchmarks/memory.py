@@ -46,13 +46,11 @@ def real_run(flags: list[str], steps: int) -> dict[str, int]:
     """Trains some steps in this process."""
     import jax
 
-    from elmojax.cli.common import parse
-    from elmojax.cli.recipe import RecipeArguments, defaults, train_config
-    from elmojax.training.guard import Guard
+    from elmojax.cli.common import RecipeArguments, defaults, parse, train_config
     from elmojax.training.memory import return_freed_memory
     from elmojax.training.sharding import place
     from elmojax.training.start import start
-    from elmojax.training.step import compile_train_step
+    from elmojax.training.step import Guard, compile_train_step
 
     default = defaults(RecipeArguments, flags)
     asked = parse(RecipeArguments, "memory", flags, default=default)

@@ -8,7 +8,7 @@ written anew with every row; both begin with the machine, the versions, the date
 command. Exit status 1 where a section failed.
 
 Sizes are those of the published model and of its vocabulary of 793,471 words; text is
-random, with the share of each word as `training.reading` assumes it, so that a step has
+random, with the share of each word as `training.sizes` assumes it, so that a step has
 as many distinct words as a real one. Products are bfloat16 unless a row says otherwise.
 Seconds are the median of repeated rounds, each of several calls, after a warm-up.
 """
@@ -58,31 +58,31 @@ from elmojax.config import (
     TrainConfig,
     WordTableConfig,
 )
+from elmojax.estimate.estimate import estimate
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
-from elmojax.text.sample import sample_corpora
+from elmojax.text.prepare import sample_corpora
 from elmojax.text.tables import WordTables
-from elmojax.training import sparse
-from elmojax.training.chips import chip_of
+from elmojax.training import step as training_step
 from elmojax.training.choices import completed
-from elmojax.training.estimate import estimate
-from elmojax.training.flops import (
+from elmojax.training.optim import make_optimizer
+from elmojax.training.sharding import make_mesh, path_name
+from elmojax.training.sizes import (
+    BENCHMARK_POSITIONS,
+    BENCHMARK_WORDS,
+    TextStatistics,
+    assumed,
+)
+from elmojax.training.step import LanguageModel, init_state, train_step
+from elmojax.training.utilization import (
     FORWARD_AND_BACKWARD,
+    chip_of,
     lstm_flops,
     softmax_flops,
     word_flops,
 )
-from elmojax.training.optim import make_optimizer
-from elmojax.training.reading import (
-    BENCHMARK_POSITIONS,
-    BENCHMARK_WORDS,
-    Reading,
-    assumed,
-)
-from elmojax.training.sharding import make_mesh, path_name
-from elmojax.training.step import LanguageModel, init_state, train_step
 
 Row = dict[str, Any]
 """Column of the table: number or words. A row with an "error" makes a section fail."""
@@ -203,7 +203,7 @@ def against(flops: float, seconds: float, dtype: Any = jnp.bfloat16) -> Row:
 
 
 class Text(NamedTuple):
-    reading: Reading
+    statistics: TextStatistics
     words: WordTables
     corpus: Any
     head: HeadConfig
@@ -211,12 +211,12 @@ class Text(NamedTuple):
 
 def text_of(model: ElmoConfig, vocabulary: int, tokens: int) -> Text:
     """Random text, and the head that a run of `pretrain` on it chooses."""
-    reading = assumed(vocabulary, BENCHMARK_POSITIONS)
-    share = reading.types[3:]
+    statistics = assumed(vocabulary, BENCHMARK_POSITIONS)
+    share = statistics.types[3:]
     corpus = training.zipf_corpus(vocabulary - 3, tokens, share=share)
-    head = completed(TrainConfig(model=model), reading.counts).head
+    head = completed(TrainConfig(model=model), statistics.counts).head
     words = WordTables(corpus, corpus.vocabulary, model, head=head)
-    return Text(replace(reading, corpus=corpus), words, corpus, head)
+    return Text(replace(statistics, corpus=corpus), words, corpus, head)
 
 
 def encoder_flops(model: ElmoConfig, tables: tuple[np.ndarray, ...]) -> float:
@@ -227,7 +227,7 @@ def encoder_flops(model: ElmoConfig, tables: tuple[np.ndarray, ...]) -> float:
 
 def step_flops(sizes: Sizes, text: Text, rows: int) -> float:
     """Of a training step, as `estimate` counts them."""
-    model, shares = sizes.model, text.reading.shares(text.head)
+    model, shares = sizes.model, text.statistics.shares(text.head)
     size, width = sizes.vocabulary, model.lstm.projection
     token = lstm_flops(model.lstm) + softmax_flops(text.head, size, width, shares)
     words = reader_of(sizes, text, rows).batch(0).words
@@ -395,7 +395,9 @@ def parity_cases(dtype: Any) -> Iterator[Case]:
     kind = HeadConfig("sampled", samples=512)
     taken = reader_of(sizes, text, rows, kind.samples).batch(1)
     table = jax.jit(lm(None, kind).init)(jax.random.key(0))["head"]
-    table = sparse.take({"head": table}, jnp.asarray(taken.negatives.words))["head"]
+    table = training_step.take({"head": table}, jnp.asarray(taken.negatives.words))[
+        "head"
+    ]
 
     def sampled(head: Any, top: Any) -> Any:
         return lm(None, kind).nll(head, top, taken, train=True)
@@ -565,7 +567,7 @@ def heads(sizes: Sizes, known: Known) -> Iterator[Row]:
     positions = 2 * sizes.middle * sizes.window
     settings = SimpleNamespace(
         vocabulary=sizes.vocabulary,
-        counts=text.reading.types,
+        counts=text.statistics.types,
         cutoffs=text.head.cutoffs,
         div_value=text.head.div_value,
         dim=sizes.model.lstm.projection,
@@ -685,7 +687,7 @@ def memory(sizes: Sizes, known: Known) -> Iterator[Row]:
             model=sizes.model, head=text.head, rows=rows, window=sizes.window
         )
         begin = time.perf_counter()
-        found = estimate(config, text.reading, mesh, 1, jnp.bfloat16)
+        found = estimate(config, text.statistics, mesh, 1, jnp.bfloat16)
         here = seen.get(rows, {})
         return {
             "estimate, temporary GB": found.memory.temporary / 1e9,

@@ -19,7 +19,7 @@ import optax
 
 from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
-from elmojax.model.dropout import row_keys
+from elmojax.model.ops import row_keys
 from elmojax.training.step import LanguageModel, TrainState, loss
 
 

@@ -44,11 +44,11 @@ from peer_report import machine, plot, ratios, summary, table
 from peer_turns import Worker, take_turns
 
 from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig, TrainConfig
-from elmojax.formats.options import options_of
+from elmojax.formats.published import options_of
 from elmojax.text.characters import CHARACTERS
-from elmojax.text.corpus import prepare
-from elmojax.text.prepared import Corpus
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.text.corpus import Corpus
+from elmojax.text.prepare import prepare
+from elmojax.training.choices import automatic_cutoffs
 
 WORKERS = Path(__file__).resolve().parent / "workers"
 PROGRAMS = {

@@ -26,9 +26,9 @@ from training import zipf_corpus
 
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.text.batches import TrainingText
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
 from elmojax.text.tables import WordTables
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.choices import automatic_cutoffs
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -36,7 +36,7 @@ from training import zipf_corpus
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.choices import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, place, shardings
 from elmojax.training.step import LanguageModel, compile_train_step, init_state

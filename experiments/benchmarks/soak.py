@@ -28,8 +28,7 @@ import numpy as np
 
 import elmojax
 from elmojax.embedding.embedder import BATCH_TOKENS
-from elmojax.embedding.engine import run
-from elmojax.embedding.plan import full, make_plan, room, windows
+from elmojax.embedding.engine import full, make_plan, room, run, windows
 from elmojax.text.files import read_lines
 from elmojax.training.memory import resident
 

@@ -34,7 +34,7 @@ import numpy as np
 from report import write
 
 from elmojax.text.batches import Members
-from elmojax.training.cutoffs import automatic_cutoffs
+from elmojax.training.choices import automatic_cutoffs
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting threads are no work
 
@@ -57,7 +57,7 @@ def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
     import jax.numpy as jnp
 
     from elmojax.model import softmax
-    from elmojax.model.softmax.sampled import Candidates, sampled_losses
+    from elmojax.model.sampled_softmax import Candidates, sampled_losses
     from elmojax.text.negatives import negatives
 
     def make(positions: int) -> tuple[Any, Any]:

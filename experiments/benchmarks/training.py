@@ -35,13 +35,13 @@ from report import Bar, bars, write
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
 from elmojax.text.batches import TrainingText
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
 from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
-from elmojax.training.cutoffs import automatic_cutoffs
-from elmojax.training.flops import lstm_flops, word_flops
+from elmojax.training.choices import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
+from elmojax.training.utilization import lstm_flops, word_flops
 
 
 def zipf_corpus(

@@ -70,8 +70,7 @@ def make(directory: Path) -> None:
     import elmojax
     from elmojax.config import CharCnnConfig
     from elmojax.embedding.words import cache_words, word_ids
-    from elmojax.formats.hdf5 import save_hdf5
-    from elmojax.formats.tables import save_token_embeddings
+    from elmojax.formats.hdf5 import save_hdf5, save_token_embeddings
     from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
     listed = sorted({w for batch in BATCHES for s in batch for w in s})

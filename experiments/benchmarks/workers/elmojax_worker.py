@@ -15,11 +15,16 @@ from typing import Any
 import jax
 from protocol import Turns, read_task
 
-from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig, TrainConfig
-from elmojax.config_json import from_json
+from elmojax.config import (
+    ElmoConfig,
+    HeadConfig,
+    OptimizerConfig,
+    TrainConfig,
+    from_json,
+)
+from elmojax.training.distributed import Stop
 from elmojax.training.memory import StepMemory, keep_freed_memory
 from elmojax.training.prefetch import prefetched
-from elmojax.training.signals import Stop
 from elmojax.training.start import start
 from elmojax.training.step import compile_train_step
 

@@ -24,11 +24,10 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from torch_bilm import TorchBiLM, one_table, torch_step
 
-from elmojax.config import CharCnnConfig, ElmoConfig
-from elmojax.config_json import from_json
+from elmojax.config import CharCnnConfig, ElmoConfig, from_json
 from elmojax.text.batches import Batch, TrainingText
 from elmojax.text.characters import PADDING
-from elmojax.text.prepared import Corpus
+from elmojax.text.corpus import Corpus
 from elmojax.text.tables import WordTables
 
 AHEAD = 2

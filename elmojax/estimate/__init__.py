@@ -1,0 +1,1 @@
+"""What a pretraining run needs before it begins: memory, operations, time."""

@@ -1,0 +1,316 @@
+"""What a run needs before it begins: memory a device, operations, least time.
+
+Nothing is allocated. State and batch are worked out as shapes, laid out by the sharding
+table, and the very training step of a run is compiled for them; its compiler says how
+much memory it takes (`compilers.py` has those of chips that are not there). A device's
+share does not depend on how many others hold shares alike, so the step may be compiled
+for fewer devices along `data` than the run has.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from elmojax.config import TrainConfig
+from elmojax.text.batches import steps_of
+from elmojax.training import step
+from elmojax.training.optim import make_optimizer
+from elmojax.training.sharding import batch_shardings, shardings
+from elmojax.training.sizes import StepSizes, TextStatistics, step_sizes, token_flops
+from elmojax.training.step import (
+    Guard,
+    LanguageModel,
+    TrainState,
+    compile_train_step,
+    init_state,
+)
+from elmojax.training.utilization import Chip, Flops
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    optimizer: int
+    carry: int
+    """LSTM state of its rows."""
+    batch: int
+    temporary: int
+    """What the compiled step takes besides its arguments and results."""
+    gradients: int
+    """The gradient of every parameter that a step moves, in `temporary` too."""
+    total: int
+    """Arguments, results and temporary memory; results that lie where arguments lay
+    count once."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run before it begins."""
+
+    config: TrainConfig
+    """With every automatic choice made."""
+    parameters: dict[str, int]
+    """How many numbers the encoder, the LSTM and the softmax have."""
+    memory: Memory
+    flops: Flops
+    """For one position of running text."""
+    words: float
+    """Distinct words that a step encodes."""
+    tables: tuple[tuple[int, ...], ...]
+    """Shapes of a device's tables of words: rows, and columns of characters."""
+    moved: int
+    """Bytes that the update of one device reads and writes in a step."""
+    data: int
+    """Devices along `data`."""
+    devices: int
+    steps: int
+
+
+def estimate(
+    config: TrainConfig, statistics: TextStatistics, mesh: Mesh, data: int, dtype: Any
+) -> Estimate:
+    """What a run needs.
+
+    Args:
+      config: complete, with rows that divide.
+      mesh: what the step is compiled for; as long as the run's along `data`, or
+        shorter.
+      data: devices of the run along `data`.
+      dtype: of matrix products.
+
+    Raises:
+      InputError: for what does not divide over the mesh.
+    """
+    plan = plan_step(config, statistics, mesh, data, dtype)
+    params = plan.state.params
+    words = plan.sizes.words * config.rows / plan.config.rows
+    moved, moments = _moved(plan)
+    sizes = plan.sizes
+    pairs = zip(sizes.sizes.words, sizes.tables, strict=True)
+    tables = tuple((size, columns) if columns else (size,) for size, columns in pairs)
+    epochs = steps_of(statistics.positions, config.rows, config.window, config.epochs)
+    return Estimate(
+        config,
+        {name: _count(params.get(name, {})) for name in ("encoder", "lstm", "head")},
+        _memory(plan, moved),
+        token_flops(plan.config, statistics, sizes),
+        words,
+        tables,
+        2 * (2 * moved + moments),
+        data,
+        data * mesh.shape["model"],
+        config.steps or epochs,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step of a run as shapes with places on a mesh; no array among them."""
+
+    config: TrainConfig
+    """Of the devices of the mesh: with their share of the rows."""
+    sizes: StepSizes
+    lm: LanguageModel
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    batch: Any
+
+    def compile(self) -> Any:
+        """The very program of the run, for the devices of the mesh."""
+        guard = Guard(self.config.skip_nonfinite, self.config.spike_guard)
+        step: Any = compile_train_step(self.lm, self.optimizer, self.state, guard)
+        return step.lower(self.state, self.batch).compile()
+
+
+def plan_step(
+    config: TrainConfig, statistics: TextStatistics, mesh: Mesh, data: int, dtype: Any
+) -> Plan:
+    """The step of a run as shapes; arguments as of `estimate`."""
+    share = replace(config, rows=config.rows // data * mesh.shape["data"])
+    sizes = step_sizes(statistics, share, mesh.shape["data"], config.rows)
+    head, model = config.head, config.model
+    lm = LanguageModel(model, statistics.vocabulary, head, config.dropout, dtype, mesh)
+    # How long the run is changes no shape.
+    optimizer = make_optimizer(config.optimizer, 1, config.freeze_steps)
+    state = jax.eval_shape(partial(init_state, lm, optimizer, share.rows, config.seed))
+    places = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
+    batch = _placed(sizes.batch, places)
+    state = _placed(state, shardings(mesh, state))
+    return Plan(share, sizes, lm, optimizer, state, batch)
+
+
+def _placed(tree: Any, places: Any) -> Any:
+    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree, places)
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    """Of one device's share of a tree of shapes with places."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in leaves
+    )
+
+
+def _moved(plan: Plan) -> tuple[int, int]:
+    """Bytes of the parameters that a step moves, and of their moments."""
+    learned = (plan.state.params, plan.state.optimizer)
+    if plan.batch.negatives is not None:
+        rows = jax.ShapeDtypeStruct(plan.batch.negatives.words.shape[-1:], jnp.int32)
+        places = jax.tree.map(lambda leaf: leaf.sharding, learned)
+        learned = _placed(jax.eval_shape(step.take, learned, rows), places)
+    return _bytes(learned[0]), _bytes(learned[1])
+
+
+def _memory(plan: Plan, gradients: int) -> Memory:
+    """Of the compiled step."""
+    state = plan.state
+    trees = (state.params, state.optimizer, state.carry, plan.batch)
+    parameters, optimizer, carry, batch = map(_bytes, trees)
+    try:
+        found = plan.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        wanted = _wanted(str(error))
+        if wanted is None:
+            raise
+        temporary, held = wanted, parameters + optimizer + carry + batch
+    else:
+        temporary = found.temp_size_in_bytes
+        new = found.output_size_in_bytes - found.alias_size_in_bytes
+        held = found.argument_size_in_bytes + new
+    total = held + temporary
+    return Memory(parameters, optimizer, carry, batch, temporary, gradients, total)
+
+
+def _wanted(error: str) -> int | None:
+    """Bytes that a program wants which a TPU's compiler refuses as too large."""
+    found = re.search(r"RESOURCE_EXHAUSTED.*?([\d.]+)([MGT])", error, re.DOTALL)
+    units = {"M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(found[1]) * units[found[2]]) if found else None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time of a run on a chip, were nothing lost anywhere.
+
+    A step computes its products at the chip's peak and then updates the parameters at
+    the bandwidth of its memory; gradients travel between chips meanwhile.
+    """
+
+    products: float
+    """Seconds a step."""
+    update: float
+    """Seconds a step: parameters and moments read and written, the gradient too."""
+    exchange: float
+    """Seconds a step: a ring all-reduce of the gradient along `data`."""
+    step: float
+    """Seconds a step."""
+    tokens_per_second: float
+    """Positions of running text, of all chips together."""
+    hours: float
+    """Of all steps."""
+
+
+def floor(estimate: Estimate, chip: Chip, precision: str, peak: bool = True) -> Floor:
+    """The least time on one kind of chip.
+
+    Args:
+      precision: of products, `bf16` or `float32`.
+      peak: at the rates of the data sheet, else at those that were measured.
+    """
+    rate, bandwidth = chip.products(precision), chip.bandwidth
+    if not peak:
+        assert chip.measured is not None
+        rate, bandwidth = chip.measured
+    config, data = estimate.config, estimate.data
+    tokens = config.rows * config.window
+    products = estimate.flops.total * tokens / estimate.devices / rate
+    update = estimate.moved / bandwidth
+    exchange = 2 * (data - 1) / data * estimate.memory.gradients / chip.link
+    step = max(products + update, exchange)
+    hours = step * estimate.steps / 3600
+    return Floor(products, update, exchange, step, tokens / step, hours)
+
+
+ROOM = 0.9
+"""Share of a chip's memory that a step may take: the rest goes to the runtime, to
+batches sent ahead and to gaps between arrays."""
+
+
+def fits(memory: Memory, chip: Chip) -> bool:
+    """Whether a step has room on a chip."""
+    return memory.total <= ROOM * chip.memory
+
+
+def largest_rows(
+    config: TrainConfig,
+    data: int,
+    first: Memory,
+    room: float,
+    again: Callable[[TrainConfig], Memory],
+) -> int | None:
+    """About as many rows as fit, where those of `config` do not; None = not even few.
+
+    Memory grows in a line with the rows, nearly (a TPU's compiler saves where it has
+    to); what the line says is compiled.
+
+    Args:
+      first: memory with the rows of `config`.
+      room: bytes a device.
+      again: the memory of another configuration.
+    """
+    parts = data * config.accumulate
+    rows, used = config.rows, first.total
+    none, fixed = 0, first.parameters + first.optimizer + first.gradients
+    for _ in range(6):
+        slope = (used - fixed) / (rows - none)
+        fitting = none + 0.99 * (room - fixed) / slope
+        fewer = int(min(fitting, 0.9 * rows) // parts) * parts
+        if fewer < parts:
+            return None
+        if fewer >= 128 * parts:
+            fewer -= fewer % (16 * parts)
+        none, fixed = rows, used
+        rows, used = fewer, again(replace(config, rows=fewer)).total
+        if used <= room:
+            return rows
+    return None
+
+
+def least_pieces(
+    config: TrainConfig,
+    data: int,
+    rows: int,
+    room: float,
+    again: Callable[[TrainConfig], Memory],
+) -> int | None:
+    """The fewest pieces in which the rows of `config` fit, where `rows` at once do."""
+    each, tries = config.rows // data, 0
+    for pieces in range(config.accumulate + 1, each + 1):
+        if each % pieces or each // pieces > 0.9 * rows / data / config.accumulate:
+            continue
+        if again(replace(config, accumulate=pieces)).total <= room:
+            return pieces
+        tries += 1
+        if tries == 2:
+            break
+    return None

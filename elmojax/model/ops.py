@@ -1,0 +1,317 @@
+"""What all parts of the model are made of.
+
+One rule of precision: products in the dtype of the run, everything else in float32.
+`contract` is every matrix product of the model. Its factors are rounded to the dtype of
+the run; sums are float32, and so is what leaves it: activations, and in the backward
+pass the gradients of weights and of activations, whose products are rounded the same
+way. Weights, biases, states, clips and sums over devices are float32 throughout.
+
+Beside it: where values lie on a mesh, `cast`, forms of one computation for CPUs and for
+accelerators (the numbers are the same), dropout, and sums over chunks of positions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from elmojax.errors import InputError
+
+Result = TypeVar("Result")
+Tree = TypeVar("Tree")
+
+
+def varying_as(other: Array, leaf: Array) -> Array:
+    """`leaf`, for `jax.shard_map` as different between devices as `other` is.
+
+    A loop needs it: what it carries must vary over the same mesh axes before and after.
+    So does a gradient of one's own, which JAX then adds up over these axes.
+    """
+    axes, own = (jax.typeof(a).manual_axis_type.varying for a in (other, leaf))
+    missing = tuple(sorted(axes - own))
+    return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+
+def alike(tree: Tree) -> Tree:
+    """The tree, with all its arrays as different between devices as any is."""
+    first, *leaves = jax.tree.leaves(tree)
+    for leaf in leaves:
+        first = varying_as(leaf, first)
+    return jax.tree.map(functools.partial(varying_as, first), tree)
+
+
+def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., Result]:
+    """`run`, which then takes arrays on mesh axes of any type; for inside of `jit`.
+
+    On axes of type Explicit (those of `jax.make_mesh` unless told otherwise) JAX wants
+    to know of each operation where its result lies. Inside of `run` these axes are
+    Auto, so that the compiler works that out, and the results lie at `places`, a tree
+    of `PartitionSpec`s (None = whole on every device). Elsewhere `run` stays as it is.
+
+    Positional arguments are arrays or trees of them; others go by name.
+    """
+
+    @functools.wraps(run)
+    def free(*arrays: Any, **others: Any) -> Result:
+        meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arrays)]
+        mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+        if mesh is None:
+            return run(*arrays, **others)
+        whole = NamedSharding(mesh, P())
+
+        def placed(leaf: Any) -> Any:
+            nowhere = jax.typeof(leaf).sharding.mesh.empty
+            return jax.sharding.reshard(leaf, whole) if nowhere else leaf
+
+        there = whole
+        if places is not None:
+            there = jax.tree.map(functools.partial(NamedSharding, mesh), places)
+        axes = mesh.explicit_axes
+        inside = jax.sharding.auto_axes(run, axes=axes, out_sharding=there)
+        return inside(*jax.tree.map(placed, arrays), **others)
+
+    return free
+
+
+Dtype: TypeAlias = Any
+"""Of matrix products: `jnp.float32`, `jnp.bfloat16` or `jnp.float16`."""
+
+
+def contract(subscripts: str, left: Array, right: Array, dtype: Dtype) -> Array:
+    """`einsum` of two arrays: factors rounded to `dtype`, sums and result float32.
+
+    float32 means float32 on every machine: `HIGHEST` keeps GPUs from TF32 and TPUs
+    from bfloat16. `...` stands for leading axes of `left` and of the result.
+    """
+    if dtype == jnp.float32:
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+        return jnp.einsum(subscripts, left, right, precision=lax.Precision.HIGHEST)
+    leading = "ABCDEFGH"[: left.ndim - len(subscripts.partition(",")[0].strip("."))]
+    factors, _, out = subscripts.replace("...", leading).partition("->")
+    own, _, other = factors.partition(",")
+    dtypes = (jnp.dtype(dtype), left.dtype, right.dtype)
+    left = varying_as(right, left)
+    return _rounded((own, other, out), dtypes, left, varying_as(left, right))
+
+
+def sum_over(axis: str, x: Array) -> Array:
+    """`psum` over a mesh axis, in float32 whatever becomes of the sum."""
+    return summed(lax.psum(x, axis))
+
+
+def summed(x: Array) -> Array:
+    """`x` of float32, of which devices that hold parts add these up in float32.
+
+    Where products round it next, a TPU's compiler would add it up in bfloat16; it does
+    not look through numbers that are taken for integers on the way.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return lax.bitcast_convert_type(lax.optimization_barrier(bits), jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounded(
+    axes: tuple[str, str, str], dtypes: tuple[Any, ...], left: Array, right: Array
+) -> Array:
+    return _forward(axes, dtypes, left, right)[0]
+
+
+def _product(axes: tuple[str, str, str], left: Array, right: Array) -> Array:
+    own, other, out = axes
+    return jnp.einsum(
+        f"{own},{other}->{out}",
+        left,
+        right,
+        precision=lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _forward(
+    axes: tuple[str, str, str], dtypes: tuple[Any, ...], left: Array, right: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    factors = left.astype(dtypes[0]), right.astype(dtypes[0])
+    return _product(axes, *factors), factors
+
+
+def _backward(
+    axes: tuple[str, str, str],
+    dtypes: tuple[Any, ...],
+    factors: tuple[Array, Array],
+    cotangent: Array,
+) -> tuple[Array, Array]:
+    (own, other, out), (left, right) = axes, factors
+    rounded = cotangent.astype(dtypes[0])
+    d_left = _product((out, other, own), rounded, right)
+    d_right = _product((own, out, other), left, rounded)
+    return d_left.astype(dtypes[1]), d_right.astype(dtypes[2])
+
+
+_rounded.defvjp(_forward, _backward)
+
+
+Precision = Literal["float32", "bf16"]
+DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+def cast(params: Tree, precision: Precision) -> Tree:
+    """Parameters whose matrix products run in another precision.
+
+    Args:
+      params: `ElmoParams`, or any tree of parameters with their names.
+      precision: "bf16" makes every array bfloat16 but the biases: products then round
+        their factors to bfloat16. "float32" makes all of them float32; digits that were
+        rounded away do not come back. Sums, gates, cells, clips and the LSTM state are
+        float32 in both, and so are the vectors.
+
+    Returns:
+      The same tree; arrays that have the dtype already are the same arrays. Pure: the
+      gradient of `embed(cast(params, "bf16"), ...)` in float32 `params` is float32.
+
+    Raises:
+      InputError: for another precision.
+    """
+    if precision not in DTYPES:
+        raise InputError(f"precision is {precision!r}; it must be float32 or bf16.")
+
+    def of(path: Any, leaf: Any) -> Any:
+        bias = "bias" in jax.tree_util.keystr(path[-1:])
+        dtype = jnp.float32 if bias else DTYPES[precision]
+        return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
+def precision_of(weights: Any) -> str:
+    """The precision of a tree of parameters: "bf16", or the name of the dtype of those
+    that are no biases (the first of several)."""
+    names = {jnp.dtype(dtype).name: name for name, dtype in DTYPES.items()}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        if "bias" not in jax.tree_util.keystr(path[-1:]):
+            return names.get(leaf.dtype.name, leaf.dtype.name)
+    return "float32"
+
+
+Platform: TypeAlias = Literal["cpu", "accelerator"] | None
+"""Whose form is taken; None = that of the devices a program is compiled for."""
+
+
+def by_platform(
+    platform: Platform,
+    *arguments: Any,
+    cpu: Callable[..., Any],
+    accelerator: Callable[..., Any],
+) -> Any:
+    """One of two functions, applied to the arguments."""
+    if platform is None:
+        return lax.platform_dependent(*arguments, cpu=cpu, default=accelerator)
+    return (cpu if platform == "cpu" else accelerator)(*arguments)
+
+
+def row_keys(key: Array, rows: Array) -> Array:
+    """A key for each of these rows of the global batch (int32 [rows])."""
+    return jax.vmap(partial(jax.random.fold_in, key))(rows)
+
+
+def dropped(x: Array, rate: float, keys: Array, layer: int) -> Array:
+    """x [time, two, rows, width] with a share `rate` of 0, the rest scaled up."""
+
+    def draw(key: Array) -> Array:
+        one_row = (*x.shape[:2], x.shape[3])
+        kept = jnp.float32(1 - rate)  # else jax_enable_x64 draws other numbers
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), kept, one_row)
+
+    kept = jax.vmap(draw, out_axes=2)(keys)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+Static = tuple[Mesh | None, Dtype]
+"""Mesh and dtype of products: what does not change while a program runs."""
+
+
+def weighted_sum(run: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    """The sum of weight * loss, and the losses: differentiable by the first alone.
+
+    `run(static, gradient, params, hidden, targets, weights, more)` gives the losses and
+    float32 gradients of their weighted sum by params and hidden, if they are asked for;
+    arrays of positions may be trees of them. Training runs it once.
+    """
+
+    def summed(each: Any, weights: Any) -> Array:
+        parts = jax.tree.map(lambda loss, weight: (loss * weight).sum(), each, weights)
+        return sum(jax.tree.leaves(parts), jnp.float32(0))
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def both(static: Static, *arguments: Any) -> tuple[Array, Any]:
+        each, *_ = run(static, False, *arguments)
+        return summed(each, arguments[3]), each
+
+    def forward(static: Static, *arguments: Any) -> tuple[tuple[Array, Any], Any]:
+        params, hidden, _, weights, _ = arguments
+        each, *found = run(static, True, *arguments)
+        like = (params, hidden)
+        found = jax.tree.map(lambda a, d: d.astype(a.dtype), like, tuple(found))
+        return (summed(each, weights), each), (*found, each)
+
+    def backward(static: Static, saved: Any, cotangents: Any) -> tuple[Any, ...]:
+        d_params, d_hidden, d_weights = jax.tree.map(
+            lambda d: d * cotangents[0].astype(d.dtype), saved
+        )
+        return d_params, d_hidden, None, d_weights, None
+
+    both.defvjp(forward, backward)
+    return both
+
+
+def in_chunks(
+    run: Callable[[Any, Any], tuple[Any, Any]],
+    sums: Any,
+    arrays: Any,
+    size: int,
+    count: Array | None = None,
+) -> tuple[Any, Any]:
+    """`run(sums, part) -> sums, found` for `size` positions after the other.
+
+    Args:
+      arrays: a tree of [shards, positions, ...]; the last part is filled with zeros.
+      count: how many positions matter, the first ones; None = all.
+
+    Returns:
+      The last sums, and what was found for [shards, positions, ...].
+    """
+    positions = jax.tree.leaves(arrays)[0].shape[1]
+    chunks = max(1, -(-positions // size))
+    arrays = jax.tree.map(lambda array: filled(array, chunks * size), arrays)
+
+    def part(n: Any) -> Any:
+        return jax.tree.map(
+            lambda a: lax.dynamic_slice_in_dim(a, n * size, size, 1), arrays
+        )
+
+    def chunk(n: Array, state: Any) -> Any:
+        sums, outputs = state
+        sums, found = run(sums, part(n))
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=n * size, axis=1)
+        return sums, jax.tree.map(put, outputs, found)
+
+    outputs = jax.tree.map(
+        lambda one: jnp.zeros((one.shape[0], chunks * size, *one.shape[2:]), one.dtype),
+        jax.eval_shape(run, sums, part(0))[1],
+    )
+    last = jnp.int32(chunks) if count is None else -(-count // size)
+    sums, outputs = lax.fori_loop(jnp.int32(0), last, chunk, (sums, outputs))
+    return sums, jax.tree.map(lambda array: array[:, :positions], outputs)
+
+
+def filled(array: Array, length: int) -> Array:
+    """[shards, positions, ...] with zeros after the last position."""
+    more = (0, length - array.shape[1])
+    return jnp.pad(array, [(0, 0), more, *[(0, 0)] * (array.ndim - 2)])

@@ -1,0 +1,504 @@
+"""The softmax over the vocabulary: adaptive (Grave et al. 2017) or full, and exact.
+
+Words are numbered by falling count. The head holds the words below the first cutoff
+and one entry a tail cluster; a word of tail cluster k costs its entry in the head and
+a softmax inside the cluster, over hidden vectors narrowed by div_value ** k (Grave et
+al. 2017, "Efficient softmax approximation for GPUs"). Without cutoffs the head holds
+every word: the full softmax.
+
+Parameters are those of `Softmax`; hidden is [positions, projection], targets are word
+ids [positions]; logarithms are natural and float32. The head sees all positions, a tail
+those whose target it has: a plan of static size, made by who knows the targets
+beforehand, or here. Loss and gradient come from one pass over even chunks. No array has
+all positions and all words of a large cluster, and no target is dropped.
+
+On a mesh all arrays of positions have an axis before, their shards, which is split over
+the axis `data`; words of clusters are split over `model`. What is said here of one
+shard is done by all, and their gradients of the weights are added up once, at the end.
+
+`sampled_softmax` has the one of bilm-tf, a training loss and no probability.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from elmojax.errors import InputError
+from elmojax.model.ops import Dtype, Static, contract, in_chunks, summed, weighted_sum
+from elmojax.shapes import Params, PerPosition, Positions, Targets
+
+
+class Softmax(nn.Module):
+    """Parameters of the head and the tails; `init` with hidden [..., projection].
+
+    kernel [first cutoff + tails, projection], bias [the same] (if there is one); of
+    tail k: down_k [projection, narrow] and up_k [words of the cluster, narrow], one row
+    a word.
+    """
+
+    vocabulary: int
+    cutoffs: tuple[int, ...] = ()
+    div_value: float = 4.0
+    bias: bool = True
+
+    def setup(self) -> None:
+        check_cutoffs(self.cutoffs, self.vocabulary)
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> dict[str, Array]:
+        dim = hidden.shape[-1]
+        edges = (*self.cutoffs, self.vocabulary)
+        entries = edges[0] + len(self.cutoffs)
+        start = nn.initializers.normal(dim**-0.5)
+        params = {"kernel": self.param("kernel", start, (entries, dim), jnp.float32)}
+        if self.bias:
+            zeros = nn.initializers.zeros
+            params["bias"] = self.param("bias", zeros, (entries,), jnp.float32)
+        for k, (low, high) in enumerate(itertools.pairwise(edges)):
+            narrow = max(1, int(dim // self.div_value ** (k + 1)))
+            down, up = (dim, narrow), (high - low, narrow)
+            params[f"down_{k}"] = self.param(f"down_{k}", start, down, jnp.float32)
+            start_up = nn.initializers.normal(narrow**-0.5)
+            params[f"up_{k}"] = self.param(f"up_{k}", start_up, up, jnp.float32)
+        return params
+
+
+def check_cutoffs(cutoffs: tuple[int, ...], vocabulary: int) -> None:
+    """Raises `InputError` unless cutoffs increase inside the vocabulary."""
+    edges = (0, *cutoffs, vocabulary)
+    if any(low >= high for low, high in itertools.pairwise(edges)):
+        raise InputError(
+            f"Softmax cutoffs {tuple(cutoffs)} must increase strictly and lie between "
+            f"0 and the vocabulary of {vocabulary} words; choose others, or none."
+        )
+
+
+def edges_of(params: Params) -> tuple[int, ...]:
+    """Where clusters end: first cutoff, ..., vocabulary size."""
+    tails = sum(name.startswith("up_") for name in params)
+    sizes = [params[f"up_{k}"].shape[0] for k in range(tails)]
+    return tuple(itertools.accumulate([params["kernel"].shape[0] - tails, *sizes]))
+
+
+def rounded(params: Params, dtype: Dtype) -> Params:
+    """Parameters as products take them: matrices in `dtype` (None = as they are)."""
+    return {
+        name: leaf if name == "bias" else leaf.astype(dtype or leaf.dtype)
+        for name, leaf in params.items()
+    }
+
+
+def checked(params: Params, hidden: Any, targets: Any) -> tuple[Params, Array, Array]:
+    """Arguments of a softmax as arrays of JAX, those of positions in shards.
+
+    Raises `InputError` for shapes that do not go together and for a target outside the
+    vocabulary. Inside a compiled program numbers cannot be looked at; there the
+    log-probability of such a target, and every gradient that it takes part in, is NaN.
+    """
+    width, shape = params["kernel"].shape[1], np.shape(hidden)
+    fits = len(shape) in (2, 3) and shape[-1] == width
+    if not fits or np.shape(targets) != shape[:-1]:
+        raise InputError(
+            f"The softmax takes hidden [positions, {width}] and targets [positions], "
+            f"not {list(shape)} and {list(np.shape(targets))}; put positions on one "
+            "axis, or on one for each shard of them."
+        )
+    _check_targets(targets, edges_of(params)[-1])
+    params, hidden, targets = jax.tree.map(jnp.asarray, (params, hidden, targets))
+    if targets.dtype == jnp.int64:  # of NumPy, under x64
+        targets = targets.astype(jnp.int32)
+    return (
+        (params, hidden, targets)
+        if len(shape) == 3
+        else (params, hidden[None], targets[None])
+    )
+
+
+def _check_targets(targets: Any, vocabulary: int) -> None:
+    if isinstance(targets, jax.core.Tracer) or not np.size(targets):
+        return
+    numbers = np.asarray(targets)
+    if numbers.dtype.kind not in "iu":
+        raise InputError(f"Targets are word ids, integers, and not {numbers.dtype}.")
+    least, most = int(numbers.min()), int(numbers.max())
+    if least < 0 or most >= vocabulary:
+        raise InputError(
+            f"Target {least if least < 0 else most} lies outside the vocabulary of "
+            f"{vocabulary} words (0 to {vocabulary - 1}); were the targets numbered by "
+            "another vocabulary?"
+        )
+
+
+MOST = 1 << 26
+"""Logits of a chunk where so few positions would not pay for reading a wide table."""
+LEAST = 8
+"""Positions of a chunk: fewer fill no registers."""
+PIECE = 1 << 24
+"""Numbers of a gradient that a CPU has beside it."""
+NARROW = 32
+"""Width up to which a table is taken as [width, words]; its rows fill no lanes."""
+
+
+class Chunking(NamedTuple):
+    """How a platform takes the positions of a cluster."""
+
+    tile: int
+    """Logits of a chunk."""
+    cpu: bool
+    """Chunks without members are left out, for which accelerators would have to wait,
+    and no product lies in memory beside a sum as large."""
+
+
+CPU = Chunking(1 << 19, cpu=True)
+"""A chunk stays in a cache; a sum as large as a table is rarely added to."""
+GPU = Chunking(1 << 26, cpu=False)
+"""Few kernels; logits go through memory anyway."""
+TPU = Chunking(1 << 24, cpu=False)
+"""As float32 they fill half the on-chip memory."""
+
+
+Members: TypeAlias = tuple[Array, Array]
+"""Of a tail cluster: positions with a target in it, int32 [shards, capacity], rising,
+past the last position where there are fewer; and the targets' numbers in the cluster,
+alike."""
+
+Plan = Sequence[Members] | None
+"""Of each tail cluster, from who knows the targets beforehand; or none."""
+
+
+def loss_and_gradients(
+    static: Static, gradient: bool, *arguments: Any
+) -> tuple[Array, Params, Any]:
+    """-log p of each target; gradients of their weighted sum by params and hidden.
+
+    Args:
+      static: mesh and dtype of products.
+      arguments: params, hidden [shards, positions, projection], targets and weights
+        [shards, positions], and a plan; without one members are found here, with room
+        for all positions.
+
+    Returns:
+      -log p [shards, positions] (NaN where the target is no word), gradients as
+      `params` and `hidden` are, float32; none where `gradient` is not asked for.
+    """
+    cpu, gpu, tpu = (
+        partial(_clusters, form, static, gradient) for form in (CPU, GPU, TPU)
+    )
+    forms = {"cpu": cpu, "cuda": gpu, "rocm": gpu, "default": tpu}
+    found = lax.platform_dependent(*arguments, **forms)
+    return cast(tuple[Array, Params, Any], found)
+
+
+weighted_loss = weighted_sum(loss_and_gradients)
+"""Of static, params, hidden, targets, weights, plan: the sum, and each -log p."""
+
+
+def _clusters(
+    form: Chunking,
+    static: Static,
+    gradient: bool,
+    params: Params,
+    hidden: Array,
+    targets: Array,
+    weights: Array,
+    members: Plan,
+) -> tuple[Array, Params, Array | None]:
+    (mesh, dtype), edges = static, edges_of(params)
+    params = rounded(params, dtype)
+    valid = (targets >= 0) & (targets < edges[-1])
+    targets = jnp.where(valid, targets, 0).astype(jnp.int32)
+    weights = jnp.where(valid, weights, jnp.nan)
+    number: Any = sum((targets >= edge).astype(jnp.int32) for edge in edges[:-1])
+    in_head = jnp.where(targets < edges[0], targets, edges[0] - 1 + number)
+    skips = form.cpu or members is None
+    if members is None:
+        members = [_found(targets, *ends) for ends in itertools.pairwise(edges)]
+    run = partial(_cluster, form, mesh, gradient)
+    head = [params[name] for name in ("kernel", "bias") if name in params]
+    (each, *d_hidden), sums = run(head, hidden, in_head, weights, None)
+    d_params = dict(zip(("kernel", "bias"), sums, strict=False))
+    taken = [_taken(members, array) for array in (hidden, weights)]
+    for k, ((at, inside), x, weight) in enumerate(zip(members, *taken, strict=True)):
+        down, up = params[f"down_{k}"], params[f"up_{k}"]
+        y = contract("...pd,dn->...pn", x, down, down.dtype)
+        count = (at < targets.shape[1]).sum(1, dtype=jnp.int32).max()
+        most = count if skips else None
+        (loss, *d_y), sums = run([up], y, inside, weight, most)
+        each = _added(each, at, loss)
+        if gradient:
+            d_x = contract("...pn,dn->...pd", d_y[0], down, down.dtype)
+            d_hidden = [_added(d_hidden[0], at, d_x)]
+            d_down = contract("spd,spn->sdn", x, d_y[0], down.dtype)
+            d_params |= {f"down_{k}": d_down.sum(0), f"up_{k}": sums[0]}
+    each = jnp.where(valid, each, jnp.nan)
+    return each, d_params, d_hidden[0] if gradient else None
+
+
+@partial(jax.vmap, in_axes=(0, None, None))
+def _found(targets: Array, low: int, high: int) -> Members:
+    """The members of a tail among [positions], with room for all."""
+    member, size = (targets >= low) & (targets < high), len(targets)
+    (positions,) = jnp.nonzero(member, size=size, fill_value=size)
+    inside = targets.at[positions].get(mode="fill", fill_value=low) - low
+    return positions.astype(jnp.int32), inside
+
+
+def _taken(members: Sequence[Members], array: Array) -> list[Array]:
+    """What [shards, positions, ...] has for the members of each tail, read at once."""
+    if not members:
+        return []
+    every = jnp.concatenate([positions for positions, _ in members], axis=1)
+    taken = jax.vmap(lambda rows, at: rows.at[at].get(mode="fill", fill_value=0))
+    ends = itertools.accumulate(positions.shape[1] for positions, _ in members)
+    return jnp.split(taken(array, every), list(ends)[:-1], axis=1)
+
+
+@jax.vmap
+def _added(array: Array, positions: Array, more: Array) -> Array:
+    rows = array.at[positions]
+    return rows.add(more, mode="drop", indices_are_sorted=True)
+
+
+def _chunk_size(tile: int, positions: int, words: int, width: int) -> int:
+    """Positions of a chunk, of which all have as many."""
+    most = max(LEAST, tile // words, min(width, MOST // words))
+    chunks = -(-positions // most)
+    return -(-positions // (chunks * LEAST)) * LEAST
+
+
+def _cluster(
+    form: Chunking,
+    mesh: Mesh | None,
+    gradient: bool,
+    words: list[Array],
+    x: Array,
+    targets: Array,
+    weights: Array,
+    members: Array | None,
+) -> tuple[list[Array], list[Array]]:
+    """Cross-entropy of positions over the words of one cluster, in chunks.
+
+    Args:
+      words: table [words, width], and bias [words] if there is one.
+      x: [shards, positions, width]; targets and weights: [shards, positions].
+      members: how many of the positions count, the first ones; None = all.
+
+    Returns:
+      -log p [shards, positions], and its gradient by x if one is asked for; gradients
+      of table and bias.
+    """
+    size = _chunk_size(form.tile, x.shape[1], *words[0].shape)
+    transposed = x.shape[2] <= NARROW
+    specs = [(None, "model") if transposed else ("model",), ("model",)][: len(words)]
+
+    words = [words[0].T if transposed else words[0], *words[1:]]
+    words = [_placed(mesh, *pair) for pair in zip(words, specs, strict=True)]
+    cross_entropy = jax.vmap(partial(_cross_entropy, gradient, words))
+
+    def chunk(sums: list[Array], part: Any) -> tuple[list[Array], list[Array]]:
+        found = cross_entropy(*part)
+        if gradient:
+            sums = _added_up(form, sums, part[0], found.pop(), words[0].dtype)
+        return sums, found if mesh is None else [summed(array) for array in found]
+
+    sums = []
+    if gradient:
+        zeros = [jnp.zeros((len(x), *leaf.shape), jnp.float32) for leaf in words]
+        pairs = zip(zeros, specs, strict=True)
+        sums = [_placed(mesh, leaf, ("data", *spec)) for leaf, spec in pairs]
+    sums, found = in_chunks(chunk, sums, (x, targets, weights), size, members)
+    sums = [leaf.sum(0) for leaf in sums]
+    if gradient and transposed:
+        sums[0] = sums[0].T
+    return found, [_placed(mesh, leaf, _divided(mesh, leaf)) for leaf in sums]
+
+
+def _placed(mesh: Mesh | None, array: Array, spec: Sequence[str | None]) -> Array:
+    """An array with its axes over those of a mesh."""
+    if mesh is None:
+        return array
+    return lax.with_sharding_constraint(array, NamedSharding(mesh, P(*spec)))
+
+
+def _divided(mesh: Mesh | None, leaf: Array) -> list[str | None]:
+    """The first axis over `model` that it divides: results have to be even."""
+    model = 1 if mesh is None else mesh.shape["model"]
+    even = [size % model == 0 for size in leaf.shape]
+    return [None] * even.index(True) + ["model"] if any(even) else []
+
+
+def _added_up(
+    form: Chunking, sums: list[Array], x: Array, d_logits: Array, dtype: Dtype
+) -> list[Array]:
+    """Gradients of table and bias, with those of a chunk."""
+    (table, *bias), width = sums, x.shape[2]
+    if width <= NARROW:
+        table = table + contract("spn,spv->snv", x, d_logits, dtype)
+    elif not form.cpu or table.size <= PIECE:
+        table = table + contract("spv,spn->svn", d_logits, x, dtype)
+    else:
+        size = min(len(table[0]), max(LEAST, PIECE // width))
+        last = len(table[0]) - size
+
+        def add(n: Array, table: Array) -> Array:
+            start = jnp.minimum(n * size, last)  # the last piece overlaps
+            part = lax.dynamic_slice_in_dim(d_logits, start, size, 2)
+            new = start + jnp.arange(size, dtype=jnp.int32) >= n * size
+            part = contract("spv,spn->svn", jnp.where(new, part, 0), x, dtype)
+            part = part + lax.dynamic_slice_in_dim(table, start, size, 1)
+            return lax.dynamic_update_slice_in_dim(table, part, start, 1)
+
+        pieces = jnp.int32(1 - last // -size)
+        table = lax.fori_loop(jnp.int32(0), pieces, add, table)
+    return [table, *(b + d_logits.sum(1) for b in bias)]
+
+
+def _cross_entropy(
+    gradient: bool, words: list[Array], x: Array, targets: Array, weights: Array
+) -> list[Array]:
+    """-log p of a chunk of a shard; gradients of the weighted sum by x and logits."""
+    table, *bias = words
+    dtype, axes = table.dtype, "nv" if x.shape[1] <= NARROW else "vn"
+    logits = contract(f"pn,{axes}->pv", x, table, dtype)
+    for row in bias:
+        logits = logits + row.astype(jnp.float32)[None]
+    most = logits.max(-1)
+    each = jnp.exp(logits - most[:, None])
+    total = each.sum(-1)
+    hit = targets[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    loss = most + jnp.log(total) - jnp.where(hit, logits, 0).sum(-1)
+    if not gradient:
+        return [loss]
+    # p - 1 at the target is exact where p is near 1; two sums would not be.
+    d_logits = jnp.where(hit, each - total[:, None], each) * (weights / total)[:, None]
+    return [loss, contract(f"pv,{axes}->pn", d_logits, table, dtype), d_logits]
+
+
+TILE = 1 << 22
+"""Logits that `predict` has in memory at once."""
+
+
+def log_prob(
+    params: Params,
+    hidden: Positions,
+    targets: Targets,
+    members: Plan = None,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Dtype = None,
+) -> PerPosition:
+    """Log-probability of each target, [positions]; differentiable.
+
+    Args:
+      params: of `Softmax`, one dict of arrays.
+      targets: word ids; one that is outside the vocabulary raises `InputError`, and
+        inside a compiled program gives NaN.
+      members: of each tail cluster, [shards, capacity]; where there are none they are
+        looked for in the targets, and work still follows their number.
+      mesh: with axes `data`, which the shards of [shards, positions] are split over,
+        and `model`, which the words of clusters are split over; None = one device.
+      dtype: of matrix products; None = that of the weights. Sums, results and
+        gradients are float32, or as what they belong to.
+    """
+    shape = np.shape(targets)
+    params, hidden, targets = checked(params, hidden, targets)
+    found = _log_prob((mesh, dtype), params, hidden, targets, members)
+    return found.reshape(shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_prob(static: Static, *arguments: Any) -> Array:
+    params, hidden, targets, members = arguments
+    ones = jnp.ones(targets.shape, jnp.float32)
+    return -weighted_loss(static, params, hidden, targets, ones, members)[1]
+
+
+def _log_prob_backward(static: Static, saved: Any, weights: Array) -> tuple[Any, ...]:
+    params, hidden, targets, members = saved
+
+    def total(params: Params, hidden: Array) -> Array:
+        return weighted_loss(static, params, hidden, targets, -weights, members)[0]
+
+    return *jax.grad(total, (0, 1))(params, hidden), None, None
+
+
+_log_prob.defvjp(lambda *all: (_log_prob(*all), all[1:]), _log_prob_backward)
+
+
+def negative_log_likelihood(
+    params: Params,
+    hidden: Positions,
+    targets: Targets,
+    weights: PerPosition,
+    members: Plan = None,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Dtype = None,
+) -> tuple[Array, PerPosition]:
+    """Sum of -weight * log p(target), and -log p of each position.
+
+    What trains: its gradients by params, hidden and weights are made in the same pass
+    as the sum. No gradient flows through the second result; `log_prob` has one.
+    Arguments as for `log_prob`; every target is counted exactly, whatever the mix of
+    clusters.
+    """
+    shape = np.shape(targets)
+    params, hidden, targets = checked(params, hidden, targets)
+    weights = jnp.asarray(weights, jnp.float32).reshape(targets.shape)
+    arguments = (params, hidden, targets, weights, members)
+    total, each = weighted_loss((mesh, dtype), *arguments)
+    return total, each.reshape(shape)
+
+
+def log_prob_all(params: Params, hidden: Positions, dtype: Dtype = None) -> Array:
+    """Log-probability of every word, natural logarithm, float32.
+
+    Takes hidden [positions, projection] and gives [positions, vocabulary]; memory is
+    positions x vocabulary. `dtype` is that of the products, None that of the weights.
+    """
+    params, edges = rounded(params, dtype), edges_of(params)
+    kernel = params["kernel"]
+    logits = contract("pd,vd->pv", hidden, kernel, kernel.dtype)
+    if "bias" in params:
+        logits = logits + params["bias"].astype(jnp.float32)[None]
+    head = jax.nn.log_softmax(logits)
+    parts = [head[:, : edges[0]]]
+    for k in range(len(edges) - 1):
+        down, up = params[f"down_{k}"], params[f"up_{k}"]
+        narrow = contract("pd,dn->pn", hidden, down, down.dtype)
+        inside = jax.nn.log_softmax(contract("pn,vn->pv", narrow, up, up.dtype))
+        parts.append(head[:, edges[0] + k, None] + inside)
+    return jnp.concatenate(parts, axis=-1)
+
+
+def predict(params: Params, hidden: Positions, k: int = 1) -> tuple[Array, Array]:
+    """The k most probable words of each position: ids and log-probabilities.
+
+    Both [positions, k], falling; equal probabilities by id. Exact, a block of positions
+    at a time. Raises `InputError` unless k is between 1 and the vocabulary size.
+    """
+    vocabulary, positions = edges_of(params)[-1], hidden.shape[0]
+    if not 1 <= k <= vocabulary:
+        raise InputError(
+            f"predict gives the k best of {vocabulary} words; k is {k}: choose one "
+            f"between 1 and {vocabulary}."
+        )
+    size = max(1, min(positions, TILE // vocabulary))
+
+    def best(sums: tuple[()], block: Array) -> tuple[tuple[()], tuple[Array, Array]]:
+        log_probs, ids = lax.top_k(log_prob_all(params, block[0]), k)
+        return sums, (ids[None], log_probs[None])
+
+    _, (ids, log_probs) = in_chunks(best, (), jnp.asarray(hidden)[None], size)
+    return ids[0], log_probs[0]

@@ -1,0 +1,438 @@
+"""`prepare`: text files or a TFDS data set become a prepared corpus on disk.
+
+What such a directory holds, and how to read it, is in `elmojax.text.corpus`. The text
+is read once: each word gets a provisional number, in order of appearance, and the
+numbers go to disk. When all counts are known, a second pass over the numbers, not the
+text, turns them into ranks. Only the table of types is held in memory.
+
+A text lies inside the package (`sample_corpora`): public-domain books, for a first run
+and for tests. train: Doyle, The Adventures of Sherlock Holmes and The Hound of the
+Baskervilles; Carroll, Alice's Adventures in Wonderland and Through the Looking-Glass;
+Wells, The Time Machine; Dickens, A Christmas Carol. heldout: Doyle, The Sign of the
+Four.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from elmojax import atomic
+from elmojax.errors import InputError
+from elmojax.text import characters, files
+from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
+from elmojax.text.files import TextBlock
+from elmojax.text.vocabulary import (
+    SPECIALS,
+    UNKNOWN_ID,
+    Vocabulary,
+    check_limits,
+    rank,
+    write_words,
+)
+
+ProgressCallback = Callable[[float, int], None]
+"""Called now and then with the share of the text that is read and the words so far."""
+
+
+class Source(NamedTuple):
+    """One text: its name for messages, its size, and its lines."""
+
+    name: str
+    size: int
+    """In the unit of `TextBlock.position`."""
+    blocks: Iterator[TextBlock]
+
+
+class _Types(dict[str, int]):
+    """Word -> number in order of appearance; looking up a new word adds it."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        return number
+
+
+def build(
+    directory: Path,
+    sources: list[Source],
+    request: dict[str, Any],
+    vocabulary: Vocabulary | None,
+    progress: ProgressCallback | None,
+) -> dict[str, Any]:
+    """Writes the files of a corpus into an empty directory, corpus.json last.
+
+    `request` holds the settings and is copied into corpus.json, whose contents are
+    returned. `InputError` for a source without words.
+    """
+    raw_words, raw_lengths = directory / "words.raw", directory / "lengths.raw"
+    with open(raw_words, "xb") as words, open(raw_lengths, "xb") as lengths:
+        seen, skipped = _ingest(sources, words, lengths, progress)
+    types, counts, row = _ranked(seen, raw_words)
+    if vocabulary is None:
+        size, least = request["max_vocabulary"], request["min_count"]
+        vocabulary = Vocabulary.from_counts(types, counts, size, least)
+    sentences = raw_lengths.stat().st_size // 4
+    tokens = raw_words.stat().st_size // 4
+    ranked = (row[chunk] for chunk in atomic.read_chunks(raw_words, "<i4"))
+    text, numbers = atomic.write_bytes, atomic.write_array
+    vocabulary_part, types_part, counts_part, words_part, offsets_part = (
+        directory / name for name in PARTS
+    )
+    written = (
+        text(vocabulary_part, write_words(vocabulary.words)),
+        text(types_part, write_words(types)),
+        numbers(counts_part, "<i8", len(types), [counts]),
+        numbers(words_part, "<i4", tokens, ranked),
+        numbers(offsets_part, "<i8", sentences + 1, _offsets(raw_lengths)),
+    )
+    raw_words.unlink()
+    raw_lengths.unlink()
+    info = {"format": FORMAT, **request, "sentences": sentences, "tokens": tokens}
+    info |= {"positions": tokens + sentences}
+    info |= _figures(types, counts, vocabulary, request["max_characters"])
+    info |= {**skipped, "parts": dict(zip(PARTS, written, strict=True))}
+    summary = json.dumps(info, indent=2) + "\n"
+    atomic.write_bytes(directory / SUMMARY, summary.encode("ascii"))
+    return info
+
+
+def _ingest(
+    sources: list[Source],
+    words_file: IO[bytes],
+    lengths_file: IO[bytes],
+    progress: ProgressCallback | None,
+) -> tuple[list[str], dict[str, int]]:
+    """Streams provisional ids and sentence lengths to disk; the words they mean."""
+    blank = replaced = tokens = done = 0
+    total = max(1, sum(source.size for source in sources))
+    types = _Types((word, i) for i, word in enumerate(SPECIALS))
+    number = types.__getitem__
+    for source in sources:
+        before = tokens
+        for block in source.blocks:
+            ids, lengths = array("i"), array("i")
+            for line in block.lines:
+                words = line.split()
+                if words:
+                    ids.extend(map(number, words))
+                    lengths.append(len(words))
+            words_file.write(ids)
+            lengths_file.write(lengths)
+            blank += len(block.lines) - len(lengths)
+            replaced += block.replaced
+            tokens += len(ids)
+            if progress is not None:
+                progress(min(1.0, (done + block.position) / total), tokens)
+        if tokens == before:
+            raise no_words(source.name)
+        done += source.size
+    return list(types), {"blank_lines": blank, "replaced_lines": replaced}
+
+
+def no_words(name: str) -> InputError:
+    """The refusal of a text that holds nothing: nearly always a failed download."""
+    return InputError(
+        f"{name} holds no words at all. Was it downloaded or written whole? Leave it "
+        "out if it is meant to be empty."
+    )
+
+
+def _ranked(
+    seen: list[str], raw_words: Path
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Types by falling count, their counts, and the rank of each provisional id."""
+    counts = np.zeros(len(seen), np.int64)
+    for chunk in atomic.read_chunks(raw_words, "<i4"):
+        counts += np.bincount(chunk, minlength=len(seen))
+    order = np.arange(len(seen))
+    first = len(SPECIALS)
+    order[first:] = rank(seen[first:], counts[first:]) + first
+    row = np.empty(len(seen), "<i4")
+    row[order] = np.arange(len(seen))
+    return [seen[i] for i in order], counts[order], row
+
+
+def _offsets(raw_lengths: Path) -> Iterator[np.ndarray]:
+    end = np.zeros(1, np.int64)
+    yield end
+    for chunk in atomic.read_chunks(raw_lengths, "<i4"):
+        ends = end[-1] + np.cumsum(chunk, dtype=np.int64)
+        yield ends
+        end = ends
+
+
+def _figures(
+    types: list[str], counts: np.ndarray, vocabulary: Vocabulary, max_characters: int
+) -> dict[str, int | float]:
+    """What corpus.json says of words; `bytes` has one space or line feed a word."""
+    sizes, limit = characters.byte_lengths(types), characters.byte_limit(max_characters)
+    unknown = int(counts[vocabulary.ids(types) == UNKNOWN_ID].sum())
+    return {
+        "types": len(types),
+        "vocabulary": len(vocabulary),
+        "out_of_vocabulary": unknown,
+        "oov_rate": unknown / int(counts.sum()),
+        "truncated_words": int(counts[sizes > limit].sum()),
+        "bytes": int((counts * (sizes + 1)).sum()),
+    }
+
+
+class TfdsText(NamedTuple):
+    """One split of a data set that TFDS has prepared on disk as array_record."""
+
+    name: str
+    """As for TFDS: name, name/config, and :version after either."""
+    split: str = "train"
+    data_dir: str | os.PathLike[str] | None = None
+    """Where TFDS keeps its data; none = $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    feature: str = "text"
+
+
+def prepare(
+    out: str | os.PathLike[str],
+    *,
+    patterns: Sequence[str | os.PathLike[str]] = (),
+    tfds: TfdsText | None = None,
+    vocabulary: str | os.PathLike[str] | None = None,
+    max_vocabulary: int | None = None,
+    min_count: int = 1,
+    errors: files.Errors = "strict",
+    max_characters: int = 50,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> dict[str, Any]:
+    """Makes the prepared corpus `out` from text files and globs, or from TFDS.
+
+    One sentence a line, words set apart by white space. Memory grows with the number
+    of types, not with the text. The vocabulary is the file given, or the most
+    frequent words: `max_vocabulary` entries with the three special ones, each
+    occurring `min_count` times or more. `errors="replace"` reads undecodable bytes as
+    U+FFFD. The same text and settings give the same bytes.
+
+    Returns the contents of corpus.json, `status` ("written", "unchanged" or
+    "replaced"), `seconds` and `words_per_second`. Raises `InputError`, leaving `out` as
+    it was, for text, settings or an output directory that will not do; `overwrite`
+    replaces a prepared corpus, and nothing else.
+    """
+    started = time.perf_counter()
+    out = Path(os.path.realpath(out))
+    request, sources = _sources(patterns, tfds, errors)
+    given = _settings(vocabulary, max_vocabulary, min_count)
+    characters.byte_limit(max_characters)
+    request |= {
+        "vocabulary_file": None if vocabulary is None else os.fspath(vocabulary),
+        "max_vocabulary": max_vocabulary,
+        "min_count": min_count,
+        "max_characters": max_characters,
+        "errors": errors,
+    }
+    with atomic.new_directory(out) as partial:
+        replaces = _check_out(out, request, overwrite)
+        info = build(partial, sources, request, given, progress)
+        status = "replaced" if replaces else "written"
+        if replaces and _same(partial, out):
+            status = "unchanged"
+        elif replaces and not overwrite:
+            raise InputError(
+                f"{out} already holds a corpus, and the same text and settings now "
+                "give another: the text has changed, or that corpus is damaged. "
+                "Choose another --out, or add --overwrite."
+            )
+        else:
+            atomic.install(partial, out, replaces)
+    seconds = time.perf_counter() - started
+    speed = info["tokens"] / seconds
+    return {**info, "status": status, "seconds": seconds, "words_per_second": speed}
+
+
+def _settings(
+    path: str | os.PathLike[str] | None, max_vocabulary: int | None, min_count: int
+) -> Vocabulary | None:
+    check_limits(max_vocabulary, min_count)
+    if path is None:
+        return None
+    if max_vocabulary is not None or min_count != 1:
+        raise InputError(
+            "--vocabulary gives the words; --max-vocabulary and --min-count are for a "
+            "vocabulary that is counted from the text. Give one or the other."
+        )
+    return Vocabulary.read(path)
+
+
+def _sources(
+    patterns: Sequence[str | os.PathLike[str]],
+    tfds: TfdsText | None,
+    errors: files.Errors,
+) -> tuple[dict[str, Any], list[Source]]:
+    """What goes into corpus.json about the text, and the text itself."""
+    if errors not in ("strict", "replace"):
+        raise InputError(f"errors is {errors!r}; it must be 'strict' or 'replace'.")
+    if isinstance(patterns, (str, os.PathLike)):
+        patterns = [patterns]
+    if bool(patterns) == (tfds is not None):
+        raise InputError("Give the text either as --text FILES or as --tfds NAME.")
+    if tfds is not None:
+        recorded, source = _open_tfds(tfds, errors)
+        return {"files": [], "tfds": recorded}, [source]
+    paths = files.expand(patterns)
+    listed = [{"name": str(path), "bytes": path.stat().st_size} for path in paths]
+    for path in paths:
+        if path.is_file() and not path.stat().st_size:
+            raise no_words(str(path))
+    sources = [
+        Source(str(path), path.stat().st_size, files.read_blocks(path, errors))
+        for path in paths
+    ]
+    return {"files": listed, "tfds": None}, sources
+
+
+def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
+    """Whether a prepared corpus stands at `out`; `InputError` for anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        info = json.loads((out / SUMMARY).read_bytes())
+        known = info["format"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        what = "holds other files" if out.is_dir() else "is a file"
+        raise InputError(
+            f"{out} {what} and is no prepared corpus, so it is left alone. Choose "
+            "another --out, or remove it yourself."
+        )
+    changed = [key for key, value in request.items() if info.get(key) != value]
+    if changed and not overwrite:
+        raise InputError(
+            f"{out} already holds a corpus made with other settings "
+            f"({', '.join(changed)}). Choose another --out, or add --overwrite."
+        )
+    return True
+
+
+def _same(one: Path, other: Path) -> bool:
+    names = (SUMMARY, *PARTS)
+    whole = all((other / name).is_file() for name in names)
+    return whole and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in names
+    )
+
+
+def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], Source]:
+    """A TFDS split as a source, and what corpus.json says about it."""
+    directory = _tfds_directory(text)
+    # Imported here: slow, and needed for nothing else. It never loads TensorFlow.
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    splits = list(builder.info.splits)
+    if re.split(r"[\[+]", text.split)[0] not in splits:
+        raise InputError(
+            f"{text.name} in {directory} has no split {text.split!r}; it has "
+            f"{', '.join(splits)}."
+        )
+    features = builder.info.features
+    if features is None or text.feature not in features:
+        raise InputError(
+            f"{text.name} has no feature {text.feature!r}; it has "
+            f"{', '.join(sorted(features or ()))}."
+        )
+    try:
+        examples = builder.as_data_source(split=text.split)
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(
+            f"Split {text.split!r} of {directory} cannot be read: "
+            f"{str(error).splitlines()[0]} TFDS data must be prepared with "
+            "file_format='array_record'."
+        ) from error
+    name = f"{builder.info.full_name} {text.split}"
+    recorded = {
+        "name": builder.info.full_name,
+        "split": text.split,
+        "feature": text.feature,
+        "examples": len(examples),
+    }
+    blocks = _tfds_blocks(examples, text.feature, name, errors)
+    return recorded, Source(name, len(examples), blocks)
+
+
+def _tfds_directory(text: TfdsText) -> str:
+    """The directory of the newest prepared version that the name can mean.
+
+    Found by its files, so a data set whose code is not installed can be read, and
+    nothing is ever downloaded.
+    """
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    root = Path(text.data_dir or default).expanduser()
+    name, _, version = text.name.partition(":")
+    found = sorted(path.parent for path in root.glob("*/**/dataset_info.json"))
+    found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    paths = [path for path in found if path.parent == root / name]
+    paths = [path for path in paths if version in ("", path.name)]
+    if not paths:
+        names = [path.relative_to(root) for path in found]
+        there = ", ".join(f"{n.parent.as_posix()}:{n.name}" for n in names[:20])
+        raise InputError(
+            f"No TFDS data set {text.name!r} is prepared in {root}; there is "
+            f"{there or 'none'}. Set --data-dir, or prepare it with TFDS first "
+            "(file_format='array_record')."
+        )
+    numbers = [tuple(map(int, path.name.split("."))) for path in paths]
+    return str(paths[numbers.index(max(numbers))])
+
+
+def _tfds_blocks(
+    examples: Any, feature: str, name: str, errors: files.Errors
+) -> Iterator[files.TextBlock]:
+    step = 1024
+    for start in range(0, len(examples), step):
+        stop = min(start + step, len(examples))
+        try:
+            batch = examples.__getitems__(range(start, stop))
+        except Exception as error:  # array_record raises what it likes
+            raise InputError(
+                f"Examples {start} to {stop - 1} of {name} cannot be read: {error}"
+            ) from error
+        lines, replaced = [], 0
+        for number, example in enumerate(batch, start):
+            value = example[feature]
+            if isinstance(value, str):
+                value = value.encode("utf-8", "surrogateescape")
+            if not isinstance(value, bytes):
+                raise InputError(
+                    f"Feature {feature!r} of {name} is no text but "
+                    f"{type(value).__name__}; choose another --feature."
+                )
+            where = f"example {number} of {name}"
+            text = value.removesuffix(b"\n")
+            more, damaged = files.decode_lines(text, errors, where, 1)
+            lines += more
+            replaced += damaged
+        yield files.TextBlock(start + 1, lines, replaced, stop)
+
+
+MIN_COUNT = 2
+"""Words seen once stay out of the sample's vocabulary."""
+
+
+def sample_corpora(directory: Path) -> tuple[Corpus, Corpus]:
+    """Prepares both texts below `directory`, unless they are there, and opens them."""
+    train, heldout = directory / "sample-train", directory / "sample-heldout"
+    source = resources.files("elmojax") / "sample"
+    for out, vocabulary in ((train, None), (heldout, train / "vocabulary.txt")):
+        if (out / "corpus.json").exists():
+            continue
+        with resources.as_file(source / f"{out.name[7:]}.txt.xz") as path:
+            least = MIN_COUNT if vocabulary is None else 1
+            prepare(out, patterns=[str(path)], vocabulary=vocabulary, min_count=least)
+    return Corpus.open(train), Corpus.open(heldout)

@@ -1,0 +1,340 @@
+"""From text files to files of vectors: a job, and the processes that do it.
+
+`embed_files` is the one machine; an `Actor` writes some of the texts of an output,
+whoever sends it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from elmojax import __version__
+from elmojax.config import CharCnnConfig
+from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
+from elmojax.embedding.engine import Dtype, Select, local_mesh, whole
+from elmojax.embedding.export import named_weights, weights_hash
+from elmojax.embedding.pooling import Block, Pooling
+from elmojax.embedding.words import WordIndex
+from elmojax.errors import InputError
+from elmojax.model.bilm import ElmoParams
+from elmojax.model.ops import precision_of
+from elmojax.text.files import Errors
+from elmojax.text.vocabulary import Vocabulary
+from elmojax.vectors.output import Form, Text, check_replaceable, open_output, read_text
+from elmojax.vectors.partial import TextProgress, locked, writing
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with words done (those of an earlier run too) and words in all."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which vectors are made of a text, and by which model."""
+
+    params: ElmoParams
+    vocabulary: Vocabulary | WordIndex | None = None
+    batch_tokens: int = BATCH_TOKENS
+    layers: Select = "all"
+    gammas: tuple[float, ...] | None = None
+    dtype: Dtype = "float32"
+    pool: Pooling | None = None
+    compression: str | None = None
+    mesh: Mesh | None = None
+    """Whose devices are used; what comes is the same within float32 rounding."""
+
+    def embedder(self) -> Embedder:
+        """A new one for each text: its vectors depend on no other text, to the bit."""
+        return Embedder(
+            self.params,
+            self.vocabulary,
+            self.batch_tokens,
+            layers=self.layers,
+            gammas=self.gammas,
+            # Pooling comes before rounding.
+            dtype="float32" if self.pool else self.dtype,
+            mesh=self.mesh,
+        )
+
+    def form(self) -> Form:
+        """What an output needs to know of the vectors."""
+        lstm = self.params.config.lstm
+        axes = (lstm.layers + 1,) if self.layers == "all" else ()
+        settings = {
+            "model": self._model(),
+            "precision": precision_of(self.params),
+            "layers": self.layers,
+            "gammas": None if self.gammas is None else list(self.gammas),
+            "batch_tokens": self.batch_tokens,
+        }
+        shape = (*axes, 2 * lstm.projection)
+        return Form(shape, self.dtype, self.pool, self.compression, settings)
+
+    def _model(self) -> str:
+        """SHA-256 of the model: weights, configuration, and words if it reads ids."""
+        parts = [weights_hash(named_weights(self.params)), repr(self.params.config)]
+        if not isinstance(self.params.config.encoder, CharCnnConfig):
+            parts += self.vocabulary.words if self.vocabulary else ()
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def embed_files(
+    job: Job,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    errors: Errors = "strict",
+    overwrite: bool = False,
+    report: ProgressCallback = lambda done, total: None,
+) -> tuple[int, int]:
+    """Writes the vectors of text files (see `elmojax.vectors.output`).
+
+    A run that was cut short is taken up where it stopped, and the result is the same
+    to the byte, or with other devices within float32 rounding.
+
+    Args:
+      job: model and kind of vectors.
+      paths: texts, one tokenised sentence a line; several only as Parquet.
+      out: .hdf5 or .h5 file, .parquet directory, or directory of .npy arrays.
+      errors: what to do with bytes that are not UTF-8.
+      overwrite: replace `out`, and forget an unfinished output of another request.
+      report: called at first and after every batch.
+
+    Returns:
+      Lines and words in all.
+
+    Raises:
+      InputError: for a text that cannot be read or an output that cannot be written.
+    """
+    check_replaceable(out, overwrite)  # before hours of reading
+    texts = [read_text(path, errors) for path in paths]
+    words = [int(text.sizes.sum()) for text in texts]
+
+    def blocks(text: Text, start: int) -> Iterator[Block]:
+        done = sum(words[: texts.index(text)]) + int(text.sizes[:start].sum())
+        report(done, sum(words))
+        for block in job.embedder().blocks(text.sentences(), skip=start):
+            yield block
+            done += sum(block.sizes)
+            report(done, sum(words))
+
+    with open_output(out, texts, job.form(), overwrite=overwrite) as output:
+        output.fill(blocks)
+        output.finish()
+    return sum(len(text.sizes) for text in texts), sum(words)
+
+
+_DEATHS = 3
+"""Workers that may die at the same place of a text."""
+_PATIENCE = 60.0
+"""Seconds that a worker waits for another, given up by all, to let go of a text; and
+how late a network file system may show what another machine wrote."""
+
+
+Accelerator: TypeAlias = Literal["GPU", "TPU"]
+"""As Ray calls them."""
+_EXTRAS: dict[Accelerator, str] = {"GPU": "cuda", "TPU": "tpu"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker must know."""
+
+    job: Job
+    """Leaves of its parameters are NumPy's."""
+    names: tuple[str, ...]
+    """Of all text files; numbers count them from 0."""
+    home: Path
+    """Where names begin that are not absolute."""
+    directory: Path
+    """Of the output, absolute."""
+    form: Form
+    errors: Errors
+    overwrite: bool
+    on_cpu: bool
+    """Whatever else there is; otherwise on JAX's default devices."""
+    accelerator: Accelerator | None
+    """Of which each worker has one; None where no machine has any."""
+    threads: int | None
+    """Of one worker's CPU, so that several on a machine are not in each other's way;
+    None = as many as there are cores. Vectors do not depend on it."""
+    run: str
+    """Of all runs, only this one has it."""
+
+
+class Worker:
+    """Embeds texts by number, each with a new Embedder, as one machine does."""
+
+    def __init__(self, task: Task) -> None:
+        """In a process that has not used JAX before. Loads nothing yet."""
+        self._task = task
+        self._job: Job | None = None
+
+    def embed(self, number: int) -> tuple[int, int]:
+        """Writes all parts of a text that are not there.
+
+        Returns:
+          Its lines and words.
+
+        Raises:
+          InputError: what `read_text`, `Embedder` and `ParquetWriter` raise; if this
+            machine does not have the directory; if workers keep dying here.
+        """
+        from elmojax.vectors.parquet import ParquetWriter
+
+        task = self._task
+        name = task.names[number]
+        self._require_files(name)
+        with _alone(task, number):
+            job = self._load()
+            text = read_text(Path(name), task.errors)
+            with ParquetWriter(
+                task.directory, number, text, task.form, task.overwrite
+            ) as writer:
+                if writer.done < len(text.sizes):
+                    sentences = text.sentences()
+                    for block in job.embedder().blocks(sentences, writer.done):
+                        writer.write(block)
+                writer.finish()
+        return len(text.sizes), int(text.sizes.sum(dtype=np.int64))
+
+    def _require_files(self, name: str) -> None:
+        """Has names mean what they meant where the command was given."""
+        where, shared = socket.gethostname(), "that all machines of the cluster share"
+        if not self._task.directory.is_dir():
+            raise InputError(
+                f"{self._task.directory} is not on {where}; name an --out in a "
+                f"directory {shared}."
+            )
+        if not os.path.isabs(name):
+            try:
+                os.chdir(self._task.home)
+            except OSError as error:
+                raise InputError(
+                    f"{self._task.home} is not on {where}; run this in a directory "
+                    f"{shared}, or give {name} and all others by absolute names."
+                ) from error
+
+    def _load(self) -> Job:
+        """The job, its parameters on the device."""
+        if self._job is None:
+            task, job = self._task, self._task.job
+            if task.threads is not None:
+                os.environ["NPROC"] = str(task.threads)  # XLA reads it
+            if task.on_cpu:
+                jax.config.update("jax_platforms", "cpu")
+            elif task.accelerator and jax.default_backend() == "cpu":
+                raise InputError(
+                    f"JAX on {socket.gethostname()} does not use its "
+                    f"{task.accelerator}: pip install "
+                    f"'elmojax[{_EXTRAS[task.accelerator]}]' there, or set "
+                    "JAX_PLATFORMS=cpu here."
+                )
+            mesh = local_mesh()
+            params = jax.device_put(job.params, whole(mesh))
+            self._job = replace(job, params=params, mesh=mesh)
+        return self._job
+
+
+class Actor:
+    """A worker as Ray Data has it: from the number of a text to what became of it."""
+
+    def __init__(self, load: Callable[[], Task], version: str) -> None:
+        """
+        Args:
+          load: gets the Task, here.
+          version: of elmojax where the command was given.
+        """
+        self._load, self._version = load, version
+        self._worker: Worker | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """A report: `error` is the sentence of an `InputError`, or empty."""
+        (number,) = batch["number"].tolist()
+        lines, words, error = 0, 0, ""
+        try:
+            lines, words = self._begun().embed(number)
+        except InputError as wrong:
+            # Names of files need not be Unicode.
+            error = str(wrong).encode("utf-8", "backslashreplace").decode("utf-8")
+        report = {"number": number, "lines": lines, "words": words, "error": error}
+        report["machine"] = socket.gethostname()
+        return {name: [value] for name, value in report.items()}
+
+    def _begun(self) -> Worker:
+        """Not made by `__init__`, where Ray has no place for our errors."""
+        if self._worker is None:
+            if self._version != __version__:
+                raise InputError(
+                    f"{socket.gethostname()} has elmojax {__version__} and the command "
+                    f"was given by {self._version}; install the same everywhere."
+                )
+            self._worker = Worker(self._load())
+        return self._worker
+
+
+def require_seen(task: Task, machines: dict[int, str]) -> None:
+    """`InputError` unless the files that workers wrote are here, too."""
+    end = time.monotonic() + _PATIENCE
+    for number, machine in machines.items():
+        while True:
+            os.listdir(task.directory)  # has a network file system look again
+            found = TextProgress.read(task.directory, number)
+            if found is not None and found.done == found.lines:
+                break
+            if time.monotonic() > end:
+                raise InputError(
+                    f"{machine} wrote vectors of {task.names[number]} to "
+                    f"{task.directory}, and they are not there seen from here. Name an "
+                    "--out in a directory that all machines of the cluster share."
+                )
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _alone(task: Task, number: int) -> Iterator[None]:
+    """Holds a text. Its lock file has a line for each worker that died with it.
+
+    A worker that is thought to be dead, or whose command was killed, may live on for a
+    while; the next one waits for it.
+    """
+    name, found = task.names[number], TextProgress.read(task.directory, number)
+    place = f"{task.run} {found.done if found else 0}"
+    with writing(task.directory):
+        path = task.directory / f"_{number:05d}.lock"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        end = time.monotonic() + _PATIENCE
+        while not locked(lock):
+            if time.monotonic() > end:
+                raise InputError(
+                    f"Another process is writing vectors of {name}. End it, and run "
+                    "the same command again to go on."
+                )
+            time.sleep(0.1)
+        deaths = os.pread(lock, 1 << 20, 0).decode().splitlines().count(place)
+        if deaths >= _DEATHS:
+            raise InputError(
+                f"{deaths} workers died with {name} at line {place.split()[1]} (from "
+                "0): killed, or out of memory. Give fewer --workers or --batch-tokens, "
+                "and run the command again."
+            )
+        with writing(task.directory):
+            os.write(lock, f"{place}\n".encode())
+        try:
+            yield
+        finally:
+            os.ftruncate(lock, 0)
+    finally:
+        os.close(lock)

@@ -1,0 +1,227 @@
+"""Files of vectors: HDF5, .npy arrays or Parquet; whole, resumable or not there.
+
+An output is made in `OUT.partial` and has its name OUT once it is whole. The format
+is by the ending of the name: `.hdf5` or `.h5`, `.parquet`, and otherwise a directory
+of .npy arrays; see the modules `hdf5`, `parquet` and `npy` for what is in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from elmojax import __version__
+from elmojax.embedding.pooling import Block
+from elmojax.errors import InputError
+from elmojax.text.files import Text, read_text
+from elmojax.vectors import hdf5
+from elmojax.vectors.npy import INFO, RaggedWriter, Vectors, read_vectors
+from elmojax.vectors.partial import Partial, begun, writing
+from elmojax.vectors.writer import Form, Writer
+
+__all__ = [
+    "Form",
+    "Output",
+    "Text",
+    "Vectors",
+    "Writer",
+    "kind_of",
+    "open_output",
+    "read_text",
+    "read_vectors",
+]
+
+Kind = Literal["hdf5", "npy", "parquet"]
+
+
+def kind_of(out: Path) -> Kind:
+    """The format that the ending of a name stands for."""
+    kinds: Mapping[str, Kind]
+    kinds = {".hdf5": "hdf5", ".h5": "hdf5", ".parquet": "parquet"}
+    return kinds.get(out.suffix.lower(), "npy")
+
+
+def open_output(
+    out: Path,
+    texts: Sequence[Text | Path],
+    form: Form,
+    *,
+    overwrite: bool = False,
+    every: float = 10.0,
+) -> Output:
+    """Starts an output, or takes up what a run that was cut short left of it.
+
+    Args:
+      out: file or directory to make.
+      texts: what is embedded; several only as Parquet. Paths, for Parquet only, if
+        other processes read and write the texts.
+      form: the vectors; `settings` must name all that decides their values.
+      overwrite: replace `out` if it is there, once the new one is whole; start again
+        if what is left is of another request.
+      every: seconds between two commits; a kill loses what came after the last.
+
+    Raises:
+      InputError: if `out` is there and `overwrite` is not given, what is left is of
+        another request, another process is writing it, the format has no such dtype
+        or compression, or there is no room.
+    """
+    kind = kind_of(out)
+    settings = {"elmojax": __version__, **form.settings}
+    form = dataclasses.replace(form, settings=settings)
+    _check_form(kind, form)
+    if kind != "parquet" and len(texts) != 1:
+        raise InputError(
+            f"{out} holds one text and {len(texts)} are given; only Parquet holds "
+            "several: name an --out that ends in .parquet."
+        )
+    check_replaceable(out, overwrite)
+    request = {"format": kind, **form.request(), "texts": _names(texts)}
+    if kind != "parquet":
+        (text,) = texts
+        assert isinstance(text, Text)
+        request |= {"texts": None, "text": text.digest, "lines": len(text.sizes)}
+    return Output(Partial(out, request, overwrite), texts, form, overwrite, every)
+
+
+class Output:
+    """An output that is being made. Leaving it as a context closes it.
+
+    with open_output(out, [text], form) as output:
+        output.fill(blocks)
+        output.finish()
+    """
+
+    def __init__(
+        self,
+        partial: Partial,
+        texts: Sequence[Text | Path],
+        form: Form,
+        overwrite: bool,
+        every: float,
+    ) -> None:
+        """`open_output` calls this."""
+        self.form = form
+        """With the version of elmojax among its settings."""
+        self._partial, self._texts = partial, texts
+        self._overwrite, self._every = overwrite, every
+
+    @property
+    def directory(self) -> Path:
+        """Where it is made: for a `ParquetWriter` in another process."""
+        return self._partial.directory
+
+    def writers(self) -> Iterator[Writer]:
+        """The writer of each text, in order; one that is whole has `done` lines."""
+        for number, text in enumerate(self._texts):
+            assert isinstance(text, Text), "texts written by other processes"
+            yield self._writer(number, text)
+
+    def fill(self, blocks: Callable[[Text, int], Iterable[Block]]) -> None:
+        """Writes all texts.
+
+        Args:
+          blocks: from a text and a number of sentences, the blocks after those.
+
+        Raises:
+          InputError: if the output cannot be written or a text changed; run again,
+            it goes on. What `blocks` raises, too.
+        """
+        for writer in self.writers():
+            with writer:
+                if writer.done < len(writer.text.sizes):
+                    for block in blocks(writer.text, writer.done):
+                        writer.write(block)
+                writer.finish()
+
+    def finish(self) -> None:
+        """Gives the output its name. `InputError` if it is not whole, cannot be
+        renamed, or has meanwhile been made by someone else."""
+        check_replaceable(self._partial.out, self._overwrite)
+        with writing(self._partial.out):
+            if kind_of(self._partial.out) == "parquet":
+                from elmojax.vectors import parquet
+
+                parquet.complete(self.directory, _names(self._texts), self.form)
+            self._partial.install()
+
+    def close(self) -> None:
+        """Lets go of it. What is on the disk stays for a later run, if it is anything
+        that need not be made again."""
+        keep = begun(self.directory) or bool(self._partial.done())
+        with writing(self._partial.out):
+            self._partial.close(keep)
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _writer(self, number: int, text: Text) -> Writer:
+        kind = kind_of(self._partial.out)
+        if kind == "parquet":
+            from elmojax.vectors.parquet import ParquetWriter
+
+            return ParquetWriter(
+                self.directory, number, text, self.form, self._overwrite
+            )
+        if kind == "npy":
+            return RaggedWriter(self._partial, text, self.form, self._every)
+        packed = self.form.compression is not None
+        writer = hdf5.PackedHdf5Writer if packed else hdf5.Hdf5Writer
+        return writer(self._partial, text, self.form, self._every)
+
+
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """`InputError` unless `out` can be made, or may be replaced.
+
+    Only a file is replaced by a file, and only a directory that elmojax wrote by
+    another, whatever `overwrite` says.
+    """
+    if not out.name:
+        raise InputError(f"--out {out} is not a name to make; give another --out.")
+    if not out.parent.is_dir():
+        raise InputError(
+            f"{out} cannot be written: there is no directory {out.parent}. Make it, or "
+            "choose another --out."
+        )
+    kind = kind_of(out)
+    if not os.path.lexists(out):
+        return
+    if kind == "hdf5":
+        ours, what = out.is_file(), "a file"
+    else:
+        ours, what = _is_ours(out, kind), "a directory that `elmojax embed` made"
+        if out.is_dir() and not any(out.iterdir()):
+            return
+    if not (overwrite and ours):
+        raise InputError(
+            f"{out} is there already; give another --out, or --overwrite to replace "
+            f"it ({what} only)."
+        )
+
+
+def _is_ours(out: Path, kind: Kind) -> bool:
+    info = out / (f"_{INFO}" if kind == "parquet" else INFO)
+    try:
+        found = json.loads(info.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("format") == "elmojax vectors"
+
+
+def _check_form(kind: Kind, form: Form) -> None:
+    if kind == "parquet":
+        from elmojax.vectors import parquet
+
+        parquet.check_form(form)
+    else:
+        form.packing(hdf5.COMPRESSIONS if kind == "hdf5" else {})
+
+
+def _names(texts: Sequence[Text | Path]) -> list[str]:
+    return [os.fspath(t.path if isinstance(t, Text) else t) for t in texts]

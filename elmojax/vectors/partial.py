@@ -1,0 +1,322 @@
+"""An output on its way: where it is made, who makes it, and how far it has come.
+
+Of an output of many texts each has a small file that says how far it has come, so that
+any process can write any of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elmojax.atomic import sync
+from elmojax.errors import InputError
+from elmojax.text.files import Text
+
+_LOCK, _REQUEST, _PROGRESS = "_lock", "_request.json", "_progress.json"
+
+
+class Partial:
+    """`OUT.partial`, a directory in which one process at a time makes OUT.
+
+        _lock           held by that process (flock)
+        _request.json   what is being made; an other request does not go on with it
+        _progress.json  {"done": sentences of the text that are on the disk}
+        result          the output, renamed to OUT once it is whole
+
+    Other entries are the format's own. Killed at any moment, it is either taken up
+    again or OUT is whole.
+    """
+
+    def __init__(self, out: Path, request: dict[str, Any], overwrite: bool) -> None:
+        """Takes up what an equal request left, or starts.
+
+        Raises:
+          InputError: if another process is writing `out`; what is there is of another
+            request and `overwrite` is not given; the directory is of another kind or
+            cannot be written.
+        """
+        self.out = out
+        self.directory = out.with_name(f"{out.name}.partial")
+        self.result = self.directory / "result"
+        self._replaced = self.directory / "replaced"
+        with writing(out):
+            self._lock: int | None = self._take()
+            there = (self.directory / _REQUEST).exists()
+            try:
+                self._begin(json.loads(json.dumps(request)), overwrite)
+            except BaseException:
+                self.close(keep=there)
+                raise
+
+    def done(self) -> int | None:
+        """Sentences that need not be made again; None before the first `commit`."""
+        try:
+            return int(read_json(self.directory / _PROGRESS)["done"])
+        except FileNotFoundError:
+            return None
+
+    def commit(self, done: int) -> None:
+        """Keeps in mind that so many sentences are on the disk."""
+        write_json(self.directory / _PROGRESS, {"done": done})
+
+    def install(self) -> None:
+        """Brings the result to the disk and makes it `out`; ends this object."""
+        sync(self.result)
+        if self.out.is_dir() and self.result.is_dir():
+            # Killed in between, the next run puts it back.
+            if self._replaced.exists():
+                shutil.rmtree(self._replaced)
+            os.rename(self.out, self._replaced)
+        try:
+            os.replace(self.result, self.out)
+        except BaseException:
+            self._restore()
+            raise
+        sync(self.out.parent)
+        self.close(keep=False)
+
+    def close(self, keep: bool) -> None:
+        """Lets go of the directory; removes it unless it is to be taken up again."""
+        if self._lock is None:
+            return
+        if not keep:
+            self._clear()
+            for name in (_REQUEST, _LOCK):
+                (self.directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
+        os.close(self._lock)
+        self._lock = None
+
+    def _restore(self) -> None:
+        """Gives back its name to what was to be replaced, if nothing has it."""
+        if self._replaced.exists() and not self.out.exists():
+            os.rename(self._replaced, self.out)
+
+    def _take(self) -> int:
+        ours = {_LOCK, _REQUEST, f"{_REQUEST}.new"}
+        if self.directory.is_dir():
+            names = set(os.listdir(self.directory))
+            if _REQUEST not in names and names - ours:
+                raise InputError(
+                    f"{self.directory} is in the way: it is no unfinished output of "
+                    "elmojax. Move it, or choose another --out."
+                )
+        while True:
+            self.directory.mkdir(exist_ok=True)
+            try:
+                lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:
+                continue  # Another process has just finished here.
+            with contextlib.suppress(FileNotFoundError):
+                if not locked(lock):
+                    os.close(lock)
+                    raise InputError(
+                        f"Another process is writing {self.out}. Wait for it, end it, "
+                        "or choose another --out."
+                    )
+                # The file locked may be one that a process has removed meanwhile.
+                if os.path.samestat(os.fstat(lock), os.stat(self.directory / _LOCK)):
+                    return lock
+            os.close(lock)
+
+    def _begin(self, request: dict[str, Any], overwrite: bool) -> None:
+        self._restore()
+        path = self.directory / _REQUEST
+        found = read_json(path) if path.exists() else None
+        if found == request:
+            return
+        if found is not None and not overwrite:
+            keys = [k for k in {**found, **request} if found.get(k) != request.get(k)]
+            told = (
+                f"{k} {_told(found, k)} there, {_told(request, k)} now" for k in keys
+            )
+            raise InputError(
+                f"{self.directory} holds an unfinished output of another request: "
+                f"{'; '.join(told)}. Ask for the same to go on with it, give "
+                "--overwrite to start again, or another --out."
+            )
+        self._clear()
+        write_json(path, request)
+
+    def _clear(self) -> None:
+        # Without the progress, the rest is not taken up, however little is left of it.
+        (self.directory / _PROGRESS).unlink(missing_ok=True)
+        for path in list(self.directory.iterdir()):
+            if path.name in (_LOCK, _REQUEST):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def locked(handle: int) -> bool:
+    """Whether an open file is now locked for this process alone; never waits."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turns what a file system refuses into an `InputError` that names the output."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written: {error.strerror or error}. Make room or put it "
+            "right, and run the same command again to go on; or choose another --out."
+        ) from error
+
+
+def require_space(out: Path, needed: int, directory: Path) -> None:
+    """`InputError` unless `needed` bytes are free on the disk of a directory."""
+    with writing(out):
+        free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise InputError(
+            f"{out} needs {needed / 1e9:,.3g} GB more, and its disk has "
+            f"{free / 1e9:,.3g} GB free. Make room, choose another --out, or ask for "
+            "less: one of --layers, --dtype float16 or --pool."
+        )
+
+
+def allocated(path: Path) -> int:
+    """Bytes on the disk of a file or of all files in a directory; 0 if it is not there.
+
+    Vectors that are still to come have none.
+    """
+    paths = [p for p in (path, *path.rglob("*")) if p.is_file()]
+    return sum(p.stat().st_blocks * 512 for p in paths)
+
+
+def write_at(handle: int, array: np.ndarray, position: int) -> None:
+    """Writes all bytes of an array at a position of an open file."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    while len(data):
+        written = os.pwrite(handle, data, position)
+        data, position = data[written:], position + written
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a small JSON file at once: the old one or the new one is there."""
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    sync(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged. Remove {path.parent} to start again."
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged. Remove {path.parent} to start again.")
+    return value
+
+
+def _told(request: dict[str, Any], key: str) -> str:
+    text = json.dumps(request[key]) if key in request else "nothing"
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@dataclass
+class TextProgress:
+    """Of one text. It is kept in `OUT.partial/_00003.json` for text file 3."""
+
+    file: str
+    """Name of the text file."""
+    text: str
+    """Its digest."""
+    lines: int
+    done: int = 0
+    """Lines in parts that are whole."""
+    parts: int = 0
+    rows: int = 0
+
+    @classmethod
+    def read(cls, directory: Path, number: int) -> TextProgress | None:
+        """What an earlier run kept. `InputError` if it is damaged."""
+        path = _file(directory, number)
+        if not path.exists():
+            return None
+        found = read_json(path)
+        if set(found) != {field.name for field in fields(cls)}:
+            raise InputError(f"{path} is damaged. Remove {directory} to start again.")
+        return cls(**found)
+
+    @classmethod
+    def begin(
+        cls, directory: Path, number: int, text: Text, overwrite: bool
+    ) -> TextProgress:
+        """What an earlier run kept of this text, or nothing yet.
+
+        Raises:
+          InputError: if it is of another text and `overwrite` is not given.
+        """
+        new = cls(os.fspath(text.path), text.digest, len(text.sizes))
+        found = cls.read(directory, number)
+        if found is None:
+            return new
+        if (found.file, found.text, found.lines) == (new.file, new.text, new.lines):
+            return found
+        if not overwrite:
+            raise InputError(
+                f"{text.path} is not the text of which {directory} holds an unfinished "
+                "output. Put that text back to go on, give --overwrite to start again, "
+                "or another --out."
+            )
+        return new
+
+    def write(self, directory: Path, number: int) -> None:
+        """Keeps it, at once and on the disk."""
+        write_json(_file(directory, number), asdict(self))
+
+
+def forget(directory: Path, number: int) -> None:
+    """No line of this text is done."""
+    _file(directory, number).unlink(missing_ok=True)
+
+
+def begun(directory: Path) -> bool:
+    """Whether a part of any text is whole."""
+    return any(directory.glob("_[0-9]*.json"))
+
+
+def all_whole(directory: Path, names: Sequence[str]) -> list[TextProgress]:
+    """The texts of an output, in order. `InputError` if lines of one are missing."""
+    texts = []
+    for number, name in enumerate(names):
+        found = TextProgress.read(directory, number)
+        if found is None or found.done != found.lines:
+            out = directory.with_name(directory.name.removesuffix(".partial"))
+            raise InputError(
+                f"{out} is not whole: lines of {name} are missing. Run the same "
+                "command again to go on."
+            )
+        texts.append(found)
+    return texts
+
+
+def _file(directory: Path, number: int) -> Path:
+    return directory / f"_{number:05d}.json"

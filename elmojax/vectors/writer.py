@@ -1,0 +1,243 @@
+"""From blocks of vectors to places in a file: what all formats have in common.
+
+`Form` is what is written of each word or sentence, whatever the format of the file.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import ml_dtypes
+import numpy as np
+
+from elmojax.embedding.engine import Dtype
+from elmojax.embedding.pooling import Block, Pooler, Pooling
+from elmojax.errors import InputError
+from elmojax.text.files import Text
+from elmojax.vectors.partial import Partial, writing
+
+
+@dataclass(frozen=True)
+class Form:
+    """The vectors of an output. Raises `InputError` for an unknown dtype or pooling."""
+
+    shape: tuple[int, ...]
+    """Of what blocks hold of a word: (layers + 1, vector), or (vector,) for one mix
+    or the top layer."""
+    dtype: Dtype = "float32"
+    pool: Pooling | None = None
+    """One vector a sentence instead of one a word."""
+    compression: str | None = None
+    """`NAME` or `NAME:LEVEL`; which there are depends on the format."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else decides the numbers, for JSON: the model's hash, layers, gammas,
+    positions a batch. Without paths and times, so that equal runs make equal bytes."""
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, get_args(Dtype))
+        if self.pool is not None:
+            _one_of("pooling", self.pool, get_args(Pooling))
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The dtype of vectors in memory."""
+        return np.dtype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one word, or of one sentence if they are pooled."""
+        return math.prod(self.shape) * self.numpy.itemsize
+
+    @property
+    def axes(self) -> str:
+        """Names of the axes of one line's vectors."""
+        names = ["layer"] * (len(self.shape) - 1) + ["word", "vector"]
+        return ", ".join(n for n in names if n != "word" or self.pool is None)
+
+    def rows(self, text: Text) -> np.ndarray:
+        """How many vectors each line of a text has: its words, or one."""
+        return text.sizes if self.pool is None else np.ones_like(text.sizes)
+
+    def request(self) -> dict[str, Any]:
+        """All of it for JSON. Two outputs of one text and one request are equal."""
+        return {
+            **self.settings,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "pool": self.pool,
+            "compression": self.compression,
+        }
+
+    def packing(self, levels: Mapping[str, range]) -> tuple[str, int | None] | None:
+        """Name and level of the compression, if there is one.
+
+        Args:
+          levels: the levels of each compression that the format has; an empty range
+            for one without.
+
+        Raises:
+          InputError: for another name or level.
+        """
+        if self.compression is None:
+            return None
+        name, colon, level = self.compression.partition(":")
+        if not levels:
+            raise InputError(
+                f"--compression {self.compression} is not for this format; leave it "
+                "out, or write HDF5 (.hdf5) or Parquet (.parquet)."
+            )
+        _one_of("compression", name, tuple(levels))
+        if not colon:
+            return name, None
+        if not level.isascii() or not level.isdigit() or int(level) not in levels[name]:
+            allowed = levels[name]
+            span = f"a level from {min(allowed)} to {max(allowed)}" if allowed else ""
+            raise InputError(
+                f"--compression {self.compression}: {name} takes {span or 'no level'}."
+            )
+        return name, int(level)
+
+
+def _one_of(what: str, name: str, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        raise InputError(
+            f"There is no {what} {name!r} here; choose one of {', '.join(allowed)}."
+        )
+
+
+class Writer(abc.ABC):
+    """Takes the blocks of one text, in order. Leaving it as a context closes it.
+
+    `done` sentences were on the disk when it was opened: blocks begin after them.
+    """
+
+    text: Text
+    done: int
+
+    def __init__(
+        self, text: Text, form: Form, out: Path, done: int, every: float
+    ) -> None:
+        self.text, self.form, self.done = text, form, done
+        self._out, self._every = out, every
+        self._sentence, self._word = done, 0  # where the next block begins
+        self._whole = self._kept = done
+        self._last = time.monotonic()
+        self._pooler = Pooler(form.pool) if form.pool else None
+
+    def write(self, block: Block) -> None:
+        """Writes a block; every so many seconds also `commit`s.
+
+        Raises:
+          InputError: if the file cannot be written, or the block does not fit the
+            text, which has then changed.
+        """
+        sentence, word = self._sentence, self._word
+        self._advance(block)
+        if self._pooler is not None:
+            block, word = self._pooler.push(block), 0
+        vectors = block.vectors.astype(self.form.numpy, copy=False)
+        sizes = block.sizes if self._pooler is None else (1,) * len(vectors)
+        with writing(self._out):
+            self._put(sentence, word, sizes, vectors)
+            if self._word == 0:
+                self._whole = self._sentence
+                self._boundary()
+
+    def commit(self) -> None:
+        """Brings the sentences so far to the disk; a later run goes on after them."""
+        if self._whole > self._kept:
+            with writing(self._out):
+                self._keep(self._whole)
+            self._kept = self._whole
+        self._last = time.monotonic()
+
+    def finish(self) -> None:
+        """Ends the file. `InputError` if sentences of the text are missing."""
+        if self._whole != len(self.text.sizes):
+            raise self.text.changed()
+        self.commit()
+        with writing(self._out):
+            self._complete()
+
+    def close(self) -> None:
+        """Lets go of the file; what was written before stays for a later run."""
+        with contextlib.suppress(InputError):
+            self.commit()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _advance(self, block: Block) -> None:
+        """Where the next block begins; sizes must be those of the text."""
+        sizes = np.asarray(block.sizes, np.int64)
+        count, start = len(sizes), self._word
+        assert count, "a block without sentences"
+        assert block.vectors.shape == (sizes.sum(), *self.form.shape)
+        left = self.text.sizes[self._sentence : self._sentence + count].astype(np.int64)
+        if len(left) < count:
+            raise self.text.changed()
+        left[0] -= start
+        left -= sizes
+        if left[:-1].any() or (left[-1] > 0) != block.more or left[-1] < 0:
+            raise self.text.changed()
+        if block.more:
+            self._sentence += count - 1
+            self._word = int(sizes[-1]) + (start if count == 1 else 0)
+        else:
+            self._sentence, self._word = self._sentence + count, 0
+
+    def _boundary(self) -> None:
+        """Called wherever a later run could go on."""
+        if time.monotonic() - self._last >= self._every:
+            self.commit()
+
+    @abc.abstractmethod
+    def _put(
+        self, sentence: int, word: int, sizes: Sequence[int], vectors: np.ndarray
+    ) -> None:
+        """Writes vectors of sentences from `sentence`, from its word `word`.
+
+        Args:
+          sizes: how many of the vectors each sentence has: 1 if they are pooled.
+          vectors: of `form.dtype`, [sum of sizes, *form.shape].
+        """
+
+    @abc.abstractmethod
+    def _keep(self, done: int) -> None:
+        """Brings what was put to the disk and keeps `done` in mind."""
+
+    @abc.abstractmethod
+    def _complete(self) -> None:
+        """All has been put and kept."""
+
+
+class PlacedWriter(Writer):
+    """One file in which every vector has its place before any is written."""
+
+    _partial: Partial
+    _handle: int
+    """Of the open file; -1 once it is closed."""
+
+    def _keep(self, done: int) -> None:
+        os.fsync(self._handle)
+        self._partial.commit(done)
+
+    def _complete(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            super().close()
+            os.close(self._handle)
+            self._handle = -1
