@@ -206,7 +206,6 @@ def test_the_picture_of_the_packages_is_that_of_their_imports():
     everywhere = {
         "__main__",
         "config",
-        "config_json",
         "errors",
         "shapes",
         "atomic",

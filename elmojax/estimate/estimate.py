@@ -26,7 +26,7 @@ from elmojax.text.batches import steps_of
 from elmojax.training import step
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import batch_shardings, shardings
-from elmojax.training.sizes import StepSizes, TextStatistics, step_sizes, token_flops
+from elmojax.training.sizes import StepSizes, TextStatistics, step_sizes
 from elmojax.training.step import (
     Guard,
     LanguageModel,
@@ -34,7 +34,7 @@ from elmojax.training.step import (
     compile_train_step,
     init_state,
 )
-from elmojax.training.utilization import Chip, Flops
+from elmojax.training.utilization import Chip, Flops, token_flops
 
 
 @dataclass(frozen=True)

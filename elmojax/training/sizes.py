@@ -21,7 +21,6 @@ from elmojax.text.batches import Batch, TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.text.negatives import Negatives, check_samples
 from elmojax.text.tables import Frequencies, Members, Sizes, WordTables, columns_of
-from elmojax.training.utilization import Flops, lstm_flops, softmax_flops, word_flops
 
 BENCHMARK_WORDS = 793_471
 BENCHMARK_POSITIONS = 768_648_884
@@ -124,20 +123,6 @@ def step_sizes(
     columns = float(np.average(tables, weights=words))
     batch = batch_shapes(config, sizes, tables, data)
     return StepSizes(batch, sizes, tables, parts * sum(words), columns)
-
-
-def token_flops(
-    config: TrainConfig, statistics: TextStatistics, sizes: StepSizes
-) -> Flops:
-    """Operations for one position of the text; `sizes` of the rows of `config`."""
-    head, model = config.head, config.model
-    dim, shares = model.lstm.projection, statistics.shares(head)
-    words = sizes.words / (config.rows * config.window)
-    return Flops(
-        word_flops(model, sizes.columns) * words,
-        lstm_flops(model.lstm),
-        softmax_flops(head, statistics.vocabulary, dim, shares),
-    )
 
 
 def training_text(

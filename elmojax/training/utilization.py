@@ -27,7 +27,12 @@ from elmojax.config import (
 )
 from elmojax.errors import InputError
 from elmojax.text.corpus import Corpus
-from elmojax.training.sizes import statistics_of, step_sizes, token_flops
+from elmojax.training.sizes import (
+    StepSizes,
+    TextStatistics,
+    statistics_of,
+    step_sizes,
+)
 from elmojax.training.step import LanguageModel
 
 FORWARD_AND_BACKWARD = 3
@@ -189,6 +194,20 @@ def chip_of(kind: str) -> Chip | None:
         if any(kind == known for known in chip.kinds):
             return chip
     return None
+
+
+def token_flops(
+    config: TrainConfig, statistics: TextStatistics, sizes: StepSizes
+) -> Flops:
+    """Operations for one position of the text; `sizes` of the rows of `config`."""
+    head, model = config.head, config.model
+    dim, shares = model.lstm.projection, statistics.shares(head)
+    words = sizes.words / (config.rows * config.window)
+    return Flops(
+        word_flops(model, sizes.columns) * words,
+        lstm_flops(model.lstm),
+        softmax_flops(head, statistics.vocabulary, dim, shares),
+    )
 
 
 def utilization(

@@ -164,7 +164,9 @@ def test_a_model_goes_by_many_names(goldens, tmp_path):
     ):
         shutil.copy(file, named / name)
     assert leaves_equal(elmojax.load(named), params)
-    checkpoint = Path(__file__).parent / "data" / "bilm_tf_checkpoint" / "characters"
+    checkpoint = (
+        Path(__file__).parents[1] / "data" / "bilm_tf_checkpoint" / "characters"
+    )
     prefix = next(checkpoint.glob("*.index")).with_suffix("")
     assert leaves_equal(elmojax.load(checkpoint), elmojax.load(prefix))
     assert open_model(checkpoint).head is not None

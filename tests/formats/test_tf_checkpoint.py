@@ -32,7 +32,7 @@ from elmojax.model.softmax import log_prob_all
 from elmojax.model.state import LstmState
 from elmojax.text.characters import batch_to_ids, encode_words
 
-DATA = Path(__file__).parent / "data" / "bilm_tf_checkpoint"
+DATA = Path(__file__).parents[1] / "data" / "bilm_tf_checkpoint"
 MODELS = ("characters", "plain", "words")
 
 

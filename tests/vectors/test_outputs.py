@@ -365,7 +365,7 @@ def test_goes_on_where_it_stopped(text, tmp_path):
 def test_killed_at_every_step(tmp_path, name):
     """A process of its own: it forks, and every child kills itself one step later."""
     call = f"kill_at_every_step({name!r}, {str(tmp_path)!r})"
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [
             sys.executable,
@@ -623,7 +623,7 @@ def test_forms_that_there_are_not(text, tmp_path, name, form, says):
 
 def test_without_pyarrow(text, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "elmojax.vectors.parquet")
-    monkeypatch.delattr(output, "parquet")
+    monkeypatch.delattr("elmojax.vectors.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'elmojax\[parquet\]'"):
         write(tmp_path / "v.parquet", text, ALL)

@@ -717,7 +717,7 @@ def test_published_files_lead_to_each_other(name: str):
 
 
 def test_published_models_are_documented():
-    page = Path(__file__).parent.parent / "docs" / "published_models.md"
+    page = Path(__file__).parents[2] / "docs" / "published_models.md"
     text = page.read_text()
     for name, (options, weights, _) in REGISTRY.items():
         assert f"`{name}`" in text and options in text and weights in text

@@ -35,7 +35,7 @@ pytestmark = [
 
 TEXT = "the river bank is green .\nI went to the bank .\nthe cat sat on the mat .\n"
 SENTENCES = [line.split() for line in TEXT.splitlines()]
-TF_CHECKPOINT = Path(__file__).parent / "data" / "bilm_tf_checkpoint" / "plain"
+TF_CHECKPOINT = Path(__file__).parents[1] / "data" / "bilm_tf_checkpoint" / "plain"
 
 
 class World(NamedTuple):
@@ -318,7 +318,9 @@ def test_another_configuration_is_refused_by_name(world, tmp_path):
 @pytest.fixture
 def before(tmp_path) -> Path:
     """A run of elmojax 0.1.0 that saved as Orbax's v1 does: one step of two rows."""
-    with tarfile.open(Path(__file__).parent / "data/checkpoint/before.tar.xz") as file:
+    with tarfile.open(
+        Path(__file__).parents[1] / "data/checkpoint/before.tar.xz"
+    ) as file:
         file.extractall(tmp_path, filter="data")
     return tmp_path / "run"
 

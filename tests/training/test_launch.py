@@ -21,7 +21,7 @@ import yaml
 
 from elmojax.cli import main
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "launch"
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "launch"
 SCRIPTS = [FOLDER / name for name in ("local.sh", "slurm.sbatch", "tpu-pod.sh")]
 JOBSET = FOLDER / "gke-jobset.yaml"
 RECIPES = [*SCRIPTS, JOBSET]

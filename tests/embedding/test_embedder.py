@@ -215,7 +215,7 @@ def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
     monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 250,) * 2)
-    monkeypatch.setattr(plan_module, "ROWS", (4,))  # few programs
+    monkeypatch.setattr(plan_module, "ROW_CHOICES", (4,))  # few programs
     mesh = jax.make_mesh((2, 4), ("model", "data"))
     sentences = [*text(6, 50), ["long"] * 70, *text(7, 7)]
     one = list(Embedder(params, batch_tokens=60).blocks(sentences))
@@ -238,7 +238,7 @@ def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
 def test_devices_share_the_words(params, monkeypatch):
     """And each has all their vectors; a mix is made where the sentences are."""
     monkeypatch.setattr(words, "BLOCKS", (8, 2))
-    monkeypatch.setattr(plan_module, "ROWS", (4,))
+    monkeypatch.setattr(plan_module, "ROW_CHOICES", (4,))
     mesh = jax.make_mesh((3,), ("data",), devices=jax.devices()[:3])
     chosen = {"layers": "mix", "gammas": [0.5, -1.0, 2.0], "batch_tokens": 60}
     embedder = Embedder(params, **chosen, mesh=mesh)
