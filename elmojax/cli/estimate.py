@@ -42,8 +42,8 @@ def page(report: dict[str, Any]) -> str:
     mega = {name: f"{n / 1e6:,.1f}" for name, n in report["flops_a_token"].items()}
     kind, cutoffs = report["softmax"]["kind"], report["softmax"]["cutoffs"]
     softmax = f"{kind}, cutoffs {', '.join(map(str, cutoffs))}" if cutoffs else kind
-    pieces = report["accumulate"]
-    split = f" in {pieces} pieces" if pieces > 1 else ""
+    microbatches = report["accumulate"]
+    split = f" in {microbatches} microbatches" if microbatches > 1 else ""
     lines = [
         f"text           {text['source']}: {text['vocabulary']:,} words, "
         f"{text['positions']:,} positions a pass",
@@ -323,7 +323,7 @@ def _on_chip(
 
 def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None:
     """What to say where a step does not fit, and what would; None where it does."""
-    from elmojax.estimate.estimate import ROOM, fits, largest_rows, least_pieces
+    from elmojax.estimate.estimate import ROOM, fits, largest_rows, least_microbatches
 
     small = [chip for chip in shown if not fits(found.memory, chip)]
     if not small:
@@ -354,6 +354,10 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
             f"{said} Fewer --rows alone do not help; split the model over more chips "
             "with --mesh.model, or take a smaller one."
         )
-    pieces = least_pieces(config, data, rows, room, memory)
-    keep = f", or all {config.rows} with --accumulate {pieces}" if pieces else ""
+    microbatches = least_microbatches(config, data, rows, room, memory)
+    keep = (
+        f", or all {config.rows} with --accumulate {microbatches}"
+        if microbatches
+        else ""
+    )
     return f"{said} About --rows {rows} would{keep}."

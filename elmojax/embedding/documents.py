@@ -9,6 +9,7 @@ of one pass over the whole; the cost is half a pass more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from jax import Array
 
 from elmojax.embedding.engine import Plan, Selection, begin, finish, run
 from elmojax.embedding.words import EncodedWords
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import Reset
 from elmojax.model.ops import automatic
@@ -120,7 +120,6 @@ def _backward(
     lstm = jax.tree.map(lambda leaf: leaf[1:], params.lstm)
     start = jax.tree.map(lambda leaf: leaf[:, 1:], params.initial_state)
     starts = Reset(plan.begins[:, 1:], start)
-    model = BiLM(params.config, directions=1)
-    tree = {"encoder": params.encoder, "lstm": lstm}
-    inputs = table[plan.words[:, 1:]]
-    return bilm.contextualize(model, tree, inputs, state, reset=starts)[1]
+    apply: Any = BiLM(params.config, directions=1).apply
+    read = {"params": {"lstm": lstm}}, table[plan.words[:, 1:]], state
+    return apply(*read, reset=starts, method="contextualize")[1]

@@ -20,10 +20,10 @@ from elmojax.embedding.engine import (
     Dtype,
     Select,
     along_data,
+    capacity,
     full,
     make_plans,
     make_selection,
-    room,
     run_batch,
     shapes,
     whole,
@@ -331,7 +331,7 @@ class Embedder:
         idle: list[list[list[str]]] = [[]] * (self._devices - len(group))
         sizes = [np.array([len(s) for s in batch], int) for batch in [*group, *idle]]
         words = np.split(rows, np.cumsum([each.sum() for each in sizes])[:-1])
-        size = room(max(map(len, words)), self.batch_tokens)
+        size = capacity(max(map(len, words)), self.batch_tokens)
         vectors = run_batch(
             self.params,
             self._table.vectors,

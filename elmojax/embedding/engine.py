@@ -22,7 +22,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import InputError
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import Reset
 from elmojax.model.ops import automatic
@@ -117,33 +116,35 @@ def full(batch_tokens: int) -> int:
     return batch_tokens - batch_tokens // 100
 
 
-def room(words: int, batch_tokens: int) -> int:
+def capacity(words: int, batch_tokens: int) -> int:
     """Words that there is room for in a batch of `words` words."""
     return FEW if words <= FEW < batch_tokens else batch_tokens
 
 
-def possible_rows(room: int) -> list[int]:
+def possible_rows(capacity: int) -> list[int]:
     """Numbers of rows that a batch with room for so many words may take."""
-    most = FEW_ROWS if room <= FEW else max(room // LEAST_STEPS, 1)
+    most = FEW_ROWS if capacity <= FEW else max(capacity // LEAST_STEPS, 1)
     return [rows for rows in ROW_CHOICES if rows <= most]
 
 
 def shapes(batch_tokens: int) -> list[tuple[int, int, int]]:
     """Every (steps, rows, room) there is for batches of at most `batch_tokens`."""
-    rooms = sorted({room(1, batch_tokens), batch_tokens})
-    return [(s, r, n) for n in rooms for r in possible_rows(n) for s in STEP_CHOICES]
+    capacities = sorted({capacity(1, batch_tokens), batch_tokens})
+    return [
+        (s, r, n) for n in capacities for r in possible_rows(n) for s in STEP_CHOICES
+    ]
 
 
 def make_plans(
-    words: Sequence[np.ndarray], sizes: Sequence[np.ndarray], room: int
+    words: Sequence[np.ndarray], sizes: Sequence[np.ndarray], capacity: int
 ) -> Plan:
     """The plan for a batch on each of some devices, as `make_plan` has them.
 
     All have as many rows, which follow on each other, and the number of a word is that
     in its own batch.
     """
-    rows = max(_best_rows(each, room) for each in sizes)
-    plans = [make_plan(*one, room, rows) for one in zip(words, sizes, strict=True)]
+    rows = max(_best_rows(each, capacity) for each in sizes)
+    plans = [make_plan(*one, capacity, rows) for one in zip(words, sizes, strict=True)]
     steps = max(len(plan.words) for plan in plans)
 
     def join(arrays: Sequence[np.ndarray], filling: int) -> np.ndarray:
@@ -152,11 +153,11 @@ def make_plans(
             joined[: len(array), :, number] = array
         return joined.reshape(steps, 2, -1)
 
-    return Plan(*map(join, zip(*plans, strict=True), (0, room, False)))
+    return Plan(*map(join, zip(*plans, strict=True), (0, capacity, False)))
 
 
 def make_plan(
-    words: np.ndarray, sizes: np.ndarray, room: int, rows: int | None = None
+    words: np.ndarray, sizes: np.ndarray, capacity: int, rows: int | None = None
 ) -> Plan:
     """The plan for a batch of sentences.
 
@@ -167,10 +168,10 @@ def make_plan(
       room: of the batch; words without a place in it get this number.
       rows: None = the number that takes least time.
     """
-    rows = rows or _best_rows(sizes, room)
+    rows = rows or _best_rows(sizes, capacity)
     row, first, steps = _place(sizes, rows)
     index = np.zeros((steps, 2, rows), np.int32)
-    target = np.full((steps, 2, rows), room, np.int32)
+    target = np.full((steps, 2, rows), capacity, np.int32)
     begins = np.zeros((steps, 2, rows), bool)
     filled = sizes > 0
     begins[first[filled], :, row[filled]] = True
@@ -185,11 +186,11 @@ def make_plan(
     return Plan(index, target, begins)
 
 
-def _best_rows(sizes: np.ndarray, room: int) -> int:
+def _best_rows(sizes: np.ndarray, capacity: int) -> int:
     def cost(rows: int) -> int:
         return _least_steps(sizes, rows) * (rows + STEP_COST)
 
-    return min(possible_rows(room), key=cost)
+    return min(possible_rows(capacity), key=cost)
 
 
 def _least_steps(sizes: np.ndarray, rows: int) -> int:
@@ -362,9 +363,8 @@ def _run(
 ) -> tuple[Array, LstmState]:
     words = table[plan.words]
     reset = Reset(plan.begins, params.initial_state)
-    outputs, state = bilm.contextualize(
-        BiLM(params.config), params.tree, words, state, reset=reset
-    )
+    apply: Any = partial(BiLM(params.config).apply, method="contextualize")
+    outputs, state = apply({"params": params.tree}, words, state, reset=reset)
     if layers == "top":
         vectors = outputs[-1]
     else:

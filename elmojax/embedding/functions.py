@@ -21,7 +21,6 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.errors import InputError
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.mix import mix_layers
 from elmojax.model.ops import automatic, cast, varying_as
@@ -99,7 +98,8 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
     places = P(*split[: words.ndim - isinstance(params.config.encoder, CharCnnConfig)])
 
     def run(params: ElmoParams, words: Array) -> Array:
-        return bilm.encode_words(BiLM(params.config), params.tree, words)
+        apply: Any = partial(BiLM(params.config).apply, method="encode_words")
+        return apply({"params": params.tree}, words)
 
     return automatic(run, places)(params, words)
 
@@ -159,13 +159,9 @@ def _read(
         state = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state)
     before = (first if state is None else state).for_batch(batch, first)
     before = jax.tree.map(partial(varying_as, inputs), before)
-    outputs, after = bilm.contextualize(
-        BiLM(params.config),
-        params.tree,
-        inputs.transpose(2, 0, 1, 3),
-        before,
-        lengths,
-    )
+    apply: Any = partial(BiLM(params.config).apply, method="contextualize")
+    inputs = inputs.transpose(2, 0, 1, 3)
+    outputs, after = apply({"params": params.tree}, inputs, before, lengths)
     if state is not None and state.cell.ndim == 4:  # rows beyond a smaller batch stay
         rest = jax.tree.map(lambda leaf: leaf[:, :, batch:], state)
         after = after.joined(rest)

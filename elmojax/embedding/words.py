@@ -26,7 +26,7 @@ from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
-from elmojax.text.characters import encode_words as character_ids
+from elmojax.text.characters import character_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 if TYPE_CHECKING:

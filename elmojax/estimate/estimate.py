@@ -296,20 +296,23 @@ def largest_rows(
     return None
 
 
-def least_pieces(
+def least_microbatches(
     config: TrainConfig,
     data: int,
     rows: int,
     room: float,
     again: Callable[[TrainConfig], Memory],
 ) -> int | None:
-    """The fewest pieces in which the rows of `config` fit, where `rows` at once do."""
+    """The fewest microbatches with which the rows of `config` fit; `rows` do."""
     each, tries = config.rows // data, 0
-    for pieces in range(config.accumulate + 1, each + 1):
-        if each % pieces or each // pieces > 0.9 * rows / data / config.accumulate:
+    for microbatches in range(config.accumulate + 1, each + 1):
+        if (
+            each % microbatches
+            or each // microbatches > 0.9 * rows / data / config.accumulate
+        ):
             continue
-        if again(replace(config, accumulate=pieces)).total <= room:
-            return pieces
+        if again(replace(config, accumulate=microbatches)).total <= room:
+            return microbatches
         tries += 1
         if tries == 2:
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -112,30 +112,8 @@ class ElmoParams:
 
     @property
     def tree(self) -> Params:
-        """Parameters as `encode_words` and `contextualize` take them."""
+        """Parameters as `BiLM` has them: `BiLM(config).apply({"params": tree}, x)`."""
         return {"encoder": self.encoder, "lstm": self.lstm}
-
-
-def encode_words(model: BiLM, tree: Params, words: Array | tuple[Array, ...]) -> Array:
-    """`BiLM.encode_words` with the parameters of a tree (which may hold more)."""
-    variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
-    return cast(Array, model.apply(variables, words, method="encode_words"))
-
-
-def contextualize(
-    model: BiLM,
-    tree: Params,
-    inputs: Inputs,
-    state: LstmState,
-    lengths: Lengths | None = None,
-    reset: Reset | None = None,
-    row_keys: Array | None = None,
-) -> tuple[Array, LstmState]:
-    """`BiLM.contextualize` with the parameters of a tree; with keys, dropout."""
-    variables = {"params": {name: tree[name] for name in ("encoder", "lstm")}}
-    arguments = (inputs, state, lengths, reset, row_keys)
-    result = model.apply(variables, *arguments, method="contextualize")
-    return cast(tuple[Array, LstmState], result)
 
 
 def init_tree(config: ElmoConfig, key: Array) -> Params:

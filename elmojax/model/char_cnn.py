@@ -165,7 +165,7 @@ def _by_character(
     none = jnp.zeros((len(table), kernel.shape[2]), jnp.float32)
     places = (where + k for k in range(len(kernel)))
     met = (jnp.take_along_axis(ids, at, axis=1, mode="clip") for at in places)
-    received = jnp.stack([none.at[each, filters].add(d_best) for each in met])
+    received = jnp.stack([none.at[rows, filters].add(d_best) for rows in met])
     run = partial(contract, "ce,wef->wcf", dtype=dtype)
     return jax.vjp(run, table, kernel)[1](received)
 
@@ -268,7 +268,9 @@ def _products(dtype: Dtype, platform: Platform, x: Array, maps: list[Linear]) ->
     """[maps, words, width] from words [words, width]."""
 
     def apart(x: Array, *kernels: Array) -> Array:
-        return jnp.stack([contract("ni,io->no", x, each, dtype) for each in kernels])
+        return jnp.stack(
+            [contract("ni,io->no", x, kernel, dtype) for kernel in kernels]
+        )
 
     def joined(x: Array, *kernels: Array) -> Array:  # a CPU is slow to join weights
         return contract("ni,gio->gno", x, jnp.stack(kernels), dtype)

@@ -245,21 +245,23 @@ def weighted_sum(run: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     arrays of positions may be trees of them. Training runs it once.
     """
 
-    def summed(each: Any, weights: Any) -> Array:
-        parts = jax.tree.map(lambda loss, weight: (loss * weight).sum(), each, weights)
+    def summed(losses: Any, weights: Any) -> Array:
+        parts = jax.tree.map(
+            lambda loss, weight: (loss * weight).sum(), losses, weights
+        )
         return sum(jax.tree.leaves(parts), jnp.float32(0))
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def both(static: Static, *arguments: Any) -> tuple[Array, Any]:
-        each, *_ = run(static, False, *arguments)
-        return summed(each, arguments[3]), each
+        losses, *_ = run(static, False, *arguments)
+        return summed(losses, arguments[3]), losses
 
     def forward(static: Static, *arguments: Any) -> tuple[tuple[Array, Any], Any]:
         params, hidden, _, weights, _ = arguments
-        each, *found = run(static, True, *arguments)
+        losses, *found = run(static, True, *arguments)
         like = (params, hidden)
         found = jax.tree.map(lambda a, d: d.astype(a.dtype), like, tuple(found))
-        return (summed(each, weights), each), (*found, each)
+        return (summed(losses, weights), losses), (*found, losses)
 
     def backward(static: Static, saved: Any, cotangents: Any) -> tuple[Any, ...]:
         d_params, d_hidden, d_weights = jax.tree.map(

@@ -60,8 +60,8 @@ def sampled_losses(
 
     The gradient flows through the sum, into params, hidden and weights.
     """
-    total, each = _sampled((mesh, dtype), params, *zip(*directions, strict=True))
-    return total, each
+    total, losses = _sampled((mesh, dtype), params, *zip(*directions, strict=True))
+    return total, losses
 
 
 def _everywhere(
@@ -71,10 +71,10 @@ def _everywhere(
     (mesh, dtype), (*arrays, candidates) = static, directions
     shares = jax.tree.map(partial(_shares, mesh), tuple(arrays))
     run = partial(_one_pass, gradient, rounded(params, dtype))
-    each, d_params, d_x = zip(*map(run, candidates, *shares), strict=True)
+    losses, d_params, d_x = zip(*map(run, candidates, *shares), strict=True)
     d_params = jax.tree.map(lambda *leaves: sum(leaves).sum(0), *d_params)
     d_hidden = jax.tree.map(_joined, d_x, arrays[0]) if gradient else None
-    return jax.tree.map(_joined, each, arrays[1]), d_params, d_hidden
+    return jax.tree.map(_joined, losses, arrays[1]), d_params, d_hidden
 
 
 _sampled = weighted_sum(_everywhere)
@@ -116,19 +116,19 @@ def _one_pass(
     ]
     drawn = [as_float32(a[rows]) for a in (kernel, shift)]
 
-    def losses(drawn: Any, x: Array, own: Any, target: Array) -> Array:
+    def loss_of(drawn: Any, x: Array, own: Any, target: Array) -> Array:
         (table, bias), (row, own_bias) = drawn, own
         logits = contract("pd,sd->ps", x, table, dtype) + bias[None]
         logits = jnp.where(target[:, None] == rows[None], NEVER, logits)
         true = (x * row).sum(-1) + own_bias
-        most = lax.stop_gradient(jnp.maximum(true, logits.max(-1)))
-        total = jnp.exp(true - most) + jnp.exp(logits - most[:, None]).sum(-1)
-        return most + jnp.log(total) - true
+        largest = lax.stop_gradient(jnp.maximum(true, logits.max(-1)))
+        total = jnp.exp(true - largest) + jnp.exp(logits - largest[:, None]).sum(-1)
+        return largest + jnp.log(total) - true
 
     def one(x: Array, own: Any, target: Array, weight: Array) -> tuple[Any, Any]:
         if not gradient:
-            return (), (losses(drawn, x, own, target), None, None)
-        loss, pull = jax.vjp(partial(losses, target=target), drawn, x, own)
+            return (), (loss_of(drawn, x, own, target), None, None)
+        loss, pull = jax.vjp(partial(loss_of, target=target), drawn, x, own)
         d_drawn, *d_part = pull(weight)
         return d_drawn, (loss, *d_part)
 
@@ -145,9 +145,9 @@ def _one_pass(
     size = max(1, min(hidden.shape[1], TILE // len(rows)))
     start = [jnp.zeros((len(hidden), *a.shape), jnp.float32) for a in drawn]
     sums, found = in_chunks(block, start if gradient else (), arrays, size)
-    each, d_hidden, d_own = found
+    losses, d_hidden, d_own = found
     if not gradient:
-        return each, {}, None
+        return losses, {}, None
     names = [name for name in ("kernel", "bias") if name in params]
     parts = zip(names, d_own, sums, strict=False)
-    return each, {name: gradients(targets, *part) for name, *part in parts}, d_hidden
+    return losses, {name: gradients(targets, *part) for name, *part in parts}, d_hidden

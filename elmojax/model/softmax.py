@@ -40,7 +40,7 @@ from elmojax.shapes import Params, PerPosition, Positions, Targets
 
 
 class Softmax(nn.Module):
-    """Parameters of the head and the tails; `init` with hidden [..., projection].
+    """Log-probabilities of words, and the parameters of the head and the tails:
 
     kernel [first cutoff + tails, projection], bias [the same] (if there is one); of
     tail k: down_k [projection, narrow] and up_k [words of the cluster, narrow], one row
@@ -56,7 +56,9 @@ class Softmax(nn.Module):
         check_cutoffs(self.cutoffs, self.vocabulary)
 
     @nn.compact
-    def __call__(self, hidden: Array) -> dict[str, Array]:
+    def __call__(self, hidden: Array, targets: Array | None = None) -> Array:
+        """Hidden [positions, projection] -> the log-probability of each target,
+        [positions], or without targets that of every word, [positions, vocabulary]."""
         dim = hidden.shape[-1]
         edges = (*self.cutoffs, self.vocabulary)
         entries = edges[0] + len(self.cutoffs)
@@ -71,7 +73,9 @@ class Softmax(nn.Module):
             params[f"down_{k}"] = self.param(f"down_{k}", start, down, jnp.float32)
             start_up = nn.initializers.normal(narrow**-0.5)
             params[f"up_{k}"] = self.param(f"up_{k}", start_up, up, jnp.float32)
-        return params
+        if targets is None:
+            return log_prob_all(params, hidden)
+        return log_prob(params, hidden, targets)
 
 
 def check_cutoffs(cutoffs: tuple[int, ...], vocabulary: int) -> None:
@@ -131,20 +135,20 @@ def _check_targets(targets: Any, vocabulary: int) -> None:
     numbers = np.asarray(targets)
     if numbers.dtype.kind not in "iu":
         raise InputError(f"Targets are word ids, integers, and not {numbers.dtype}.")
-    least, most = int(numbers.min()), int(numbers.max())
-    if least < 0 or most >= vocabulary:
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if lowest < 0 or highest >= vocabulary:
         raise InputError(
-            f"Target {least if least < 0 else most} lies outside the vocabulary of "
-            f"{vocabulary} words (0 to {vocabulary - 1}); were the targets numbered by "
-            "another vocabulary?"
+            f"Target {lowest if lowest < 0 else highest} lies outside the vocabulary "
+            f"of {vocabulary} words (0 to {vocabulary - 1}); were the targets numbered "
+            "by another vocabulary?"
         )
 
 
-MOST = 1 << 26
+MAX_LOGITS = 1 << 26
 """Logits of a chunk where so few positions would not pay for reading a wide table."""
-LEAST = 8
+MIN_POSITIONS = 8
 """Positions of a chunk: fewer fill no registers."""
-PIECE = 1 << 24
+TABLE_BLOCK = 1 << 24
 """Numbers of a gradient that a CPU has beside it."""
 NARROW = 32
 """Width up to which a table is taken as [width, words]; its rows fill no lanes."""
@@ -226,23 +230,23 @@ def _clusters(
         members = [_found(targets, *ends) for ends in itertools.pairwise(edges)]
     run = partial(_cluster, form, mesh, gradient)
     head = [params[name] for name in ("kernel", "bias") if name in params]
-    (each, *d_hidden), sums = run(head, hidden, in_head, weights, None)
+    (losses, *d_hidden), sums = run(head, hidden, in_head, weights, None)
     d_params = dict(zip(("kernel", "bias"), sums, strict=False))
     taken = [_taken(members, array) for array in (hidden, weights)]
     for k, ((at, inside), x, weight) in enumerate(zip(members, *taken, strict=True)):
         down, up = params[f"down_{k}"], params[f"up_{k}"]
         y = contract("...pd,dn->...pn", x, down, down.dtype)
         count = (at < targets.shape[1]).sum(1, dtype=jnp.int32).max()
-        most = count if skips else None
-        (loss, *d_y), sums = run([up], y, inside, weight, most)
-        each = _added(each, at, loss)
+        used = count if skips else None
+        (loss, *d_y), sums = run([up], y, inside, weight, used)
+        losses = _added(losses, at, loss)
         if gradient:
             d_x = contract("...pn,dn->...pd", d_y[0], down, down.dtype)
             d_hidden = [_added(d_hidden[0], at, d_x)]
             d_down = contract("spd,spn->sdn", x, d_y[0], down.dtype)
             d_params |= {f"down_{k}": d_down.sum(0), f"up_{k}": sums[0]}
-    each = jnp.where(valid, each, jnp.nan)
-    return each, d_params, d_hidden[0] if gradient else None
+    losses = jnp.where(valid, losses, jnp.nan)
+    return losses, d_params, d_hidden[0] if gradient else None
 
 
 @partial(jax.vmap, in_axes=(0, None, None))
@@ -272,9 +276,9 @@ def _added(array: Array, positions: Array, more: Array) -> Array:
 
 def _chunk_size(tile: int, positions: int, words: int, width: int) -> int:
     """Positions of a chunk, of which all have as many."""
-    most = max(LEAST, tile // words, min(width, MOST // words))
-    chunks = -(-positions // most)
-    return -(-positions // (chunks * LEAST)) * LEAST
+    limit = max(MIN_POSITIONS, tile // words, min(width, MAX_LOGITS // words))
+    chunks = -(-positions // limit)
+    return -(-positions // (chunks * MIN_POSITIONS)) * MIN_POSITIONS
 
 
 def _cluster(
@@ -345,22 +349,22 @@ def _added_up(
     (table, *bias), width = sums, x.shape[2]
     if width <= NARROW:
         table = table + contract("spn,spv->snv", x, d_logits, dtype)
-    elif not form.cpu or table.size <= PIECE:
+    elif not form.cpu or table.size <= TABLE_BLOCK:
         table = table + contract("spv,spn->svn", d_logits, x, dtype)
     else:
-        size = min(len(table[0]), max(LEAST, PIECE // width))
+        size = min(len(table[0]), max(MIN_POSITIONS, TABLE_BLOCK // width))
         last = len(table[0]) - size
 
         def add(n: Array, table: Array) -> Array:
-            start = jnp.minimum(n * size, last)  # the last piece overlaps
+            start = jnp.minimum(n * size, last)  # the last block overlaps
             part = lax.dynamic_slice_in_dim(d_logits, start, size, 2)
             new = start + jnp.arange(size, dtype=jnp.int32) >= n * size
             part = contract("spv,spn->svn", jnp.where(new, part, 0), x, dtype)
             part = part + lax.dynamic_slice_in_dim(table, start, size, 1)
             return lax.dynamic_update_slice_in_dim(table, part, start, 1)
 
-        pieces = jnp.int32(1 - last // -size)
-        table = lax.fori_loop(jnp.int32(0), pieces, add, table)
+        blocks = jnp.int32(1 - last // -size)
+        table = lax.fori_loop(jnp.int32(0), blocks, add, table)
     return [table, *(b + d_logits.sum(1) for b in bias)]
 
 
@@ -373,15 +377,16 @@ def _cross_entropy(
     logits = contract(f"pn,{axes}->pv", x, table, dtype)
     for row in bias:
         logits = logits + row.astype(jnp.float32)[None]
-    most = logits.max(-1)
-    each = jnp.exp(logits - most[:, None])
-    total = each.sum(-1)
+    largest = logits.max(-1)
+    exponentials = jnp.exp(logits - largest[:, None])
+    total = exponentials.sum(-1)
     hit = targets[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    loss = most + jnp.log(total) - jnp.where(hit, logits, 0).sum(-1)
+    loss = largest + jnp.log(total) - jnp.where(hit, logits, 0).sum(-1)
     if not gradient:
         return [loss]
     # p - 1 at the target is exact where p is near 1; two sums would not be.
-    d_logits = jnp.where(hit, each - total[:, None], each) * (weights / total)[:, None]
+    d_logits = jnp.where(hit, exponentials - total[:, None], exponentials)
+    d_logits = d_logits * (weights / total)[:, None]
     return [loss, contract(f"pv,{axes}->pn", d_logits, table, dtype), d_logits]
 
 
@@ -457,8 +462,8 @@ def negative_log_likelihood(
     params, hidden, targets = checked(params, hidden, targets)
     weights = jnp.asarray(weights, jnp.float32).reshape(targets.shape)
     arguments = (params, hidden, targets, weights, members)
-    total, each = weighted_loss((mesh, dtype), *arguments)
-    return total, each.reshape(shape)
+    total, losses = weighted_loss((mesh, dtype), *arguments)
+    return total, losses.reshape(shape)
 
 
 def log_prob_all(params: Params, hidden: Positions, dtype: Dtype = None) -> Array:

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """One step of all rows, for both directions: 0 forward, 1 backward.
 
     Rows lie in shards, one a place of the mesh axis `data`, each with tables of its own
-    words. A batch in pieces has one more axis before all others.
+    words. A batch in microbatches has one more axis before all others.
     """
 
     words: tuple[np.ndarray, ...]
@@ -105,22 +105,22 @@ class TrainingText:
         window: int,
         seed: int,
         samples: int = 0,
-        pieces: int = 1,
+        microbatches: int = 1,
         local: Sequence[int] | None = None,
     ) -> None:
         """`local`: the shards whose rows are read here; None = all."""
         self.corpus, self.words = corpus, words
         self.rows, self.window, self.seed = rows, window, seed
-        self.samples, self.pieces = samples, pieces
+        self.samples, self.microbatches = samples, microbatches
         shards = np.arange(rows).reshape(words.shards, -1)
         self.local = shards[slice(None) if local is None else list(local)]
         if samples:
             check_samples(samples, words.vocabulary)
         self.positions = len(corpus.words) + len(corpus.offsets) - 1
-        self.piece = -(-self.positions // rows)
+        self.microbatch = -(-self.positions // rows)
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
         self.capacities = words.frequencies(window).capacities(
-            *(rows, window, words.shards * pieces, words.edges),
+            *(rows, window, words.shards * microbatches, words.edges),
             *(words.split, words.every, samples, seed),
         )
 
@@ -130,7 +130,7 @@ class TrainingText:
 
     def epoch(self, step: int) -> float:
         """Epochs read before `step`."""
-        return step * self.window / self.piece
+        return step * self.window / self.microbatch
 
     def batch(self, step: int) -> Batch:
         """The windows of the rows of `local` at `step`, counted from 0."""
@@ -150,7 +150,7 @@ class TrainingText:
             types = types[:, :, local]
         weights = np.ones((len(local), self.window), np.float32)
         shards = len(self.local)
-        found = _Found(self.words, types, weights, shards, self.pieces)
+        found = _Found(self.words, types, weights, shards, self.microbatches)
         wanted = found.needed
         if drawn is not None:
             wanted = wanted._replace(names=len(drawn.words))
@@ -159,18 +159,20 @@ class TrainingText:
         batch = found.batch(sizes)
         if drawn is not None:
             drawn = filled(drawn, self.words.vocabulary, sizes.names)
-            drawn = _drawn_in_pieces(drawn, shards, self.pieces)
+            drawn = _drawn_in_microbatches(drawn, shards, self.microbatches)
             batch = batch._replace(negatives=drawn)
-        return level, batch if self.pieces > 1 else only_piece(batch)
+        return level, batch if self.microbatches > 1 else only_microbatch(batch)
 
     def _types(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Word types of some rows: [inputs or targets, two, rows, window]."""
         stream = step * self.window + np.arange(self.window)
-        begin = rows[:, None] * self.piece
+        begin = rows[:, None] * self.microbatch
         types = np.empty((2, 2, len(rows), self.window), np.int32)
-        for epoch in range(stream[0] // self.piece, stream[-1] // self.piece + 1):
-            now = stream // self.piece == epoch
-            where = (begin + stream[now] % self.piece) % self.positions
+        for epoch in range(
+            stream[0] // self.microbatch, stream[-1] // self.microbatch + 1
+        ):
+            now = stream // self.microbatch == epoch
+            where = (begin + stream[now] % self.microbatch) % self.positions
             types[..., now] = _read(self.corpus, self._epoch(int(epoch)), where)
         return types
 
@@ -197,8 +199,8 @@ def shuffled(count: int, bits: np.random.Philox) -> np.ndarray:
 
 def steps_of(positions: int, rows: int, window: int, epochs: float) -> int:
     """Steps in which rows read so many positions `epochs` times."""
-    piece = -(-positions // rows)
-    return max(1, round(-(-epochs * piece // window)))
+    microbatch = -(-positions // rows)
+    return max(1, round(-(-epochs * microbatch // window)))
 
 
 class Places(NamedTuple):
@@ -238,7 +240,7 @@ def located_batches(
     """`heldout_batches`, and where each position comes from."""
     sizes = sizes or heldout_sizes(corpus, words, rows, window)
     for found, places in _heldout(corpus, words, rows, window):
-        yield only_piece(found.batch(sizes)), places
+        yield only_microbatch(found.batch(sizes)), places
 
 
 def heldout_sizes(corpus: Corpus, words: WordTables, rows: int, window: int) -> Sizes:
@@ -268,7 +270,7 @@ def _heldout(
 
 
 class _Found:
-    """What is in a batch in pieces, before its arrays have a size."""
+    """What is in a batch in microbatches, before its arrays have a size."""
 
     def __init__(
         self,
@@ -276,12 +278,12 @@ class _Found:
         types: np.ndarray,
         weights: np.ndarray,
         shards: int,
-        pieces: int,
+        microbatches: int,
     ) -> None:
         """Of types [inputs or targets, two, rows, window]."""
-        self.words, self.pieces = words, pieces
-        types = split_rows(types, 2, shards, pieces)
-        self.weights = split_rows(weights, 0, shards, pieces)
+        self.words, self.microbatches = words, microbatches
+        types = split_rows(types, 2, shards, microbatches)
+        self.weights = split_rows(weights, 0, shards, microbatches)
         self.targets = words.targets[types[:, 1]].astype(np.int32, copy=False)
         # The shards of a piece follow on each other.
         self._inputs = _by_shard(types[:, 0], shards)
@@ -302,10 +304,10 @@ class _Found:
         """In arrays of some sizes, which hold it."""
         pairs = zip(self._inputs, self._distinct, strict=True)
         rows = [self.words.rows(shard, found, sizes.words) for shard, found in pairs]
-        inputs = np.stack(rows).reshape(self.pieces, -1, *rows[0].shape)
+        inputs = np.stack(rows).reshape(self.microbatches, -1, *rows[0].shape)
         tables = self.words.tables(self._distinct, sizes.words)
         return Batch(
-            tuple(t.reshape(self.pieces, -1, *t.shape[2:]) for t in tables),
+            tuple(t.reshape(self.microbatches, -1, *t.shape[2:]) for t in tables),
             inputs.transpose(0, 2, 1, 3, 4).reshape(self.targets.shape),
             self.targets,
             self.weights,
@@ -315,25 +317,29 @@ class _Found:
     def _cluster(
         self, shards: tuple[tuple[np.ndarray, np.ndarray], ...], size: int
     ) -> Members:
-        """One tail cluster of all shards and pieces."""
+        """One tail cluster of all shards and microbatches."""
         positions = np.full((len(shards), size), self._inputs[0].size, np.int32)
         targets = np.zeros((len(shards), size), np.int32)
         for shard, (places, names) in enumerate(shards):
             positions[shard, : len(places)] = places
             targets[shard, : len(places)] = names
         arrays = (positions, targets)
-        return Members(*(array.reshape(self.pieces, -1, size) for array in arrays))
+        return Members(
+            *(array.reshape(self.microbatches, -1, size) for array in arrays)
+        )
 
 
 def _by_shard(array: np.ndarray, shards: int) -> list[np.ndarray]:
-    """[pieces, two, rows, window] as [two, rows of a shard, window], piece by piece."""
+    """[microbatches, two, rows, window] as [two, rows of a shard, window], in turn."""
     size = array.shape[2] // shards
     starts = range(0, array.shape[2], size)
-    return [piece[:, start : start + size] for piece in array for start in starts]
+    return [
+        microbatch[:, start : start + size] for microbatch in array for start in starts
+    ]
 
 
-def only_piece(batch: Batch) -> Batch:
-    """The one piece of a batch in pieces."""
+def only_microbatch(batch: Batch) -> Batch:
+    """The one microbatch of a batch in microbatches."""
     words, *rest = batch[:4]
     members = (Members(*(array[0] for array in tail)) for tail in batch.members)
     drawn = batch.negatives
@@ -345,32 +351,34 @@ def only_piece(batch: Batch) -> Batch:
 
 
 def distinct_words(batch: Batch) -> int:
-    """Words in the tables of a batch, of all shards and pieces that it holds."""
+    """Words in the tables of a batch, of all shards and microbatches that it holds."""
     axis = batch.weights.ndim - 1  # of characters, where there are some
     tables = (t[..., 0] if t.ndim > axis else t for t in batch.words)
     return int(sum(np.count_nonzero(table) for table in tables))
 
 
-def _drawn_in_pieces(drawn: Negatives, shards: int, pieces: int) -> Negatives:
-    """The same drawn words for all pieces, and the targets of each."""
-    same = (np.broadcast_to(array, (pieces, *array.shape)) for array in drawn)
-    targets = split_rows(drawn.targets, 1, shards, pieces)
+def _drawn_in_microbatches(
+    drawn: Negatives, shards: int, microbatches: int
+) -> Negatives:
+    """The same drawn words for all microbatches, and the targets of each."""
+    same = (np.broadcast_to(array, (microbatches, *array.shape)) for array in drawn)
+    targets = split_rows(drawn.targets, 1, shards, microbatches)
     return Negatives(*same)._replace(targets=targets)
 
 
 A = TypeVar("A", bound=Any)
 
 
-def split_rows(array: A, axis: int, shards: int, pieces: int) -> A:
-    """[..., rows, ...] in pieces: [pieces, ..., rows / pieces, ...].
+def split_rows(array: A, axis: int, shards: int, microbatches: int) -> A:
+    """[..., rows, ...] -> [microbatches, ..., rows / microbatches, ...].
 
     Each piece has its share of every shard, the shards in their order. For arrays of
     NumPy and of JAX.
     """
     before, after = array.shape[:axis], array.shape[axis + 1 :]
-    split = array.reshape(*before, shards, pieces, -1, *after)
+    split = array.reshape(*before, shards, microbatches, -1, *after)
     order = [axis + 1, *range(axis + 1), *range(axis + 2, split.ndim)]
-    return cast(A, split.transpose(order).reshape(pieces, *before, -1, *after))
+    return cast(A, split.transpose(order).reshape(microbatches, *before, -1, *after))
 
 
 def join_rows(array: A, axis: int, shards: int) -> A:

@@ -43,7 +43,7 @@ def byte_limit(max_characters: int) -> int:
     return max_characters - 2
 
 
-def encode_words(words: Sequence[str], max_characters: int = 50) -> np.ndarray:
+def character_ids(words: Sequence[str], max_characters: int = 50) -> np.ndarray:
     """Character ids of each word: int32 [words, max_characters], never 0.
 
     Only the first `max_characters - 2` bytes of a word are kept, as published, even
@@ -117,7 +117,7 @@ def batch_to_ids(
                 )
             index[i, j] = rows.setdefault(word, len(rows) + 1)
     table = np.zeros((len(rows) + 1, max_characters), np.int32)
-    table[1:] = encode_words(list(rows), max_characters)
+    table[1:] = character_ids(list(rows), max_characters)
     return table[index]
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig
-from elmojax.text.characters import byte_lengths, encode_words
+from elmojax.text.characters import byte_lengths, character_ids
 from elmojax.text.corpus import Corpus
 from elmojax.text.negatives import named
 from elmojax.text.vocabulary import Vocabulary
@@ -30,7 +30,7 @@ SENTENCES = 100_000
 
 
 class Sizes(NamedTuple):
-    """Rows of the arrays of a batch, of one shard and piece."""
+    """Rows of the arrays of a batch, of one shard and microbatch."""
 
     words: tuple[int, ...]
     """Distinct words of each table."""
@@ -125,7 +125,7 @@ class Frequencies:
 
         Args:
           rows: of all parts.
-          parts: shards times pieces.
+          parts: shards times microbatches.
           edges: where tail clusters of the softmax begin and end.
           split: devices along `model`.
           every: tables have a row for each position.
@@ -270,7 +270,7 @@ class WordTables:
         if not isinstance(model.encoder, CharCnnConfig):
             return
         short, most = columns_of(model.encoder)
-        wide = encode_words(corpus.types, most).astype(np.uint16)
+        wide = character_ids(corpus.types, most).astype(np.uint16)
         long = byte_lengths(corpus.types) > SHORT
         if every or short == most:
             self.columns, self._ids = (most,), (wide,)

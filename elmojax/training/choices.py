@@ -167,7 +167,7 @@ def check_use(config: TrainConfig, data: int, heldout: Corpus | None) -> None:
 
 
 def check_rows(config: TrainConfig, data: int) -> None:
-    """Refuses rows that do not split evenly over devices and pieces."""
+    """Refuses rows that do not split evenly over devices and microbatches."""
     if config.rows % data:
         raise InputError(
             f"--rows {config.rows} cannot be split evenly over {data} devices along "
@@ -177,8 +177,8 @@ def check_rows(config: TrainConfig, data: int) -> None:
     if config.rows % parts:
         raise InputError(
             f"--rows {config.rows} cannot be split evenly into --accumulate "
-            f"{config.accumulate} pieces on {data} devices along `data`; make it a "
-            f"multiple of {parts}."
+            f"{config.accumulate} microbatches on {data} devices along `data`; make it "
+            f"a multiple of {parts}."
         )
 
 

@@ -246,7 +246,7 @@ def failing_together() -> Iterator[None]:
     except BaseException as error:
         if not joined():
             raise
-        status, why = _judge(error)
+        status, why = _verdict(error)
         os.write(2, f"elmojax: {why}\n".encode())
         client = global_state.client
         assert client is not None
@@ -256,7 +256,7 @@ def failing_together() -> Iterator[None]:
         os._exit(status)
 
 
-def _judge(error: BaseException) -> tuple[int, str]:
+def _verdict(error: BaseException) -> tuple[int, str]:
     """Exit status and sentence of what ended a process."""
     if isinstance(error, InputError):
         return 2, str(error)

@@ -16,7 +16,7 @@ from elmojax.config import TrainConfig
 from elmojax.errors import InputError
 from elmojax.training.damage import SaveFailed
 from elmojax.training.distributed import Stop, Stopped, is_first, joined, together
-from elmojax.training.memory import StepMemory, room_for
+from elmojax.training.memory import StepMemory, explain_out_of_memory
 from elmojax.training.metrics import (
     Clock,
     JsonLines,
@@ -106,7 +106,10 @@ def _run(loop: _Loop, directory: Path) -> None:
     try:
         config = loop.run.record.train
         # Devices work ahead of what is read: it may have been the step before.
-        with together(), room_for(config, lambda: f"by step {loop.step + 1}"):
+        with (
+            together(),
+            explain_out_of_memory(config, lambda: f"by step {loop.step + 1}"),
+        ):
             loop.train()
             loop.run.checkpoints.close()
     except BaseException as error:

@@ -94,7 +94,7 @@ SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc")
 """What JAX's messages hold where an array or a program found no room."""
 
 
-def found_no_room(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: of a device, or of the host."""
     if isinstance(error, MemoryError):
         return True
@@ -104,7 +104,9 @@ def found_no_room(error: BaseException) -> bool:
 
 
 @contextmanager
-def room_for(config: TrainConfig, where: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(
+    config: TrainConfig, where: Callable[[], str]
+) -> Iterator[None]:
     """Turns running out of memory inside into an `InputError`.
 
     Args:
@@ -113,7 +115,7 @@ def room_for(config: TrainConfig, where: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not found_no_room(error):
+        if not is_out_of_memory(error):
             raise
         raise InputError(_sentence(config, where())) from error
 
@@ -124,11 +126,11 @@ def _sentence(config: TrainConfig, where: str) -> str:
     command = ["elmojax", "estimate", "--workdir", str(config.workdir)]
     command += ["--mesh.data", str(data)]
     command += ["--mesh.model", str(model)] if model > 1 else []
-    pieces = config.accumulate
-    command += ["--accumulate", str(pieces)] if pieces > 1 else []
+    microbatches = config.accumulate
+    command += ["--accumulate", str(microbatches)] if microbatches > 1 else []
     each = config.rows // data
     share = f" ({each:,} a device)" if data > 1 else ""
-    more = next((k for k in range(pieces + 1, each + 1) if each % k == 0), None)
+    more = next((k for k in range(microbatches + 1, each + 1) if each % k == 0), None)
     remedy = f"give --accumulate {more} (the same step in less memory), or " * bool(
         more
     )

@@ -55,11 +55,11 @@ def prefetched(
     config, mesh = run.record.train, run.lm.mesh
     assert mesh is not None
     local = local_shards(mesh)
-    pieces, share = config.accumulate > 1, len(local) / mesh.shape["data"]
+    microbatches, share = config.accumulate > 1, len(local) / mesh.shape["data"]
 
     def make(step: int, least: int = 0) -> Ready:
         level, batch = run.text.batch_at_level(step, least)
-        placed = place(mesh, batch, "batch.", local, pieces)
+        placed = place(mesh, batch, "batch.", local, microbatches)
         return Ready(placed, level, round(distinct_words(batch) / share))
 
     def begin(start: int) -> list[Future[Ready]]:

@@ -86,35 +86,35 @@ def place(
     tree: Any,
     prefix: str,
     local: Sequence[int] | None = None,
-    pieces: bool = False,
+    microbatches: bool = False,
 ) -> Any:
     """Host arrays on the devices, split as the table says.
 
     Args:
       local: shards of `data` that the arrays hold; None = all.
-      pieces: arrays have one axis more than the table says, before all others.
+      microbatches: arrays have one axis more than the table says, before all others.
     """
     if mesh is None:
         return jax.device_put(tree)
     shards = list(range(mesh.shape["data"]) if local is None else local)
 
-    places = _places(mesh, tree, prefix, pieces)
+    places = _places(mesh, tree, prefix, microbatches)
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
     return jax.tree.map(partial(_place, shards), tree, places)
 
 
-def _places(mesh: Mesh, tree: Any, prefix: str, pieces: bool) -> Any:
+def _places(mesh: Mesh, tree: Any, prefix: str, microbatches: bool) -> Any:
     def sharding(path: tuple[Any, ...], _: Any) -> NamedSharding:
         spec = _spec(prefix + path_name(path))
-        return NamedSharding(mesh, P(None, *spec) if pieces else spec)
+        return NamedSharding(mesh, P(None, *spec) if microbatches else spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def batch_shardings(mesh: Mesh, batch: Any, pieces: bool) -> Any:
-    """The sharding of every array of a batch, which may be in pieces."""
-    return _places(mesh, batch, "batch.", pieces)
+def batch_shardings(mesh: Mesh, batch: Any, microbatches: bool) -> Any:
+    """The sharding of every array of a batch, which may be in microbatches."""
+    return _places(mesh, batch, "batch.", microbatches)
 
 
 def _place(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:

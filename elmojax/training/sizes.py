@@ -90,7 +90,7 @@ class StepSizes:
     tables: tuple[int, ...]
     """Columns of characters of each table; 0 for an encoder of whole words."""
     words: float
-    """Distinct words that are encoded, of all shards and pieces together."""
+    """Distinct words that are encoded, of all shards and microbatches together."""
     columns: float
     """Columns of characters that a word takes, on average."""
 
@@ -171,13 +171,13 @@ def batch_shapes(
       sizes: of its arrays, a shard and piece.
       tables: columns of characters of each table; 0 for ids of whole words.
     """
-    pieces, head = config.accumulate, config.head
-    lead = (pieces,) if pieces > 1 else ()
+    microbatches, head = config.accumulate, config.head
+    lead = (microbatches,) if microbatches > 1 else ()
 
     def array(*shape: int, dtype: Any = np.int32) -> Any:
         return jax.ShapeDtypeStruct((*lead, *shape), np.dtype(dtype))
 
-    rows = config.rows // pieces
+    rows = config.rows // microbatches
     both, drawn = array(2, rows, config.window), None
     if head.kind == "sampled":
         expected = array(2, sizes.names, dtype=np.float32)

@@ -41,7 +41,7 @@ from elmojax.training.choices import (
 from elmojax.training.damage import DamagedCheckpoint
 from elmojax.training.distributed import in_turn, is_first, joined, wait_for_all
 from elmojax.training.evaluate import Evaluator
-from elmojax.training.memory import room_for
+from elmojax.training.memory import explain_out_of_memory
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.record import RunLock, RunRecord
 from elmojax.training.sharding import local_shards, make_mesh, shardings
@@ -113,7 +113,7 @@ def start(
     try:
         if fresh:
             in_turn(partial(_create, config, record, corpus))
-        with room_for(config, lambda: "while the state was made"):
+        with explain_out_of_memory(config, lambda: "while the state was made"):
             checkpoints, step, state, notes = _resume(config, shapes, places)
             if state is None:
                 state = jax.jit(create, out_shardings=places)()

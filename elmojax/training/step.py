@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import ElmoConfig, HeadConfig
-from elmojax.model import bilm, softmax
+from elmojax.model import softmax
 from elmojax.model.bilm import BiLM, init_tree
 from elmojax.model.lstm import Reset
 from elmojax.model.ops import Platform, dropped, row_keys
@@ -186,11 +186,11 @@ class LanguageModel:
             dtype=self.dtype,
             platform=self.platform,
         )
-        words = bilm.encode_words(model, params, batch.words)
+        apply: Any = partial(model.apply, {"params": params})
+        words = apply(batch.words, method="encode_words")
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
-        outputs, carry = bilm.contextualize(
-            model, params, inputs, carry, reset=reset, row_keys=keys
-        )
+        read = inputs, carry, None, reset, keys
+        outputs, carry = apply(*read, method="contextualize")
         top = outputs[-1]
         if dropout and keys is not None:
             top = dropped(top, dropout, keys, self.config.lstm.layers)
@@ -293,7 +293,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update: gradient of `loss`, clipping, optimiser; the carry moves on.
 
-    A batch in pieces gives the same update as the whole one, in less memory. With
+    A batch in microbatches gives the same update as the whole one, in less memory. With
     `only` one part of the parameters is trained (`head`), and the others are left out
     of the backward pass, of the norm and of the optimiser.
     """
@@ -335,29 +335,34 @@ def _gradient(
     batch: Any,
     key: Array,
 ) -> tuple[Params, dict[str, Array], LstmState]:
-    """Gradient of `loss`, metrics, new carry; of pieces one after the other."""
+    """Gradient of `loss`, metrics, new carry; of microbatches one after the other."""
     keys = row_keys(key, jnp.arange(carry.cell.shape[2]))
 
     def whole(params: Params, *rest: Any) -> Any:
         return loss(lm, {**frozen, **params}, *rest)
 
-    one_piece = jax.value_and_grad(whole, has_aux=True)
+    one_microbatch = jax.value_and_grad(whole, has_aux=True)
     if batch.weights.ndim == 2:
-        (_, (metrics, carry)), gradient = one_piece(params, carry, batch, keys)
+        (_, (metrics, carry)), gradient = one_microbatch(params, carry, batch, keys)
         return gradient, metrics, carry
-    pieces, shards = len(batch.weights), 1 if lm.mesh is None else lm.mesh.shape["data"]
-    carries = jax.tree.map(lambda leaf: split_rows(leaf, 2, shards, pieces), carry)
+    microbatches, shards = (
+        len(batch.weights),
+        1 if lm.mesh is None else lm.mesh.shape["data"],
+    )
+    carries = jax.tree.map(
+        lambda leaf: split_rows(leaf, 2, shards, microbatches), carry
+    )
 
-    def body(sums: Any, piece: Any) -> tuple[Any, LstmState]:
-        (_, (metrics, after)), gradient = one_piece(params, *piece)
+    def body(sums: Any, microbatch: Any) -> tuple[Any, LstmState]:
+        (_, (metrics, after)), gradient = one_microbatch(params, *microbatch)
         return jax.tree.map(jnp.add, sums, (gradient, metrics)), after
 
-    parts = (carries, batch, split_rows(keys, 0, shards, pieces))
+    parts = (carries, batch, split_rows(keys, 0, shards, microbatches))
     first = jax.tree.map(lambda leaf: leaf[0], parts)
-    (_, (metrics, _)), gradient = jax.eval_shape(one_piece, params, *first)
+    (_, (metrics, _)), gradient = jax.eval_shape(one_microbatch, params, *first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (gradient, metrics))
     sums, carries = jax.lax.scan(body, zeros, parts)
-    gradient, metrics = jax.tree.map(lambda leaf: leaf / pieces, sums)
+    gradient, metrics = jax.tree.map(lambda leaf: leaf / microbatches, sums)
     carry = jax.tree.map(lambda leaf: join_rows(leaf, 2, shards), carries)
     return gradient, metrics, carry
 

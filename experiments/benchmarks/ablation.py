@@ -34,7 +34,6 @@ from report import bars, write
 from training import zipf_corpus
 
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig, OptimizerConfig
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
 from elmojax.model.ops import dropped
 from elmojax.model.state import LstmState
@@ -58,16 +57,15 @@ class Unstacked(LanguageModel):
     ) -> tuple[Array, LstmState]:
         dropout = 0.0 if keys is None else self.dropout
         model = BiLM(self.config, dropout, self.mesh, directions=1)
-        words = bilm.encode_words(model, params, batch.words)
+        words = model.apply({"params": params}, batch.words, method="encode_words")
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
 
         def direction(n: int) -> tuple[Array, LstmState]:
             weights = jax.tree.map(lambda leaf: leaf[n : n + 1], params["lstm"])
             before = jax.tree.map(lambda leaf: leaf[:, n : n + 1], carry)
-            own = {**params, "lstm": weights}
-            return bilm.contextualize(
-                model, own, inputs[:, n : n + 1], before, row_keys=keys
-            )
+            own = {"params": {**params, "lstm": weights}}
+            read = inputs[:, n : n + 1], before, None, None, keys
+            return model.apply(own, *read, method="contextualize")
 
         layers, states = zip(direction(0), direction(1), strict=True)
         both = partial(jnp.concatenate, axis=1)

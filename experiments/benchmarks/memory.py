@@ -56,9 +56,9 @@ def real_run(flags: list[str], steps: int) -> dict[str, int]:
     asked = parse(RecipeArguments, "memory", flags, default=default)
     run = start(train_config(asked), "memory")
     config = run.record.train
-    pieces = config.accumulate > 1
+    microbatches = config.accumulate > 1
     batches = [
-        place(run.lm.mesh, run.text.batch(step), "batch.", pieces=pieces)
+        place(run.lm.mesh, run.text.batch(step), "batch.", microbatches=microbatches)
         for step in range(steps)
     ]
     guard = Guard(config.skip_nonfinite, config.spike_guard)

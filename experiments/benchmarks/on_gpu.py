@@ -59,7 +59,6 @@ from elmojax.config import (
     WordTableConfig,
 )
 from elmojax.estimate.estimate import estimate
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
@@ -369,13 +368,11 @@ def parity_cases(dtype: Any) -> Iterator[Case]:
         return partial(run, BiLM(model, dtype=dtype, platform=platform))
 
     def lstm(model: BiLM, params: Any, x: Any, state: Any) -> Any:
-        return bilm.contextualize(model, {**params, "encoder": {}}, x, state)
+        return model.apply({"params": params}, x, state, method="contextualize")
 
     def encoder(model: BiLM, params: Any) -> Any:
-        tables = (
-            bilm.encode_words(model, {**params, "lstm": {}}, t) for t in batch.words
-        )
-        return jnp.concatenate(list(tables))
+        tree, own = {"params": params}, {"method": "encode_words"}
+        return jnp.concatenate([model.apply(tree, t, **own) for t in batch.words])
 
     params = few_digits(jax.jit(lm(None).init)(jax.random.key(0)))
     carry = drawn(jax.eval_shape(partial(LstmState.zeros, model.lstm, rows)), 0.1)
@@ -638,7 +635,7 @@ def layers(sizes: Sizes, known: Known) -> Iterator[Row]:
     params = elmojax.init(layer, jax.random.key(0)).tree
 
     def one_layer(params: Any, x: Any, state: Any) -> Any:
-        return bilm.contextualize(flat, {**params, "encoder": {}}, x, state)
+        return flat.apply({"params": params}, x, state, method="contextualize")
 
     def recurrent(rows: int) -> Row:
         x = drawn(jax.ShapeDtypeStruct((window, 2, rows, width), jnp.float32))
@@ -665,7 +662,7 @@ def layers(sizes: Sizes, known: Known) -> Iterator[Row]:
         encoder = BiLM(model, dtype=jnp.bfloat16, platform=form)
 
         def encode(params: Any) -> Any:
-            return bilm.encode_words(encoder, {**params, "lstm": {}}, words)
+            return encoder.apply({"params": params}, words, method="encode_words")
 
         own = ({"encoder": whole["encoder"]},)
         return measured(encode, own, encoder_flops(model, words))

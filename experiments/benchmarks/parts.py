@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
 from elmojax.model.ops import row_keys
 from elmojax.training.step import LanguageModel, TrainState, loss
@@ -31,13 +30,14 @@ def programs(
 
     def encoder(params: Any, tables: Any) -> Any:
         def total(p: Any) -> Any:
-            return bilm.encode_words(model, p, tables).sum()
+            return model.apply({"params": p}, tables, method="encode_words").sum()
 
         return jax.grad(total)(params)
 
     def lstm(params: Any, x: Any) -> Any:
         def total(p: Any, x: Any) -> Any:
-            return bilm.contextualize(model, p, x, state.carry)[0][-1].sum()
+            read = {"params": p}, x, state.carry
+            return model.apply(*read, method="contextualize")[0][-1].sum()
 
         return jax.grad(total, (0, 1))(params, x)
 

@@ -17,7 +17,7 @@ from elmojax.config import HeadConfig
 from elmojax.embedding.engine import local_mesh
 from elmojax.loading import Model, convert, open_model
 from elmojax.model.bilm import from_tree
-from elmojax.text.characters import encode_words
+from elmojax.text.characters import character_ids
 from elmojax.training import score as scoring
 from elmojax.training.step import LanguageModel
 
@@ -57,7 +57,7 @@ def written_out(model, sentence):
         start = model.params.initial_state
         stream.cells = [*np.float64(start.cell[:, n])]
         stream.hiddens = [*np.float64(start.hidden[:, n])]
-        ids = encode_words([begin, *words], encoder.max_characters)
+        ids = character_ids([begin, *words], encoder.max_characters)
         vectors = reference.char_cnn(tree["encoder"], ids, widths, encoder.activation)
         targets = VOCABULARY.ids([*words, end])
         log_probs = [

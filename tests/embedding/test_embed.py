@@ -19,7 +19,6 @@ import elmojax
 from elmojax import InputError, LstmState
 from elmojax.config import WordTableConfig
 from elmojax.embedding.functions import encode_words
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -245,9 +244,9 @@ def test_the_state_that_comes_back_goes_on(params):
         encode_words(params, elmojax.batch_to_ids([order], COLUMNS)[0])
         for order in (words, mirrored)
     ]
-    run = jax.jit(partial(bilm.contextualize, BiLM(TINY)))
+    run = jax.jit(partial(BiLM(TINY).apply, method="contextualize"))
     stream, start = jnp.stack(inputs, axis=1)[:, :, None], LstmState.zeros(TINY.lstm, 1)
-    outputs, last = run(params.tree, stream, start)
+    outputs, last = run({"params": params.tree}, stream, start)
     at = 1
     for sentence, layers in zip(batches, encoded, strict=True):
         size = len(sentence)

@@ -26,11 +26,10 @@ from elmojax.embedding.functions import encode
 from elmojax.errors import InputError
 from elmojax.formats.tf_bundle import DTYPES, MAGIC, masked_crc32c
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint, read_tf_checkpoint
-from elmojax.model.bilm import BiLM, ElmoParams, contextualize
-from elmojax.model.bilm import encode_words as bilm_words
+from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.softmax import log_prob_all
 from elmojax.model.state import LstmState
-from elmojax.text.characters import batch_to_ids, encode_words
+from elmojax.text.characters import batch_to_ids, character_ids
 
 DATA = Path(__file__).parents[1] / "data" / "bilm_tf_checkpoint"
 MODELS = ("characters", "plain", "words")
@@ -110,17 +109,20 @@ def stream_losses(params: ElmoParams, head: Any) -> np.ndarray:
         for direction, words in enumerate((whole, whole[::-1])):
             streams[direction].extend(words[:-1])
             targets[direction].extend(rows.get(w, rows["<UNK>"]) for w in words[1:])
-    bilm, config = BiLM(params.config), params.config
+    config, tree = params.config, {"params": params.tree}
+    apply = BiLM(config).apply
 
     def ids(words: list[str]) -> np.ndarray:
         if isinstance(config.encoder, CharCnnConfig):
-            return encode_words(words, config.encoder.max_characters)
+            return character_ids(words, config.encoder.max_characters)
         return np.array([1 + rows.get(w, rows["<UNK>"]) for w in words], np.int32)
 
-    vectors = [bilm_words(bilm, params.tree, jnp.asarray(ids(s))) for s in streams]
+    vectors = [
+        apply(tree, jnp.asarray(ids(words)), method="encode_words") for words in streams
+    ]
     inputs = jnp.stack(vectors, axis=1)[:, :, None]  # time, two, batch of one
     start = LstmState.zeros(config.lstm, 1)
-    outputs, _ = contextualize(bilm, params.tree, inputs, start)
+    outputs, _ = apply(tree, inputs, start, method="contextualize")
     losses = []
     for direction in range(2):
         log_probs = log_prob_all(head, outputs[-1, :, direction, 0])

@@ -16,7 +16,6 @@ import elmojax
 from elmojax import ElmoConfig, LstmState
 from elmojax.config import CharCnnConfig, LstmConfig, WordTableConfig
 from elmojax.embedding.functions import contextualize
-from elmojax.model import bilm
 from elmojax.model.bilm import BiLM, init_tree
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,7 +75,8 @@ def test_training_reads_each_direction_apart(deep):
     @jax.jit
     @jax.jacrev
     def jacobian(inputs):
-        return bilm.contextualize(BiLM(DEEP), deep.tree, inputs, state)[0]
+        tree = {"params": deep.tree}
+        return BiLM(DEEP).apply(tree, inputs, state, method="contextualize")[0]
 
     # layer, t, direction, row, vector, s, direction, row, word vector
     sees = np.abs(jacobian(inputs)).max(axis=-1)
@@ -96,8 +96,8 @@ def test_all_layers_are_the_published_equations():
     params = tiny_params(config, scale=0.8)
     inputs = drawn(jax.ShapeDtypeStruct((TIME, 2, 2, WIDTH), jnp.float32), seed=5)
     state = LstmState.zeros(config.lstm, 2)
-    run = jax.jit(partial(bilm.contextualize, BiLM(config)))
-    outputs, after = run(params.tree, inputs, state)
+    run = jax.jit(partial(BiLM(config).apply, method="contextualize"))
+    outputs, after = run({"params": params.tree}, inputs, state)
     for direction in range(2):
         for row in range(2):
             stream = reference.Stream(params.lstm, config.lstm, direction)

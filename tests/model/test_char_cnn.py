@@ -14,7 +14,7 @@ from toys import drawn
 from elmojax.config import CharCnnConfig, MeshConfig, WordTableConfig
 from elmojax.model import char_cnn
 from elmojax.model.char_cnn import CharCnn, WordTable
-from elmojax.text.characters import encode_words
+from elmojax.text.characters import character_ids
 from elmojax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,7 +40,7 @@ def vectors(config, params, ids):
     return CharCnn(config, PROJECTION).apply({"params": params}, ids)
 
 
-IDS = encode_words(WORDS, SIZE)
+IDS = character_ids(WORDS, SIZE)
 
 
 @pytest.mark.parametrize("highway_layers", [0, 1, 2])

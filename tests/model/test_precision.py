@@ -85,10 +85,10 @@ def test_a_product_and_its_gradient_are_rounded_alike(subscripts, left, right, d
         np.testing.assert_allclose(got, slope, rtol=1e-5, atol=1e-5)
 
 
-def batch_of(lm, shards=1, pieces=1):
+def batch_of(lm, shards=1, microbatches=1):
     words = WordTables(CORPUS, CORPUS.vocabulary, CONFIG, shards)
     samples = lm.head.samples if lm.head.kind == "sampled" else 0
-    text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples, pieces)
+    text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples, microbatches)
     return text.batch(1)
 
 
@@ -112,7 +112,7 @@ def test_every_product_of_a_step_has_its_precision(head, dtype):
     optimizer = make_optimizer(OptimizerConfig(), 10)
     state = jax.eval_shape(partial(init_state, lm, optimizer, ROWS, 0))
     step = partial(train_step, lm, optimizer)
-    jaxpr = jax.make_jaxpr(step)(state, batch_of(lm, 4, pieces=2)).jaxpr
+    jaxpr = jax.make_jaxpr(step)(state, batch_of(lm, 4, microbatches=2)).jaxpr
     products, sums = [], []
     for equation in equations(jaxpr):
         kinds = {v.aval.dtype for v in equation.invars if hasattr(v.aval, "dtype")}
@@ -219,7 +219,7 @@ def test_microbatches_add_up_in_float32(params, exact, head):
     mesh = make_mesh(MeshConfig(2, 2))
     lm, steps = replace(LM, head=head, mesh=mesh), {}
     optimizer = make_optimizer(OptimizerConfig(gradient_norm=0.5), 10)
-    for pieces in (1, 4):
+    for microbatches in (1, 4):
         zeros = jax.eval_shape(partial(init_state, lm, optimizer, ROWS, 0))
         places = shardings(mesh, zeros)
         tree = params[head.kind]
@@ -228,8 +228,10 @@ def test_microbatches_add_up_in_float32(params, exact, head):
             params=tree, optimizer=optimizer.init(tree), carry=exact["carry"]
         )
         state = jax.device_put(jax.tree.map(np.array, state), places)
-        batch = place(mesh, batch_of(lm, 2, pieces), "batch.", pieces=pieces > 1)
-        steps[pieces] = compile_train_step(lm, optimizer, state)(state, batch)
+        batch = place(
+            mesh, batch_of(lm, 2, microbatches), "batch.", microbatches=microbatches > 1
+        )
+        steps[microbatches] = compile_train_step(lm, optimizer, state)(state, batch)
     (one, numbers), (four, others) = steps.values()
     kinds = {leaf.dtype for leaf in jax.tree.leaves((four.params, four.optimizer))}
     assert kinds <= {jnp.dtype("float32"), jnp.dtype("int32")}

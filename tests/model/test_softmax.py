@@ -66,7 +66,7 @@ def compiled_as(way, function, *arguments):
     """With positions of each tail for all forms but the first."""
     patch = {"CPU": WAYS[way]}
     if "small" in way:
-        patch |= {"MOST": 1, "PIECE": 100, "NARROW": 5}
+        patch |= {"MAX_LOGITS": 1, "TABLE_BLOCK": 100, "NARROW": 5}
     with mock.patch.multiple(softmax, **patch):
         return jax.jit(function).lower(*arguments).compile()
 

@@ -22,7 +22,7 @@ from elmojax.text.batches import (
     shuffled,
     split_rows,
 )
-from elmojax.text.characters import encode_words
+from elmojax.text.characters import character_ids
 from elmojax.text.tables import (
     RARE,
     SHORT,
@@ -80,7 +80,7 @@ def streams(text: list[list[str]], rows: int, seed: int, epochs: int):
 
 def letters_of(word: str, columns: int) -> np.ndarray:
     marks = {BEGIN: "<S>", END: "</S>"}
-    return encode_words([marks.get(word, word)], columns)[0]
+    return character_ids([marks.get(word, word)], columns)[0]
 
 
 def number_of(word: str, corpus) -> int:
@@ -286,14 +286,14 @@ def test_a_process_reads_its_rows_alone():
         np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize(("shards", "pieces"), [(1, 2), (2, 3), (4, 2)])
-def test_pieces_hold_a_share_of_each_shard(shards, pieces):
+@pytest.mark.parametrize(("shards", "microbatches"), [(1, 2), (2, 3), (4, 2)])
+def test_microbatches_hold_a_share_of_each_shard(shards, microbatches):
     corpus = big_corpus()
     words = words_of(corpus, shards)
     whole = TrainingText(corpus, words, 24, 20, 3).batch(5)
-    batch = TrainingText(corpus, words, 24, 20, 3, pieces=pieces).batch(5)
-    rows = np.arange(24).reshape(shards, pieces, -1)
-    for number in range(pieces):
+    batch = TrainingText(corpus, words, 24, 20, 3, microbatches=microbatches).batch(5)
+    rows = np.arange(24).reshape(shards, microbatches, -1)
+    for number in range(microbatches):
         words, *rest = batch[:4]
         piece = type(batch)(tuple(t[number] for t in words), *(a[number] for a in rest))
         wanted = rows[:, number].ravel()
@@ -302,7 +302,7 @@ def test_pieces_hold_a_share_of_each_shard(shards, pieces):
             read(piece, shards), read(whole, shards)[:, wanted]
         )
     array = np.arange(5 * 24 * 2).reshape(5, 24, 2)
-    taken = split_rows(array, 1, shards, pieces)
+    taken = split_rows(array, 1, shards, microbatches)
     np.testing.assert_array_equal(taken[1, :, 0], array[:, rows[0, 1, 0]])
     np.testing.assert_array_equal(join_rows(taken, 1, shards), array)
 
@@ -350,7 +350,7 @@ def test_batches_are_those_of_a_plain_formulation(monkeypatch, below, shards):
     text = TrainingText(corpus, words, rows, window, seed)
     long = [len(word.encode()) > SHORT for word in corpus.types]
     assert words.columns == (SHORT + 7, 50)
-    ids = encode_words(corpus.types, 50).astype(np.int32)
+    ids = character_ids(corpus.types, 50).astype(np.int32)
     number = {word: i for i, word in enumerate(corpus.types)} | {BEGIN: 0, END: 1}
     lines = [[corpus.types[i] for i in s] for s in sentences_of(corpus)]
     wanted = streams(lines, rows, seed, 3)
@@ -391,9 +391,9 @@ def sentences_of(corpus):
 
 def test_a_whole_run_has_one_shape():
     corpus = big_corpus()
-    for pieces in (1, 2):
+    for microbatches in (1, 2):
         words = words_of(corpus, 2, head=HeadConfig("adaptive", (20, 100)))
-        text = TrainingText(corpus, words, 24, 20, 3, pieces=pieces)
+        text = TrainingText(corpus, words, 24, 20, 3, microbatches=microbatches)
         assert {text.batch_at_level(step)[0] for step in range(text.steps(3))} == {0}
 
 
@@ -403,22 +403,24 @@ def bursty_corpus():
     return corpus_of([*common, [f"{'y' * 40}{i}" for i in range(300)]], known=200)
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_a_step_with_more_words_than_usual_has_larger_arrays(pieces):
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_step_with_more_words_than_usual_has_larger_arrays(microbatches):
     """Not one word is lost, and not one target."""
     corpus = bursty_corpus()
     head = HeadConfig("adaptive", (5, 30))
     words = words_of(corpus, 2, head=head, split=3)
-    text = TrainingText(corpus, words, 4, 200, 0, pieces=pieces)
+    text = TrainingText(corpus, words, 4, 200, 0, microbatches=microbatches)
     levels = []
     for step in range(text.steps(1)):
         level, batch = text.batch_at_level(step)
         levels.append(level)
         sizes = text.capacities.at(level)
         assert all(size % 8 == size % 3 == 0 for size in sizes.words)
-        parts = 2 * pieces
+        parts = 2 * microbatches
         for table, size in zip(batch.words, sizes.words, strict=True):
-            assert table.shape[:-1] == ((pieces,) if pieces > 1 else ()) + (2 * size,)
+            assert table.shape[:-1] == ((microbatches,) if microbatches > 1 else ()) + (
+                2 * size,
+            )
         clusters = zip(batch.members, pairwise(words.edges), strict=True)
         for tail, (low, high) in clusters:
             inside = (batch.targets >= low) & (batch.targets < high)
@@ -488,7 +490,7 @@ def test_columns_are_cut_only_where_it_is_safe(most, size):
     sizes = [64] * len(words.columns)
     tables = words.tables([found], sizes)
     rows = words.rows(types, found, sizes)
-    wanted = encode_words(corpus.types, most)[types]
+    wanted = character_ids(corpus.types, most)[types]
     for row, ids in zip(rows, wanted, strict=True):
         (table,) = tables[row // 64]
         columns = table.shape[1]
@@ -503,7 +505,7 @@ def test_unknown_words_keep_their_letters_but_not_their_target(kind):
     corpus = corpus_of([["no", "no", "rare", "odd"]], known=1)
     if kind == "characters":
         words = words_of(corpus)
-        wanted = encode_words(["<S>", "no", "no", "rare", "odd"], 50)[:, :18]
+        wanted = character_ids(["<S>", "no", "no", "rare", "odd"], 50)[:, :18]
     else:
         model = replace(TINY, encoder=WordTableConfig(4, 6))
         words = WordTables(corpus, corpus.vocabulary, model, 1)

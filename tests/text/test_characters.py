@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elmojax.errors import InputError
 from elmojax.text import characters
-from elmojax.text.characters import batch_to_ids, encode_words
+from elmojax.text.characters import batch_to_ids, character_ids
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_sentence_marks_in_batches_have_the_ids_of_bilm_tf(goldens, golden):
 
 
 def test_the_words_of_marks_are_the_sentence_marks():
-    expected = encode_words(["<S>", "</S>"], 7)
+    expected = character_ids(["<S>", "</S>"], 7)
     np.testing.assert_array_equal(characters.sentence_mark_ids(7), expected)
     assert expected.tolist() == [
         [259, 257, 260, 261, 261, 261, 261],
@@ -65,7 +65,7 @@ def test_the_words_of_marks_are_the_sentence_marks():
 
 @given(st.lists(st.text(max_size=12), max_size=8))
 def test_ids_hold_the_whole_of_a_short_word(words):
-    ids = encode_words(words)
+    ids = character_ids(words)
     assert ids.shape == (len(words), 50) and ids.dtype == np.int32
     assert [decode(row) for row in ids] == words
 
@@ -75,21 +75,21 @@ def test_a_batch_is_its_words_encoded_and_zeros_after_them(batch):
     ids = batch_to_ids(batch, 8)
     assert ids.shape == (len(batch), max(map(len, batch), default=0), 8)
     for row, sentence in zip(ids, batch, strict=True):
-        np.testing.assert_array_equal(row[: len(sentence)], encode_words(sentence, 8))
+        np.testing.assert_array_equal(row[: len(sentence)], character_ids(sentence, 8))
         assert not row[len(sentence) :].any()
 
 
 def test_many_words_are_encoded_as_one_by_one(monkeypatch):
     words = [*(f"word{i}" for i in range(10)), "</S>", "", "日本", "<S>"]
-    alone = np.concatenate([encode_words([word]) for word in words])
+    alone = np.concatenate([character_ids([word]) for word in words])
     monkeypatch.setattr(characters, "_CHUNK", 3)
-    np.testing.assert_array_equal(encode_words(words), alone)
+    np.testing.assert_array_equal(character_ids(words), alone)
 
 
 @pytest.mark.parametrize("width", [3, 4, 10, 50])
 def test_long_words_are_cut_at_the_bytes_that_fit(width):
     words = ["x" * (width - 3), "x" * (width - 2), "x" * (width - 1), "é" * width]
-    ids = encode_words(words, width)
+    ids = character_ids(words, width)
     kept = ["x" * (width - 3), *["x" * (width - 2)] * 2]
     assert [decode(row) for row in ids[:3]] == kept
     # Bytes count, not characters, and the cut may fall inside a character.
@@ -118,4 +118,4 @@ def test_anything_but_lists_of_lists_of_words_is_refused(batch, part, request):
 
 def test_too_few_characters_are_refused():
     with pytest.raises(InputError, match="max_characters is 2; it must be 3 or more"):
-        encode_words(["a"], 2)
+        character_ids(["a"], 2)

@@ -30,11 +30,11 @@ from elmojax.estimate.estimate import (
     Memory,
     floor,
     largest_rows,
-    least_pieces,
+    least_microbatches,
 )
 from elmojax.training import memory, prefetch
 from elmojax.training import start as starting
-from elmojax.training.memory import StepMemory, room_for
+from elmojax.training.memory import StepMemory, explain_out_of_memory
 from elmojax.training.sharding import place
 from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
@@ -186,8 +186,10 @@ def real(data, workdir, flags):
     asked = parse(EstimateArguments, "estimate", argv, default=arguments)
     started = start(train_config(asked), "test")
     config = started.record.train
-    pieces = config.accumulate > 1
-    batch = place(started.lm.mesh, started.text.batch(0), "batch.", pieces=pieces)
+    microbatches = config.accumulate > 1
+    batch = place(
+        started.lm.mesh, started.text.batch(0), "batch.", microbatches=microbatches
+    )
     guard = Guard(config.skip_nonfinite, config.spike_guard)
     step = compile_train_step(started.lm, started.optimizer, started.state, guard)
     found = step.lower(started.state, batch).compile().memory_analysis()
@@ -322,7 +324,7 @@ def compiler_says(monkeypatch):
 def test_a_batch_that_does_not_fit_is_warned_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(estimating, "largest_rows", lambda *_: 600)
-    monkeypatch.setattr(estimating, "least_pieces", lambda *_: 8)
+    monkeypatch.setattr(estimating, "least_microbatches", lambda *_: 8)
     outcome = done("estimate", *LARGE, 40_000_000, "--chip", "V5E")
     warning = outcome.err.splitlines()[-1]
     assert re.search(r"takes \S+ [GT]B a device, and a TPU v5e has 16 GB", warning)
@@ -334,7 +336,7 @@ def test_a_batch_that_does_not_fit_is_warned_of(tmp_path, monkeypatch):
     assert small == ["v5e", "v6e"]
 
 
-def test_rows_and_pieces_that_fit_are_found_on_a_line():
+def test_rows_and_microbatches_that_fit_are_found_on_a_line():
     """Of 10 bytes a row and 1,000 for everything else, and more for each piece."""
 
     def memory(config):
@@ -346,9 +348,9 @@ def test_rows_and_pieces_that_fit_are_found_on_a_line():
     rows = largest_rows(config, 2, memory(config), 6000, memory)
     assert 850 <= rows <= 1000 and rows % 2 == 0
     assert memory(replace(config, rows=rows)).total <= 6000
-    assert least_pieces(config, 2, rows, 6000, memory) == 8
+    assert least_microbatches(config, 2, rows, 6000, memory) == 8
     assert largest_rows(config, 2, memory(config), 900, memory) is None
-    assert least_pieces(config, 2, 2, 900, memory) is None
+    assert least_microbatches(config, 2, 2, 900, memory) is None
 
 
 def test_bad_input_is_one_sentence(data, tmp_path, monkeypatch):
@@ -492,11 +494,11 @@ def test_other_errors_stay_what_they_are():
     config = TrainConfig.preset("mini")
     with (
         pytest.raises(Full, match="INTERNAL"),
-        room_for(config, lambda: "at step 1"),
+        explain_out_of_memory(config, lambda: "at step 1"),
     ):
         raise Full("INTERNAL: a mistake of ours")
     with (
         pytest.raises(InputError, match="at step 1 with --rows 64"),
-        room_for(config, lambda: "at step 1"),
+        explain_out_of_memory(config, lambda: "at step 1"),
     ):
         raise MemoryError

@@ -104,17 +104,17 @@ def test_a_run_moves_from_devices_to_devices_and_back(world, tmp_path):
         pytest.param((2, 2), id="2x2", marks=pytest.mark.slow),
     ],
 )
-def test_rows_in_pieces_are_the_same_run(world, tmp_path, mesh):
+def test_rows_in_microbatches_are_the_same_run(world, tmp_path, mesh):
     sizes = ("--mesh.data", mesh[0], "--mesh.model", mesh[1], "--accumulate", 4)
     done(*world.command, "--workdir", tmp_path, "--steps", 12, *sizes)
     assert_same_run(tmp_path, world.plain)
 
 
 @pytest.mark.slow
-def test_a_sampled_softmax_in_pieces_is_the_same_run(world, tmp_path):
+def test_a_sampled_softmax_in_microbatches_is_the_same_run(world, tmp_path):
     sampled = ("--head.kind", "sampled", "--head.samples", 20, "--steps", 3)
-    for pieces in (1, 2):
-        more = ("--workdir", tmp_path / str(pieces), "--accumulate", pieces)
+    for microbatches in (1, 2):
+        more = ("--workdir", tmp_path / str(microbatches), "--accumulate", microbatches)
         done(*world.command, "--mesh.data", 2, *sampled, *more)
     jax.tree.map(
         lambda got, wanted: np.testing.assert_allclose(got, wanted, atol=2e-6),
@@ -123,11 +123,11 @@ def test_a_sampled_softmax_in_pieces_is_the_same_run(world, tmp_path):
     )
 
 
-def test_pieces_must_divide_the_rows(world, tmp_path):
+def test_microbatches_must_divide_the_rows(world, tmp_path):
     command = [*world.command, "--workdir", tmp_path / "run"]
-    says = "--rows 8 ... --accumulate 3 pieces on 1 devices ... a multiple of 3"
+    says = "--rows 8 ... --accumulate 3 microbatches on 1 devices ... a multiple of 3"
     refused(*command, "--mesh.data", 1, "--accumulate", 3, says=says)
-    says = "--accumulate 2 pieces on 8 devices ... a multiple of 16"
+    says = "--accumulate 2 microbatches on 8 devices ... a multiple of 16"
     refused(*command, "--accumulate", 2, says=says)
     assert not (tmp_path / "run").exists()
 

@@ -318,13 +318,16 @@ def tree_close(got, wanted, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
 
 
-@pytest.mark.parametrize("pieces", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_batch_in_pieces_makes_the_same_step(params, optimizer, pieces):
+@pytest.mark.parametrize("microbatches", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_batch_in_microbatches_makes_the_same_step(params, optimizer, microbatches):
     """With dropout: a row drops the same numbers whatever stands beside it."""
     lm = replace(LM, dropout=0.5)
     step = jax.jit(partial(train_step, lm, optimizer))
     words = WordTables(CORPUS, CORPUS.vocabulary, TINY)
-    texts = [TrainingText(CORPUS, words, 6, WINDOW, 0, pieces=n) for n in (1, pieces)]
+    texts = [
+        TrainingText(CORPUS, words, 6, WINDOW, 0, microbatches=n)
+        for n in (1, microbatches)
+    ]
     states = [start(params, optimizer, rows=6) for _ in texts]
     for number in range(2):
         both = [
@@ -377,13 +380,13 @@ def part_equal(one, other, name):
     return jax.tree.all(jax.tree.map(np.array_equal, one[name], other[name]))
 
 
-@pytest.mark.parametrize(("name", "pieces"), [("adagrad", 1), ("adamw", 2)])
-def test_frozen_steps_train_the_head_alone(name, pieces):
+@pytest.mark.parametrize(("name", "microbatches"), [("adagrad", 1), ("adamw", 2)])
+def test_frozen_steps_train_the_head_alone(name, microbatches):
     """Two frozen steps, then a whole one, in a warm-up of four steps."""
     recipe = OptimizerConfig(name, 0.01, warmup_steps=4, gradient_norm=0.5)
     optimizer = make_optimizer(recipe, 100, freeze_steps=2)
     words = WordTables(CORPUS, CORPUS.vocabulary, SMALL.config)
-    text = TrainingText(CORPUS, words, 4, WINDOW, 0, pieces=pieces)
+    text = TrainingText(CORPUS, words, 4, WINDOW, 0, microbatches=microbatches)
     guard = Guard(skip=1)
     frozen, whole = (
         jax.jit(partial(train_step, SMALL, optimizer, guard=guard, only=only))

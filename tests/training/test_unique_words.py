@@ -41,7 +41,7 @@ LM = LanguageModel(
 )
 
 
-def loss_and_gradient(every: bool, shards: int, pieces: int):
+def loss_and_gradient(every: bool, shards: int, microbatches: int):
     """Of two steps of plain descent, so that the change is the gradient."""
     mesh = make_mesh(MeshConfig(shards)) if shards > 1 else None
     lm, optimizer = replace(LM, mesh=mesh), optax.sgd(1.0)
@@ -52,9 +52,9 @@ def loss_and_gradient(every: bool, shards: int, pieces: int):
     state = jax.device_put(state, mesh and shardings(mesh, shapes))
     step = compile_train_step(lm, optimizer, state)
     words = WordTables(CORPUS, CORPUS.vocabulary, TINY, shards, every)
-    text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, pieces=pieces)
+    text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, microbatches=microbatches)
     batch = text.batch(0)
-    placed = place(mesh, batch, "batch.", pieces=pieces > 1)
+    placed = place(mesh, batch, "batch.", microbatches=microbatches > 1)
     state, metrics = step(state, placed)
     gradient = jax.tree.map(lambda a, b: np.asarray(a - b), before, state.params)
     return batch, {k: float(v) for k, v in metrics.items()}, gradient
@@ -62,20 +62,20 @@ def loss_and_gradient(every: bool, shards: int, pieces: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shards", "pieces"), [(2, 2), (1, 1), (2, 1), (1, 2)], ids=str
+    ("shards", "microbatches"), [(2, 2), (1, 1), (2, 1), (1, 2)], ids=str
 )
-def test_on_and_off_give_the_same_loss_and_gradients(shards, pieces):
-    once, wanted, slopes = loss_and_gradient(False, shards, pieces)
-    every, got, others = loss_and_gradient(True, shards, pieces)
+def test_on_and_off_give_the_same_loss_and_gradients(shards, microbatches):
+    once, wanted, slopes = loss_and_gradient(False, shards, microbatches)
+    every, got, others = loss_and_gradient(True, shards, microbatches)
     assert got == pytest.approx(wanted, rel=1e-6)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(slopes))
     close = partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-6 * scale)
     jax.tree.map(close, others, slopes)
     # Off, a shard has a row for each of its positions, in both directions.
-    positions = 2 * ROWS * WINDOW // shards // pieces
+    positions = 2 * ROWS * WINDOW // shards // microbatches
     (table,) = every.words
-    assert table.shape[pieces > 1] == shards * positions
-    here = every.inputs if pieces > 1 else every.inputs[None]
+    assert table.shape[microbatches > 1] == shards * positions
+    here = every.inputs if microbatches > 1 else every.inputs[None]
     for shard in np.split(here, shards, axis=2):
         for piece in shard:
             assert sorted(piece.ravel()) == list(range(positions))
@@ -173,7 +173,7 @@ def test_words_that_do_not_fit_get_a_larger_program(tmp_path):
         ({"head": HeadConfig("sampled", samples=5)}, 2),
         ({"head": HeadConfig("full"), "encoder": "words", "unique_words": False}, 0),
     ],
-    ids=["pieces", "adaptive", "sampled", "every word"],
+    ids=["microbatches", "adaptive", "sampled", "every word"],
 )
 def test_shapes_are_known_without_a_batch(options, level):
     """Those of the arrays on the devices, and where they lie."""
@@ -182,13 +182,13 @@ def test_shapes_are_known_without_a_batch(options, level):
         model = replace(TINY, encoder=WordTableConfig(len(CORPUS.vocabulary), 4))
     config = TrainConfig(model=model, rows=8, window=6, **options)
     config = replace(config, mesh=MeshConfig(2, 2))
-    mesh, pieces = make_mesh(config.mesh), config.accumulate > 1
+    mesh, microbatches = make_mesh(config.mesh), config.accumulate > 1
     text = training_text(config, CORPUS, 2)
     found, batch = text.batch_at_level(0, level)
     sizes = text.capacities.at(found)
     known = batch_shapes(config, sizes, text.words.columns, 2)
-    placed = place(mesh, batch, "batch.", pieces=pieces)
-    places = batch_shardings(mesh, known, pieces)
+    placed = place(mesh, batch, "batch.", microbatches=microbatches)
+    places = batch_shardings(mesh, known, microbatches)
 
     def same(shape, sharding, array):
         assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
