@@ -82,16 +82,16 @@ def _chip_lines(report: dict[str, Any]) -> list[str]:
         for name, key in (("", "floor"), (", measured", "floor_at_measured_rates")):
             if key not in chip:
                 continue
-            floor = chip[key]
+            least = chip[key]
             rows.append(
                 (
                     chip["title"] + name,
                     size_of(chip["memory"]),
                     f"{chip['share']:.0%}",
                     "yes" if chip["fits"] else "NO",
-                    f"{1000 * floor['step']:,.2f} ms",
-                    f"{floor['tokens_per_second']:,.0f}",
-                    f"{floor['hours']:,.2f}",
+                    f"{1000 * least['step']:,.2f} ms",
+                    f"{least['tokens_per_second']:,.0f}",
+                    f"{least['hours']:,.2f}",
                 )
             )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -206,10 +206,10 @@ def _report(
         shown = CHIPS if chip is None else (chip,)
         warning = _warning(found, shown, again)
     precision = "float32" if dtype == jnp.float32 else "bf16"
-    floors = [_on_chip(found, one, precision, config) for one in shown]
+    chips = [_on_chip(found, one, precision, config) for one in shown]
     return {
         "chip": None if chip is None else chip.name,
-        "fits": any(floor["fits"] for floor in floors),
+        "fits": any(chip["fits"] for chip in chips),
         "warning": warning,
         "rows": config.rows,
         "window": config.window,
@@ -230,7 +230,7 @@ def _report(
         "memory_per_device": asdict(found.memory),
         "flops_a_token": {**asdict(found.flops), "total": found.flops.total},
         "steps": found.steps,
-        "chips": floors,
+        "chips": chips,
     }
 
 
@@ -300,7 +300,7 @@ def _statistics(
 def _on_chip(
     found: Estimate, chip: Chip, precision: str, config: TrainConfig
 ) -> dict[str, Any]:
-    from elmojax.estimate.estimate import fits, floor
+    from elmojax.estimate.estimate import fits, least_time
 
     if config.precision == "auto":
         precision = "bf16"  # which is what it means there
@@ -314,16 +314,17 @@ def _on_chip(
         "flops_per_second": chip.products(precision),
         "bandwidth": chip.bandwidth,
         "source": chip.source,
-        "floor": asdict(floor(found, chip, precision)),
+        "floor": asdict(least_time(found, chip, precision)),
     }
     if chip.measured is not None and precision == "bf16":
-        report["floor_at_measured_rates"] = asdict(floor(found, chip, precision, False))
+        measured = least_time(found, chip, precision, False)
+        report["floor_at_measured_rates"] = asdict(measured)
     return report
 
 
 def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None:
     """What to say where a step does not fit, and what would; None where it does."""
-    from elmojax.estimate.estimate import ROOM, fits, largest_rows, least_microbatches
+    from elmojax.estimate.estimate import USABLE, fits, largest_rows, least_microbatches
 
     small = [chip for chip in shown if not fits(found.memory, chip)]
     if not small:
@@ -337,10 +338,10 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
             "--chip to see how many --rows would."
         )
     (chip,) = shown
-    room = ROOM * chip.memory
+    available = USABLE * chip.memory
     said = (
         f"A step takes {total} a device, and a {chip.title} has "
-        f"{size_of(chip.memory)}, of which {ROOM:.0%} can be used: it will not fit."
+        f"{size_of(chip.memory)}, of which {USABLE:.0%} can be used: it will not fit."
     )
     say("A step does not fit; looking for what would.")
 
@@ -348,13 +349,13 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
         return again(config).memory
 
     config, data = found.config, found.data
-    rows = largest_rows(config, data, found.memory, room, memory)
+    rows = largest_rows(config, data, found.memory, available, memory)
     if rows is None:
         return (
             f"{said} Fewer --rows alone do not help; split the model over more chips "
             "with --mesh.model, or take a smaller one."
         )
-    microbatches = least_microbatches(config, data, rows, room, memory)
+    microbatches = least_microbatches(config, data, rows, available, memory)
     keep = (
         f", or all {config.rows} with --accumulate {microbatches}"
         if microbatches

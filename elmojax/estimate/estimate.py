@@ -209,7 +209,7 @@ def _wanted(error: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Floor:
+class LeastTime:
     """The least time of a run on a chip, were nothing lost anywhere.
 
     A step computes its products at the chip's peak and then updates the parameters at
@@ -230,7 +230,9 @@ class Floor:
     """Of all steps."""
 
 
-def floor(estimate: Estimate, chip: Chip, precision: str, peak: bool = True) -> Floor:
+def least_time(
+    estimate: Estimate, chip: Chip, precision: str, peak: bool = True
+) -> LeastTime:
     """The least time on one kind of chip.
 
     Args:
@@ -248,24 +250,24 @@ def floor(estimate: Estimate, chip: Chip, precision: str, peak: bool = True) -> 
     exchange = 2 * (data - 1) / data * estimate.memory.gradients / chip.link
     step = max(products + update, exchange)
     hours = step * estimate.steps / 3600
-    return Floor(products, update, exchange, step, tokens / step, hours)
+    return LeastTime(products, update, exchange, step, tokens / step, hours)
 
 
-ROOM = 0.9
+USABLE = 0.9
 """Share of a chip's memory that a step may take: the rest goes to the runtime, to
 batches sent ahead and to gaps between arrays."""
 
 
 def fits(memory: Memory, chip: Chip) -> bool:
     """Whether a step has room on a chip."""
-    return memory.total <= ROOM * chip.memory
+    return memory.total <= USABLE * chip.memory
 
 
 def largest_rows(
     config: TrainConfig,
     data: int,
     first: Memory,
-    room: float,
+    available: float,
     again: Callable[[TrainConfig], Memory],
 ) -> int | None:
     """About as many rows as fit, where those of `config` do not; None = not even few.
@@ -283,7 +285,7 @@ def largest_rows(
     none, fixed = 0, first.parameters + first.optimizer + first.gradients
     for _ in range(6):
         slope = (used - fixed) / (rows - none)
-        fitting = none + 0.99 * (room - fixed) / slope
+        fitting = none + 0.99 * (available - fixed) / slope
         fewer = int(min(fitting, 0.9 * rows) // parts) * parts
         if fewer < parts:
             return None
@@ -291,7 +293,7 @@ def largest_rows(
             fewer -= fewer % (16 * parts)
         none, fixed = rows, used
         rows, used = fewer, again(replace(config, rows=fewer)).total
-        if used <= room:
+        if used <= available:
             return rows
     return None
 
@@ -300,7 +302,7 @@ def least_microbatches(
     config: TrainConfig,
     data: int,
     rows: int,
-    room: float,
+    available: float,
     again: Callable[[TrainConfig], Memory],
 ) -> int | None:
     """The fewest microbatches with which the rows of `config` fit; `rows` do."""
@@ -311,7 +313,7 @@ def least_microbatches(
             or each // microbatches > 0.9 * rows / data / config.accumulate
         ):
             continue
-        if again(replace(config, accumulate=microbatches)).total <= room:
+        if again(replace(config, accumulate=microbatches)).total <= available:
             return microbatches
         tries += 1
         if tries == 2:

@@ -88,13 +88,13 @@ class TrainingText:
     """Endless rows for training; `batch(step)` is a pure function of its arguments.
 
     In each epoch all sentences are shuffled and laid end to end, and the line is cut
-    into `rows` equal pieces; the stream of a row is its piece of epoch 0, of epoch 1,
-    and so on. Which text a row reads depends on (seed, epoch, row) alone. The last
-    piece is filled up with the first positions of the line, fewer than `rows` in all.
+    into `rows` equal parts; the stream of a row is its part of epoch 0, of epoch 1, and
+    so on. Which text a row reads depends on (seed, epoch, row) alone. The last part is
+    filled up with the first positions of the line, fewer than `rows` in all.
     With `samples`, each batch has that many words drawn at random a direction.
 
-    Shard number s of n holds the rows from s / n to (s + 1) / n of all; piece p of n of
-    a batch holds the same share of each shard.
+    Shard number s of n holds the rows from s / n to (s + 1) / n of all; a
+    microbatch holds the same share of each shard.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TrainingText:
         if samples:
             check_samples(samples, words.vocabulary)
         self.positions = len(corpus.words) + len(corpus.offsets) - 1
-        self.microbatch = -(-self.positions // rows)
+        self.row_positions = -(-self.positions // rows)
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
         self.capacities = words.frequencies(window).capacities(
             *(rows, window, words.shards * microbatches, words.edges),
@@ -125,12 +125,12 @@ class TrainingText:
         )
 
     def steps(self, epochs: float) -> int:
-        """Steps in which every row has read `epochs` times its piece."""
+        """Steps in which every row has read `epochs` times its part."""
         return steps_of(self.positions, self.rows, self.window, epochs)
 
     def epoch(self, step: int) -> float:
         """Epochs read before `step`."""
-        return step * self.window / self.microbatch
+        return step * self.window / self.row_positions
 
     def batch(self, step: int) -> Batch:
         """The windows of the rows of `local` at `step`, counted from 0."""
@@ -166,13 +166,13 @@ class TrainingText:
     def _types(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Word types of some rows: [inputs or targets, two, rows, window]."""
         stream = step * self.window + np.arange(self.window)
-        begin = rows[:, None] * self.microbatch
+        begin = rows[:, None] * self.row_positions
         types = np.empty((2, 2, len(rows), self.window), np.int32)
         for epoch in range(
-            stream[0] // self.microbatch, stream[-1] // self.microbatch + 1
+            stream[0] // self.row_positions, stream[-1] // self.row_positions + 1
         ):
-            now = stream // self.microbatch == epoch
-            where = (begin + stream[now] % self.microbatch) % self.positions
+            now = stream // self.row_positions == epoch
+            where = (begin + stream[now] % self.row_positions) % self.positions
             types[..., now] = _read(self.corpus, self._epoch(int(epoch)), where)
         return types
 
@@ -199,8 +199,8 @@ def shuffled(count: int, bits: np.random.Philox) -> np.ndarray:
 
 def steps_of(positions: int, rows: int, window: int, epochs: float) -> int:
     """Steps in which rows read so many positions `epochs` times."""
-    microbatch = -(-positions // rows)
-    return max(1, round(-(-epochs * microbatch // window)))
+    row_positions = -(-positions // rows)
+    return max(1, round(-(-epochs * row_positions // window)))
 
 
 class Places(NamedTuple):

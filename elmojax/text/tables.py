@@ -67,29 +67,31 @@ def up(size: int, multiple: int) -> int:
 def _even(size: int, split: int = 1) -> int:
     """The next multiple of `split` and of a power of two, from 8 to 128, that is an
     eighth to a sixteenth of the size."""
-    share = min(128, 1 << max(64, size).bit_length() - 4)
-    return up(max(size, 1), math.lcm(share, split))
+    power = 8
+    while power < 128 and size >= 16 * power:
+        power *= 2
+    return up(max(size, 1), math.lcm(power, split))
 
 
 class Capacities(NamedTuple):
     """The sizes of all steps of a run."""
 
     usual: Sizes
-    most: Sizes
+    limit: Sizes
     """What no step can exceed."""
 
     def at(self, level: int) -> Sizes:
         """The usual sizes, doubled so many times."""
         if not level:
             return self.usual
-        pairs = zip(_flat(self.usual), _flat(self.most), strict=True)
-        sizes = [min(usual << level, most) for usual, most in pairs]
+        pairs = zip(_flat(self.usual), _flat(self.limit), strict=True)
+        sizes = [min(usual * 2**level, limit) for usual, limit in pairs]
         return _sizes(sizes, self.usual)
 
     def level(self, wanted: Sizes, least: int = 0) -> int:
         """The first that holds what is wanted, from `least` on."""
         while not (sizes := self.at(least)).holds(wanted):
-            assert sizes != self.most, f"{wanted} is more than {self.most}"
+            assert sizes != self.limit, f"{wanted} is more than {self.limit}"
             least += 1
         return least
 
@@ -143,18 +145,19 @@ class Frequencies:
             tail = float(self.targets[low:high].sum())
             mean = positions * tail
             tails.append(2 * bound(mean, mean * (1 - tail), parts))
-        names, limit = 0, 0
+        names, all_names = 0, 0
         if samples:
             found = named(self.targets, samples, draws * parts, seed)
             names = bound(*found, 1)
-            limit = min(len(self.targets), 2 * (samples + rows * window))
+            all_names = min(len(self.targets), 2 * (samples + rows * window))
         usual = Sizes(tuple(tables), tuple(tails), names).rounded(split)
         words = tuple(min(len(table), both) for table in self.words)
-        most = Sizes(words, (both,) * len(tails), limit).rounded(split)
+        limit = Sizes(words, (both,) * len(tails), all_names).rounded(split)
         if every:
-            usual, most = (s._replace(words=(up(both, split),)) for s in (usual, most))
-        pairs = zip(_flat(usual), _flat(most), strict=True)
-        return Capacities(_sizes([min(pair) for pair in pairs], usual), most)
+            whole = (up(both, split),)
+            usual, limit = (s._replace(words=whole) for s in (usual, limit))
+        pairs = zip(_flat(usual), _flat(limit), strict=True)
+        return Capacities(_sizes([min(pair) for pair in pairs], usual), limit)
 
 
 def _chances(frequencies: np.ndarray, draws: float) -> np.ndarray:
@@ -193,11 +196,11 @@ def shown(offsets: np.ndarray, window: int) -> float:
     return float(seen / total)
 
 
-def largest(each: Sequence[Sizes]) -> Sizes:
+def largest(sizes: Sequence[Sizes]) -> Sizes:
     """What holds every one."""
-    words = zip(*(sizes.words for sizes in each), strict=True)
-    members = zip(*(sizes.members for sizes in each), strict=True)
-    names = max(sizes.names for sizes in each)
+    words = zip(*(one.words for one in sizes), strict=True)
+    members = zip(*(one.members for one in sizes), strict=True)
+    names = max(one.names for one in sizes)
     return Sizes(tuple(map(max, words)), tuple(map(max, members)), names)
 
 
@@ -269,15 +272,15 @@ class WordTables:
         self._ids: tuple[np.ndarray, ...] = ((self.targets + 1).astype(np.int32),)
         if not isinstance(model.encoder, CharCnnConfig):
             return
-        short, most = columns_of(model.encoder)
-        wide = character_ids(corpus.types, most).astype(np.uint16)
+        short, full = columns_of(model.encoder)
+        wide = character_ids(corpus.types, full).astype(np.uint16)
         long = byte_lengths(corpus.types) > SHORT
-        if every or short == most:
-            self.columns, self._ids = (most,), (wide,)
+        if every or short == full:
+            self.columns, self._ids = (full,), (wide,)
             return
         self.columns, self._ids = (short,), (wide[:, :short].copy(),)
         if any_text or long.any():
-            self.columns, self._ids = (short, most), (*self._ids, wide[long])
+            self.columns, self._ids = (short, full), (*self._ids, wide[long])
             self._long, self._row = long, np.cumsum(long, dtype=np.int32) - 1
 
     def frequencies(self, window: int) -> Frequencies:

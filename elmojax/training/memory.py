@@ -128,12 +128,12 @@ def _sentence(config: TrainConfig, where: str) -> str:
     command += ["--mesh.model", str(model)] if model > 1 else []
     microbatches = config.accumulate
     command += ["--accumulate", str(microbatches)] if microbatches > 1 else []
-    each = config.rows // data
-    share = f" ({each:,} a device)" if data > 1 else ""
-    more = next((k for k in range(microbatches + 1, each + 1) if each % k == 0), None)
-    remedy = f"give --accumulate {more} (the same step in less memory), or " * bool(
-        more
-    )
+    rows = config.rows // data
+    share = f" ({rows:,} a device)" if data > 1 else ""
+    more = [k for k in range(microbatches + 1, rows + 1) if rows % k == 0]
+    remedy = ""
+    if more:
+        remedy = f"give --accumulate {more[0]} (the same step in less memory), or "
     return (
         f"Memory ran out {where} with --rows {config.rows:,}{share}; checkpoints are "
         f"as they were. `{shlex.join(command)}` shows what the run needs; {remedy}"

@@ -25,7 +25,7 @@ from elmojax.training.step import LanguageModel
 
 BLOCK = 32_768
 """Positions that a device scores together."""
-ROWS, WINDOW = (64, 8), 20
+MANY_ROWS, FEW_ROWS, WINDOW = 64, 8, 20
 """Streams of a device, of many sentences and of few."""
 TABLES = 256, 64
 """Rows of the smallest tables of short and of long words."""
@@ -87,7 +87,8 @@ class Scorer:
         words = WordTables(corpus, self.vocabulary, lm.config, devices, any_text=True)
         flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
         starts = corpus.offsets[:-1] + np.arange(len(sentences))
-        rows = devices * ROWS[len(sentences) < devices * ROWS[0]]
+        few = len(sentences) < devices * MANY_ROWS
+        rows = devices * (FEW_ROWS if few else MANY_ROWS)
         step = self._step(rows)
         carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
         sizes = _sizes(corpus, words, rows)

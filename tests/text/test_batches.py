@@ -175,7 +175,7 @@ def test_an_epoch_shows_every_position_once(text, shape):
     seen = np.concatenate(seen, axis=-1)  # inputs and targets, two, rows, stream
     # Every word occurs once, so a target names its position, and `</S>` its sentence.
     for epoch in range(2):
-        now = slice(epoch * made.piece, (epoch + 1) * made.piece)
+        now = slice(epoch * made.row_positions, (epoch + 1) * made.row_positions)
         for direction in range(2):
             count = Counter(seen[1, direction, :, now].ravel().tolist())
             mark = 1 - direction  # the forward direction ends with </S> = 1
