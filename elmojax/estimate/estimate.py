@@ -19,13 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from elmojax.config import TrainConfig
 from elmojax.text.batches import steps_of
 from elmojax.training import step
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import batch_shardings, shardings
+from elmojax.training.sharding import batch_shardings, placed_shapes, shardings
 from elmojax.training.sizes import StepSizes, TextStatistics, step_sizes
 from elmojax.training.step import (
     Guard,
@@ -146,16 +146,9 @@ def plan_step(
     optimizer = make_optimizer(config.optimizer, 1, config.freeze_steps)
     state = jax.eval_shape(partial(init_state, lm, optimizer, share.rows, config.seed))
     places = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
-    batch = _placed(sizes.batch, places)
-    state = _placed(state, shardings(mesh, state))
+    batch = placed_shapes(sizes.batch, places)
+    state = placed_shapes(state, shardings(mesh, state))
     return Plan(share, sizes, lm, optimizer, state, batch)
-
-
-def _placed(tree: Any, places: Any) -> Any:
-    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, tree, places)
 
 
 def _count(tree: Any) -> int:
@@ -177,7 +170,7 @@ def _moved(plan: Plan) -> tuple[int, int]:
     if plan.batch.negatives is not None:
         rows = jax.ShapeDtypeStruct(plan.batch.negatives.words.shape[-1:], jnp.int32)
         places = jax.tree.map(lambda leaf: leaf.sharding, learned)
-        learned = _placed(jax.eval_shape(step.take, learned, rows), places)
+        learned = placed_shapes(jax.eval_shape(step.take, learned, rows), places)
     return _bytes(learned[0]), _bytes(learned[1])
 
 

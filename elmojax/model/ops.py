@@ -183,11 +183,15 @@ def cast(params: Tree, precision: Precision) -> Tree:
         raise InputError(f"precision is {precision!r}; it must be float32 or bf16.")
 
     def of(path: Any, leaf: Any) -> Any:
-        bias = "bias" in jax.tree_util.keystr(path[-1:])
-        dtype = jnp.float32 if bias else DTYPES[precision]
+        dtype = jnp.float32 if is_bias(path) else DTYPES[precision]
         return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(of, params)
+
+
+def is_bias(path: Any) -> bool:
+    """Whether the parameter at a key path is a bias."""
+    return "bias" in jax.tree_util.keystr(path[-1:])
 
 
 def precision_of(weights: Any) -> str:
@@ -195,7 +199,7 @@ def precision_of(weights: Any) -> str:
     that are no biases (the first of several)."""
     names = {jnp.dtype(dtype).name: name for name, dtype in DTYPES.items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if "bias" not in jax.tree_util.keystr(path[-1:]):
+        if not is_bias(path):
             return names.get(leaf.dtype.name, leaf.dtype.name)
     return "float32"
 

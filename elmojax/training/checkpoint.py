@@ -48,7 +48,7 @@ from elmojax.training.record import (
     read_record,
     read_vocabulary,
 )
-from elmojax.training.sharding import path_name
+from elmojax.training.sharding import path_name, placed_shapes
 
 NAME = "heldout_perplexity"
 PLACE = Path("metrics", "metrics")
@@ -384,20 +384,13 @@ def read_run(
         step = checkpoints.steps[-1] if step is None else step
         lm = language_model(record)
         shapes = jax.eval_shape(lm.init, jax.random.key(0))
-        shapes = {part: _at(tree, places.get(part)) for part, tree in shapes.items()}
+        shapes = {
+            part: placed_shapes(tree, places.get(part)) for part, tree in shapes.items()
+        }
         only = None if head else BODY
         return record, vocabulary, checkpoints.load(step, only, params=shapes)["params"]
     finally:
         checkpoints.close()
-
-
-def _at(tree: Any, places: Any) -> Any:
-    """Shapes with where their arrays are to lie, None = uncommitted."""
-
-    def at(leaf: Any, place: Any = None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    return jax.tree.map(at, tree) if places is None else jax.tree.map(at, tree, places)
 
 
 def open_existing(run: Path) -> Checkpoints:

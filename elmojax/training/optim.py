@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from elmojax.config import OptimizerConfig
+from elmojax.model.ops import is_bias
 from elmojax.shapes import Params
 
 
@@ -87,6 +88,6 @@ def _matrices(params: Any) -> Any:
     """Weight decay acts on matrices, not on biases."""
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        return "bias" not in jax.tree_util.keystr(path)
+        return not is_bias(path)
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -163,6 +163,16 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def placed_shapes(tree: Any, places: Any = None) -> Any:
+    """Shapes with where their arrays are to lie; None = nowhere in particular."""
+
+    def placed(leaf: Any, place: Any = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    places = () if places is None else (places,)
+    return jax.tree.map(placed, tree, *places)
+
+
 def _spec(name: str) -> P:
     """The row of the table for a path."""
     for pattern, spec in SHARDINGS:

@@ -44,7 +44,12 @@ from elmojax.training.evaluate import Evaluator
 from elmojax.training.memory import explain_out_of_memory
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.record import RunLock, RunRecord
-from elmojax.training.sharding import local_shards, make_mesh, shardings
+from elmojax.training.sharding import (
+    local_shards,
+    make_mesh,
+    placed_shapes,
+    shardings,
+)
 from elmojax.training.sizes import training_text
 from elmojax.training.step import LanguageModel, TrainState, init_state
 
@@ -248,13 +253,7 @@ def open_corpora(
 def _load(
     checkpoints: Checkpoints, step: int, shapes: TrainState, places: TrainState
 ) -> TrainState:
-    wanted = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=place
-        ),
-        shapes,
-        places,
-    )
+    wanted = placed_shapes(shapes, places)
     rest = wanted.replace(params={})
     parts = checkpoints.load(step, params=wanted.params, training=rest)
     return parts["training"].replace(params=parts["params"])
