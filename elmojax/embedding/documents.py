@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.embedding.engine import Plan, Selection, begin, finish, run
+from elmojax.embedding.engine import RowPlan, Selection, begin, finish, run
 from elmojax.embedding.words import EncodedWords
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import Reset
@@ -51,12 +51,12 @@ class _Chunk:
         index[self.inside] = table.rows(some)
         return index
 
-    def plan(self, index: np.ndarray) -> Plan:
+    def plan(self, index: np.ndarray) -> RowPlan:
         """Both directions over this chunk, in a single row."""
         target = np.full(CHUNK, CHUNK, np.int32)
         target[self.inside] = np.arange(self.count)
         both = ((index, index), (target, target), (self.begins, self.ends))
-        return Plan(*(np.stack([f, b[::-1]], axis=1)[..., None] for f, b in both))
+        return RowPlan(*(np.stack([f, b[::-1]], axis=1)[..., None] for f, b in both))
 
 
 def document(
@@ -114,7 +114,7 @@ def _join(forward: LstmState, backward: LstmState) -> LstmState:
 @jax.jit
 @automatic
 def _backward(
-    params: ElmoParams, table: Array, state: LstmState, plan: Plan
+    params: ElmoParams, table: Array, state: LstmState, plan: RowPlan
 ) -> LstmState:
     """The backward direction's state after a chunk; states have one direction here."""
     lstm = jax.tree.map(lambda leaf: leaf[1:], params.lstm)

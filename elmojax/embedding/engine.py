@@ -97,7 +97,7 @@ FEW_ROWS = 16
 """The most rows of a small batch."""
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """Where the words of a batch of sentences are read: arrays of NumPy, or of JAX
     inside its programs."""
 
@@ -137,7 +137,7 @@ def shapes(batch_tokens: int) -> list[tuple[int, int, int]]:
 
 def make_plans(
     words: Sequence[np.ndarray], sizes: Sequence[np.ndarray], capacity: int
-) -> Plan:
+) -> RowPlan:
     """The plan for a batch on each of some devices, as `make_plan` has them.
 
     All have as many rows, which follow on each other, and the number of a word is that
@@ -153,12 +153,12 @@ def make_plans(
             joined[: len(array), :, number] = array
         return joined.reshape(steps, 2, -1)
 
-    return Plan(*map(join, zip(*plans, strict=True), (0, capacity, False)))
+    return RowPlan(*map(join, zip(*plans, strict=True), (0, capacity, False)))
 
 
 def make_plan(
     words: np.ndarray, sizes: np.ndarray, capacity: int, rows: int | None = None
-) -> Plan:
+) -> RowPlan:
     """The plan for a batch of sentences.
 
     Args:
@@ -183,7 +183,7 @@ def make_plan(
     for direction, step in enumerate((forward, backward)):
         index[step, direction, row] = words
         target[step, direction, row] = number
-    return Plan(index, target, begins)
+    return RowPlan(index, target, begins)
 
 
 def _best_rows(sizes: np.ndarray, capacity: int) -> int:
@@ -279,7 +279,7 @@ def make_selection(
 def run_batch(
     params: ElmoParams,
     table: Array,
-    plan: Plan,
+    plan: RowPlan,
     words: int,
     selection: Selection,
     mesh: Mesh | None = None,
@@ -296,7 +296,7 @@ def run_batch(
         rows //= mesh.size
     kept, state = begin(params, words, rows, layers, selection.dtype, mesh)
     for cut in windows(steps):
-        part = Plan(*(array[cut] for array in plan))
+        part = RowPlan(*(array[cut] for array in plan))
         if mesh is not None:
             part = jax.device_put(part, NamedSharding(mesh, ROWS))
         kept, state = run(
@@ -339,7 +339,7 @@ def run(
     table: Array,
     kept: Array,
     state: LstmState,
-    plan: Plan,
+    plan: RowPlan,
     gammas: Array | None,
     *,
     layers: Select,
@@ -356,7 +356,7 @@ def _run(
     table: Array,
     kept: Array,
     state: LstmState,
-    plan: Plan,
+    plan: RowPlan,
     gammas: Array | None,
     *,
     layers: Select,

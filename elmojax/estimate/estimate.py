@@ -116,7 +116,7 @@ def estimate(
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """A step of a run as shapes with places on a mesh; no array among them."""
 
     config: TrainConfig
@@ -136,7 +136,7 @@ class Plan:
 
 def plan_step(
     config: TrainConfig, statistics: TextStatistics, mesh: Mesh, data: int, dtype: Any
-) -> Plan:
+) -> StepPlan:
     """The step of a run as shapes; arguments as of `estimate`."""
     share = replace(config, rows=config.rows // data * mesh.shape["data"])
     sizes = step_sizes(statistics, share, mesh.shape["data"], config.rows)
@@ -148,7 +148,7 @@ def plan_step(
     places = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
     batch = placed_shapes(sizes.batch, places)
     state = placed_shapes(state, shardings(mesh, state))
-    return Plan(share, sizes, lm, optimizer, state, batch)
+    return StepPlan(share, sizes, lm, optimizer, state, batch)
 
 
 def _count(tree: Any) -> int:
@@ -164,7 +164,7 @@ def _bytes(tree: Any) -> int:
     )
 
 
-def _moved(plan: Plan) -> tuple[int, int]:
+def _moved(plan: StepPlan) -> tuple[int, int]:
     """Bytes of the parameters that a step moves, and of their moments."""
     learned = (plan.state.params, plan.state.optimizer)
     if plan.batch.negatives is not None:
@@ -174,7 +174,7 @@ def _moved(plan: Plan) -> tuple[int, int]:
     return _bytes(learned[0]), _bytes(learned[1])
 
 
-def _memory(plan: Plan, gradients: int) -> Memory:
+def _memory(plan: StepPlan, gradients: int) -> Memory:
     """Of the compiled step."""
     state = plan.state
     trees = (state.params, state.optimizer, state.carry, plan.batch)

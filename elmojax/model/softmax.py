@@ -177,7 +177,7 @@ Members: TypeAlias = tuple[Array, Array]
 past the last position where there are fewer; and the targets' numbers in the cluster,
 alike."""
 
-Plan = Sequence[Members] | None
+TailPlan = Sequence[Members] | None
 """Of each tail cluster, from who knows the targets beforehand; or none."""
 
 
@@ -216,7 +216,7 @@ def _clusters(
     hidden: Array,
     targets: Array,
     weights: Array,
-    members: Plan,
+    members: TailPlan,
 ) -> tuple[Array, Params, Array | None]:
     (mesh, dtype), edges = static, edges_of(params)
     params = rounded(params, dtype)
@@ -398,7 +398,7 @@ def log_prob(
     params: Params,
     hidden: Positions,
     targets: Targets,
-    members: Plan = None,
+    members: TailPlan = None,
     *,
     mesh: Mesh | None = None,
     dtype: Dtype = None,
@@ -446,7 +446,7 @@ def negative_log_likelihood(
     hidden: Positions,
     targets: Targets,
     weights: PerPosition,
-    members: Plan = None,
+    members: TailPlan = None,
     *,
     mesh: Mesh | None = None,
     dtype: Dtype = None,
