@@ -301,9 +301,9 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        info = json.loads((out / SUMMARY).read_bytes())
+        info = atomic.read_object(out / SUMMARY)
         known = info["format"] is not None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         known = False
     if not known:
         what = "holds other files" if out.is_dir() else "is a file"
