@@ -334,8 +334,15 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
     # Imported here: slow, and needed for nothing else. It never loads TensorFlow.
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
-    splits = list(builder.info.splits)
+    try:
+        builder = tfds.builder_from_directory(directory)
+        splits = list(builder.info.splits)
+    except Exception as error:  # whatever a damaged or edited file makes TFDS raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"TFDS cannot read the data set in {directory} ({what}): its "
+            "dataset_info.json or features.json is damaged. Prepare it again with TFDS."
+        ) from error
     if re.split(r"[\[+]", text.split)[0] not in splits:
         raise InputError(
             f"{text.name} in {directory} has no split {text.split!r}; it has "
