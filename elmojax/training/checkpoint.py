@@ -138,7 +138,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean)
         try:
             self._orbax = ocp.CheckpointManager(self.directory, options=options)
-            self.steps = sorted(self._orbax.all_steps())
+            # Orbax takes names for steps that are none of ours, such as 007.
+            self.steps = sorted({*self._orbax.all_steps()} & {*there})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.directory} cannot be read ({' '.join(str(error).split())}); "

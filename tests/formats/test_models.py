@@ -169,7 +169,10 @@ def test_training_goes_on_from_another_models_weights(folder, run, tmp_path, cap
         (["--encoder", "words"], "reads characters, and its weights fit no --encoder"),
         (["--model.lstm.layers", "3"], "--model.lstm.layers is not for a run that"),
         (["--model.lstm.dim=16"], "--model.lstm.dim is not for a run that starts"),
-        (["--config", "mine.json"], "model.lstm.dim = 24, and"),
+        (
+            ["--config", "mine.json"],
+            "is to have model.encoder.filters = ((1, 8),), and",
+        ),
     ],
 )
 def test_the_shape_is_that_of_the_model(

@@ -522,6 +522,7 @@ assert "tensorflow" not in sys.modules
 
 USE = """
 import json, sys
+from pathlib import Path
 from elmojax.errors import InputError
 from elmojax.text.prepare import TfdsText, prepare
 
@@ -542,6 +543,13 @@ for request in [
 ]:
     try:
         prepare(out + "-refused", tfds=request)
+    except InputError as error:
+        refusals.append(str(error))
+(info,) = Path(data).glob("*/*/dataset_info.json")
+for content in ("{", "[]", '{"name": 3}', "[" * 100_000, '{"splits": [{"name": 3}]}'):
+    info.write_text(content)
+    try:
+        prepare(out + "-refused", tfds=TfdsText("lm1b_shaped", "train", data))
     except InputError as error:
         refusals.append(str(error))
 loaded = "tensorflow" in sys.modules
@@ -586,6 +594,7 @@ def test_tfds_refusals_name_what_there_is(tfds_run):
         ("no feature 'sentence'", "length, text"),
         ("'length'", "is no text"),
         ("there is none", "nowhere"),
+        *[("cannot be read", "dataset_info.json or features.json is damaged")] * 5,
     ]
     assert len(refusals) == len(expected)
     for message, parts in zip(refusals, expected, strict=True):
