@@ -29,7 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from elmojax.config import from_json, to_json
+from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.model.ops import Precision, cast
@@ -49,6 +49,7 @@ from elmojax.training.record import (
     RunRecord,
     checkpoint_steps,
     difference,
+    fixed,
     language_model,
     read_record,
     read_vocabulary,
@@ -101,8 +102,8 @@ GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
 SUMS = "sums"
 """Part of a checkpoint that holds the digests of its other parts."""
-RECORD = "record"
-"""What is beside the digests: the run's record, as far as it must not change."""
+CONFIG = "config"
+"""What is beside the digests: the run's configuration, as far as it must not change."""
 BODY = ("encoder", "lstm")
 """The parameters without the softmax."""
 
@@ -120,17 +121,17 @@ class Checkpoints:
         run: Path,
         keep: int = 3,
         clean: bool = False,
-        record: RunRecord | None = None,
+        config: TrainConfig | None = None,
     ) -> None:
         """Finds what is there.
 
         Args:
           clean: removes what a killed run left unfinished.
-          record: of the run. What is saved is bound to it, and what is read must have
-            been saved under such a one.
+          config: of the run, as config.json has it. What is saved is bound to it, and
+            what is read must have been saved under such a one.
         """
         self.directory, self._keep = run.absolute() / "checkpoints", keep
-        self._record = record
+        self._config = config
         self._saving: int | None = None
         self._unfinished: set[int] = set()
         there = checkpoint_steps(run)
@@ -189,8 +190,8 @@ class Checkpoints:
         if training is not None:
             parts["training"] = _flat(training)
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
-        if self._record is not None:
-            parts[SUMS][RECORD] = _sealed(to_json(self._record.essence()))
+        if self._config is not None:
+            parts[SUMS][CONFIG] = _sealed(to_json(fixed(self._config)))
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(leaves) for name, leaves in parts.items()
         }
@@ -291,10 +292,9 @@ class Checkpoints:
                 f"{', '.join(map(str, self.steps)) or 'none'}."
             )
         sums = _read_sums(path)
-        if sums is not None and RECORD in sums:  # earlier versions wrote none
-            self._check_record(
-                path, sums[RECORD], FIXED if "training" in parts else MODEL
-            )
+        if sums is not None and CONFIG in sums:  # earlier versions wrote none
+            names = FIXED if "training" in parts else MODEL
+            self._check_config(path, sums[CONFIG], names)
         for name, tree in parts.items():
             arrays = _compare(path, name, _flat(tree))
             if only is not None:
@@ -311,20 +311,16 @@ class Checkpoints:
             parts[name] = jax.tree.unflatten(structure, leaves.values())
         return parts
 
-    def _check_record(
+    def _check_config(
         self, path: Path, sealed: np.ndarray, names: Sequence[str]
     ) -> None:
         """config.json decides what the arrays mean; it must not have been edited."""
-        record = self._record
-        if record is None:
+        if self._config is None:
             return
         text = sealed[32:].tobytes().decode("utf-8", "replace")
         if not np.array_equal(sealed, _sealed(text)):
-            raise DamagedCheckpoint(path, "its record is not the one that was saved")
-        saved = from_json(RunRecord, text, path)
-        other = difference(saved.train, record.train, names)
-        if other is None and saved.vocabulary and record.vocabulary:
-            other = difference(saved, record, ["vocabulary"])
+            raise DamagedCheckpoint(path, "its configuration is not as it was saved")
+        other = difference(from_json(TrainConfig, text, path), self._config, names)
         if other is not None:
             name, was, now = other
             raise InputError(
@@ -434,7 +430,7 @@ def read_run(
     record = read_record(run)
     vocabulary = read_vocabulary(run, record)
     places = placements(record.train.model, sharding)
-    checkpoints = open_existing(run, record)
+    checkpoints = open_existing(run, record.train)
     try:
         step = checkpoints.steps[-1] if step is None else step
         lm = language_model(record)
@@ -455,10 +451,10 @@ def _at(tree: Any, places: Any) -> Any:
     return jax.tree.map(at, tree) if places is None else jax.tree.map(at, tree, places)
 
 
-def open_existing(run: Path, record: RunRecord | None = None) -> Checkpoints:
+def open_existing(run: Path, config: TrainConfig | None = None) -> Checkpoints:
     """The checkpoints of a run that must have some."""
     there = (run / "checkpoints").is_dir()
-    if not there or not (found := Checkpoints(run, record=record)).steps:
+    if not there or not (found := Checkpoints(run, config=config)).steps:
         raise InputError(
             f"{run} has no checkpoint yet; let `elmojax pretrain` reach its first one."
         )

@@ -67,10 +67,10 @@ class RunRecord:
     jax_threefry_partitionable: bool | None = None
     """JAX's switch of that name, which decides what a key draws; None = not known."""
 
-    def essence(self) -> RunRecord:
-        """Only what must not change, as each checkpoint holds it."""
-        train = TrainConfig(**{name: getattr(self.train, name) for name in FIXED})
-        return RunRecord(train, self.corpus, self.vocabulary, self.words)
+
+def fixed(config: TrainConfig) -> TrainConfig:
+    """Only what must not change, as each checkpoint holds it."""
+    return TrainConfig(**{name: getattr(config, name) for name in FIXED})
 
 
 def difference(

@@ -114,7 +114,7 @@ def start(
         if fresh:
             in_turn(partial(_create, config, record, corpus))
         with room_for(config, lambda: "while the state was made"):
-            checkpoints, step, state, notes = _resume(record, shapes, places)
+            checkpoints, step, state, notes = _resume(config, shapes, places)
             if state is None:
                 state = jax.jit(create, out_shardings=places)()
                 if initialize is not None:
@@ -182,17 +182,16 @@ def _initialized(initialize: Initialize, params: Params, places: Params) -> Para
 
 
 def _resume(
-    record: RunRecord, shapes: TrainState, places: TrainState
+    config: TrainConfig, shapes: TrainState, places: TrainState
 ) -> tuple[Checkpoints, int, TrainState | None, tuple[str, ...]]:
     """The newest whole checkpoint, step and state; damaged ones are set aside."""
-    config = record.train
     notes: list[str] = []
     again: list[str] = []
     doubted: set[Path] = set()
     while True:
         checkpoints = None
         try:
-            checkpoints = Checkpoints(config.workdir, config.keep, True, record)
+            checkpoints = Checkpoints(config.workdir, config.keep, True, config)
             step = checkpoints.latest
             if step is not None:
                 state = _load(checkpoints, step, shapes, places)

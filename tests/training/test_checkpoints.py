@@ -309,7 +309,6 @@ def test_trees_are_made_into_params_by_name(world):
         ('"skip_connections": true', '"skip_connections": false', "skip_connections"),
         ('"activation": "relu"', '"activation": "tanh"', r"model\.encoder\.activation"),
         ('"cell_clip": 3.0', '"cell_clip": 1.5', "cell_clip = 3.0"),
-        ('"vocabulary": ', '"vocabulary": 1', "vocabulary = "),
     ],
 )
 def test_another_configuration_is_refused_by_name(world, tmp_path, old, new, name):
