@@ -67,9 +67,9 @@ class RaggedWriter(PlacedWriter):
         _write_room(self._directory, int(self._rows.sum(dtype=np.int64)), self.form)
 
     def _read_places(self) -> np.ndarray:
-        ends = np.cumsum(self._rows, dtype=np.int64) * self.form.row_bytes
-        header = self._path.stat().st_size - int(ends[-1] if len(ends) else 0)
-        return header + ends - self._rows * self.form.row_bytes
+        sizes = self._rows.astype(np.int64) * self.form.row_bytes
+        header = self._path.stat().st_size - int(sizes.sum())
+        return header + np.cumsum(sizes) - sizes
 
     def load(self) -> np.ndarray:
         """The vectors written, mapped into memory; bfloat16 as uint16."""
