@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -165,6 +166,41 @@ def write_array(
             length -= len(chunk)
         assert length == 0, f"{path}: chunks and length differ by {length}"
         return file.finish()
+
+
+def map_array(path: Path) -> np.ndarray:
+    """The numbers of a .npy file, read-only and mapped into memory.
+
+    Raises `ValueError` if the file is damaged, and `OSError` if it cannot be read.
+    """
+    try:
+        # Never `np.load`, which takes archives and pickles, too.
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # whatever a damaged header makes NumPy raise
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises `ValueError` if the file holds anything else, and `OSError` if it cannot be
+    read.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("brackets in brackets without end") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds no JSON object but a {type(found).__name__}")
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_chunks(path: Path, dtype: str) -> Iterator[np.ndarray]:

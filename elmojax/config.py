@@ -260,8 +260,8 @@ class TrainConfig:
     """word2vec (text, .bin) or GloVe file whose vectors fill the table of `--encoder
     words` at the start."""
     init_from: str | None = None
-    """Model whose weights a fresh run starts from: a run directory, HDF5 files or an
-    address."""
+    """Model whose weights and shape a fresh run starts from: a run directory, HDF5
+    files or an address."""
     freeze_steps: int = 0
     """Train only the softmax for this many steps, and everything after that."""
     steps: int | None = None

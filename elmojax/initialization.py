@@ -15,7 +15,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig, from_json
+from elmojax.config import (
+    PRESETS,
+    CharCnnConfig,
+    HeadConfig,
+    TrainConfig,
+    WordTableConfig,
+    from_json,
+)
 from elmojax.errors import InputError
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
@@ -25,7 +32,7 @@ from elmojax.training import loop
 from elmojax.training.distributed import Stop, in_turn
 from elmojax.training.loop import Result
 from elmojax.training.metrics import Tracker
-from elmojax.training.record import checkpoint_steps
+from elmojax.training.record import checkpoint_steps, difference
 from elmojax.training.start import Initialize, open_corpora
 
 PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
@@ -92,10 +99,19 @@ def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
     that of the training text.
 
     Raises:
-      InputError: if the model cannot be read, or reads ids of other words.
+      InputError: if the model cannot be read, reads ids of other words, or has another
+        shape than the configuration asks for (a preset's gives way to the model's).
     """
     assert config.init_from is not None
     model = open_model(config.init_from)
+    shape = model.params.config
+    if config.encoder == "words" and isinstance(shape.encoder, CharCnnConfig):
+        raise InputError(
+            f"{model.source} reads characters, and its weights fit no --encoder words; "
+            "leave --encoder or --init-from out."
+        )
+    if config.model not in PRESETS.values():  # a preset's gives way
+        _require_same("model", config.model, shape, model.source)
     vocabulary = in_turn(partial(open_corpora, config))[0].vocabulary
     same = model.vocabulary == vocabulary
     if not isinstance(model.params.config.encoder, CharCnnConfig) and not same:
@@ -104,13 +120,24 @@ def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
             "--data with `--vocabulary` of that file."
         )
     keep = model.head is not None and same
+    if keep and config.head not in (HeadConfig(), TrainConfig.preset("mini").head):
+        _require_same("head", config.head, model.shape, model.source)
 
     def initialize(params: Params) -> Params:
         head = model.head if keep else params["head"]
         return {**model.params.tree, "head": head}
 
-    config = replace(config, model=model.params.config)
+    config = replace(config, model=shape)
     return replace(config, head=model.shape) if keep else config, initialize, keep
+
+
+def _require_same(name: str, asked: Any, found: Any, source: str) -> None:
+    if other := difference(asked, found):
+        field, was, now = other
+        raise InputError(
+            f"The run is to have {name}.{field} = {was}, and {source} has {now}; what "
+            f"starts from a model has its shape: leave --{name}.* out."
+        )
 
 
 def with_word_vectors(config: TrainConfig) -> tuple[TrainConfig, Initialize, int]:
@@ -155,8 +182,10 @@ def read_config(path: Path) -> TrainConfig:
     try:
         make = runpy.run_path(str(path)).get("config")
         config = make() if callable(make) else None
-    except Exception as error:  # whatever the user's own code raises
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's own code raises, exits too
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
             f"--config {path} fails in line {_line(error, path)} ({what}); mend it."
         ) from error

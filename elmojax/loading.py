@@ -274,7 +274,7 @@ def convert(model: Model, out: Path, version: str = "") -> str:
     )
     with new_directory(out) as partial:
         create_run(partial, record, model.vocabulary)
-        checkpoints = Checkpoints(partial)
+        checkpoints = Checkpoints(partial, config=record.train)
         checkpoints.save(0, {**model.params.tree, **head}, None)
         checkpoints.close()
         install(partial, out, replaces=out.exists())

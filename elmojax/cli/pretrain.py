@@ -58,6 +58,7 @@ def pretrain(argv: list[str]) -> None:
     from elmojax.training import distributed
     from elmojax.training.distributed import Stop
     from elmojax.training.memory import keep_freed_memory
+    from elmojax.training.record import checkpoint_steps
 
     keep_freed_memory()
     asked = parse(
@@ -66,6 +67,12 @@ def pretrain(argv: list[str]) -> None:
         argv,
         default=defaults(PretrainArguments, typed(argv)),
     )
+    shape = [flag for flag in argv if flag.startswith("--model.")]
+    if shape and asked.init_from is not None and not checkpoint_steps(asked.workdir):
+        raise InputError(
+            f"{shape[0].partition('=')[0]} is not for a run that starts from a model: "
+            f"its shape is that of {asked.init_from}. Leave it or --init-from out."
+        )
     explicit = (asked.coordinator, asked.process_id, asked.process_count)
     if asked.distributed:
         distributed.join(*explicit)

@@ -42,7 +42,7 @@ def runs(argv: list[str]) -> None:
     for run in find_runs(asked.directory):
         try:
             found.append(describe(run))
-        except InputError as error:
+        except (InputError, OSError) as error:  # it hides no other
             found.append({"run": str(run), "state": "unreadable", "why": str(error)})
     if asked.json:
         print_json({"runs": found})

@@ -18,15 +18,17 @@ they are `<UNK>`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from elmojax.atomic import Record, map_array, read_object, sha256_of
 from elmojax.errors import InputError
+from elmojax.text.characters import byte_lengths
 from elmojax.text.vocabulary import Vocabulary, read_words
 
 FORMAT = 1
@@ -38,7 +40,7 @@ SUMMARY = "corpus.json"
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A prepared corpus. The big arrays are mapped from disk, not read."""
+    """A prepared corpus. The big arrays are mapped from disk, not held in memory."""
 
     directory: Path
     info: dict[str, Any]
@@ -60,19 +62,18 @@ class Corpus:
     def open(cls, directory: str | os.PathLike[str]) -> Corpus:
         """Opens what `prepare` wrote.
 
+        Every part is read once and compared with its SHA-256 in corpus.json, which
+        takes a second or so a gigabyte: no other text is ever taken for this one.
+
         Raises `InputError` for a directory that is not a prepared corpus, or one
-        whose parts are missing, cut short or do not belong together.
+        whose parts are missing, changed, cut short or do not belong together.
         """
         directory = Path(directory)
         info = _read_summary(directory)
-        for name, part in info["parts"].items():
-            path = directory / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != part["bytes"]:
-                was = "is missing" if size is None else f"has {size} bytes"
-                raise _damaged(path, f"{was}, and should have {part['bytes']}")
+        for name in PARTS:
+            _check_part(directory / name, info["parts"][name])
         hashes = "".join(str(info["parts"][name]["sha256"]) for name in PARTS)
-        corpus = cls(
+        return cls(
             directory=directory,
             info=info,
             fingerprint=hashlib.sha256(hashes.encode()).hexdigest(),
@@ -82,8 +83,11 @@ class Corpus:
             words=_map(directory / "words.npy", np.int32, info["tokens"]),
             offsets=_map(directory / "offsets.npy", np.int64, info["sentences"] + 1),
         )
-        _check_offsets(corpus)
-        return corpus
+
+    @cached_property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the text, with one space or line feed a word."""
+        return int((self.counts * (byte_lengths(self.types) + 1)).sum())
 
     def targets(self, vocabulary: Vocabulary) -> np.ndarray:
         """The id of each type in a vocabulary: int32 [types]; 2 for unknown ones."""
@@ -109,14 +113,14 @@ def _read_summary(directory: Path) -> dict[str, Any]:
         )
     path = directory / SUMMARY
     try:
-        info = json.loads(path.read_bytes())
+        info = read_object(path)
         version = info["format"]
         sound = version != FORMAT or (
             all(type(info[key]) is int for key in ("types", "tokens", "sentences"))
             and set(info["parts"]) == set(PARTS)
-            and all({"bytes", "sha256"} <= set(p) for p in info["parts"].values())
+            and all({"bytes", "sha256"} <= p.keys() for p in info["parts"].values())
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, "cannot be understood") from error
     if version != FORMAT:
         raise InputError(
@@ -134,6 +138,19 @@ def _damaged(path: Path, what: str) -> InputError:
     )
 
 
+def _check_part(path: Path, part: Record) -> None:
+    """`InputError` unless a file is the one that was written, to the bit."""
+    try:
+        size = path.stat().st_size if path.is_file() else None
+        if size != part["bytes"]:
+            was = "is missing" if size is None else f"has {size} bytes"
+            raise _damaged(path, f"{was}, and should have {part['bytes']}")
+        if sha256_of(path) != part["sha256"]:
+            raise _damaged(path, "has changed since it was made: its SHA-256 differs")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def _read_types(path: Path, count: int) -> list[str]:
     types = read_words(path.read_bytes(), path)
     if len(types) != count:
@@ -143,19 +160,9 @@ def _read_types(path: Path, count: int) -> list[str]:
 
 def _map(path: Path, dtype: type, length: int) -> np.ndarray:
     try:
-        numbers = np.load(path, mmap_mode="r")
+        numbers = map_array(path)
     except (OSError, ValueError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     if numbers.dtype != dtype or numbers.shape != (length,):
         raise _damaged(path, f"holds {numbers.dtype} {numbers.shape}")
     return np.asarray(numbers)  # still mapped, but read faster than as a `memmap`
-
-
-def _check_offsets(corpus: Corpus) -> None:
-    offsets, step = corpus.offsets, 1 << 20
-    good = offsets[0] == 0 and offsets[-1] == len(corpus.words)
-    for start in range(0, len(offsets), step):
-        good = good and bool((np.diff(offsets[start : start + step + 1]) > 0).all())
-    if not good:
-        path = corpus.directory / "offsets.npy"
-        raise _damaged(path, "does not fit words.npy")

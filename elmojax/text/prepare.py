@@ -301,9 +301,9 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        info = json.loads((out / SUMMARY).read_bytes())
+        info = atomic.read_object(out / SUMMARY)
         known = info["format"] is not None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         known = False
     if not known:
         what = "holds other files" if out.is_dir() else "is a file"
@@ -334,8 +334,14 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
     # Imported here: slow, and needed for nothing else. It never loads TensorFlow.
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
-    splits = list(builder.info.splits)
+    try:
+        builder = tfds.builder_from_directory(directory)
+        splits = list(builder.info.splits)
+    except Exception as error:  # whatever a damaged or edited file makes TFDS raise
+        raise InputError(
+            f"The data set in {directory} cannot be read ({_told(error)}): its "
+            "dataset_info.json or features.json is damaged; prepare it again with TFDS."
+        ) from error
     if re.split(r"[\[+]", text.split)[0] not in splits:
         raise InputError(
             f"{text.name} in {directory} has no split {text.split!r}; it has "
@@ -349,21 +355,26 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
         )
     try:
         examples = builder.as_data_source(split=text.split)
-    except (NotImplementedError, ValueError) as error:
+        count = len(examples)
+    except Exception as error:  # TFDS and array_record raise what they like
         raise InputError(
-            f"Split {text.split!r} of {directory} cannot be read: "
-            f"{str(error).splitlines()[0]} TFDS data must be prepared with "
-            "file_format='array_record'."
+            f"Split {text.split!r} of {directory} cannot be read ({_told(error)}). "
+            "TFDS data must be whole, and prepared with file_format='array_record'."
         ) from error
     name = f"{builder.info.full_name} {text.split}"
     recorded = {
         "name": builder.info.full_name,
         "split": text.split,
         "feature": text.feature,
-        "examples": len(examples),
+        "examples": count,
     }
     blocks = _tfds_blocks(examples, text.feature, name, errors)
-    return recorded, Source(name, len(examples), blocks)
+    return recorded, Source(name, count, blocks)
+
+
+def _told(error: Exception) -> str:
+    first = [*str(error).splitlines(), ""][0]
+    return f"{type(error).__name__}: {first}"[:200].rstrip(".: ")
 
 
 def _tfds_directory(text: TfdsText) -> str:

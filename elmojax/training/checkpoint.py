@@ -13,6 +13,7 @@ it saves as `CheckpointManager` does, so that Orbax's plainest calls read a chec
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import shutil
 import struct
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.model.ops import Precision, cast
@@ -42,8 +44,12 @@ from elmojax.training.damage import (
 from elmojax.training.distributed import is_first, joined
 from elmojax.training.memory import return_freed_memory
 from elmojax.training.record import (
+    FIXED,
+    MODEL,
     RunRecord,
     checkpoint_steps,
+    difference,
+    fixed,
     language_model,
     read_record,
     read_vocabulary,
@@ -96,6 +102,8 @@ GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
 SUMS = "sums"
 """Part of a checkpoint that holds the digests of its other parts."""
+CONFIG = "config"
+"""What is beside the digests: the run's configuration, as far as it must not change."""
 BODY = ("encoder", "lstm")
 """The parameters without the softmax."""
 
@@ -108,9 +116,22 @@ def _flat(tree: Any) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of a run: saved without waiting, newest N and best kept."""
 
-    def __init__(self, run: Path, keep: int = 3, clean: bool = False) -> None:
-        """Finds what is there; `clean` removes what a killed run left unfinished."""
+    def __init__(
+        self,
+        run: Path,
+        keep: int = 3,
+        clean: bool = False,
+        config: TrainConfig | None = None,
+    ) -> None:
+        """Finds what is there.
+
+        Args:
+          clean: removes what a killed run left unfinished.
+          config: of the run, as config.json has it. What is saved is bound to it, and
+            what is read must have been saved under such a one.
+        """
         self.directory, self._keep = run.absolute() / "checkpoints", keep
+        self._config = config
         self._saving: int | None = None
         self._unfinished: set[int] = set()
         there = checkpoint_steps(run)
@@ -118,7 +139,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean)
         try:
             self._orbax = ocp.CheckpointManager(self.directory, options=options)
-            self.steps = sorted(self._orbax.all_steps())
+            # Orbax takes names for steps that are none of ours, such as 007.
+            self.steps = sorted({*self._orbax.all_steps()} & {*there})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.directory} cannot be read ({' '.join(str(error).split())}); "
@@ -168,6 +190,8 @@ class Checkpoints:
         if training is not None:
             parts["training"] = _flat(training)
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
+        if self._config is not None:
+            parts[SUMS][CONFIG] = _sealed(to_json(fixed(self._config)))
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(leaves) for name, leaves in parts.items()
         }
@@ -268,21 +292,42 @@ class Checkpoints:
                 f"{', '.join(map(str, self.steps)) or 'none'}."
             )
         sums = _read_sums(path)
+        if sums is not None and CONFIG in sums:  # earlier versions wrote none
+            names = FIXED if "training" in parts else MODEL
+            self._check_config(path, sums[CONFIG], names)
         for name, tree in parts.items():
-            names = _compare(path, name, _flat(tree))
+            arrays = _compare(path, name, _flat(tree))
             if only is not None:
                 tree = {key: tree[key] for key in only}
             leaves = _read(path / name, _flat(tree))
             if sums is not None:  # earlier versions wrote none
                 saved = sums.get(name, np.zeros(0))
-                rows = [names.index(leaf) for leaf in sorted(leaves)]
-                whole = saved.shape == (len(names), 2)
+                rows = [arrays.index(leaf) for leaf in sorted(leaves)]
+                whole = saved.shape == (len(arrays), 2)
                 if not whole or not np.array_equal(digests(leaves), saved[rows]):
                     what = f"the numbers of its part {name!r} are not those"
                     raise DamagedCheckpoint(path, f"{what} that were saved")
             structure = jax.tree.structure(tree)
             parts[name] = jax.tree.unflatten(structure, leaves.values())
         return parts
+
+    def _check_config(
+        self, path: Path, sealed: np.ndarray, names: Sequence[str]
+    ) -> None:
+        """config.json decides what the arrays mean; it must not have been edited."""
+        if self._config is None:
+            return
+        text = sealed[32:].tobytes().decode("utf-8", "replace")
+        if not np.array_equal(sealed, _sealed(text)):
+            raise DamagedCheckpoint(path, "its configuration is not as it was saved")
+        other = difference(from_json(TrainConfig, text, path), self._config, names)
+        if other is not None:
+            name, was, now = other
+            raise InputError(
+                f"The checkpoint {path} belongs to another configuration: it was "
+                f"trained with {name} = {was}, and config.json says {now}; put the "
+                "config.json back that it was trained with."
+            )
 
     def close(self) -> None:
         """Waits for what is being saved; raises `SaveFailed` as `settle` does."""
@@ -291,6 +336,12 @@ class Checkpoints:
         finally:
             self._orbax.close()
         self._clear_away()
+
+
+def _sealed(text: str) -> np.ndarray:
+    """uint8: the SHA-256 of a text, and the text."""
+    data = text.encode("utf-8", "replace")
+    return np.frombuffer(hashlib.sha256(data).digest() + data, np.uint8)
 
 
 def _stored(path: Path, part: str) -> dict[str, Any]:
@@ -379,7 +430,7 @@ def read_run(
     record = read_record(run)
     vocabulary = read_vocabulary(run, record)
     places = placements(record.train.model, sharding)
-    checkpoints = open_existing(run)
+    checkpoints = open_existing(run, record.train)
     try:
         step = checkpoints.steps[-1] if step is None else step
         lm = language_model(record)
@@ -393,9 +444,10 @@ def read_run(
         checkpoints.close()
 
 
-def open_existing(run: Path) -> Checkpoints:
+def open_existing(run: Path, config: TrainConfig | None = None) -> Checkpoints:
     """The checkpoints of a run that must have some."""
-    if not (run / "checkpoints").is_dir() or not (found := Checkpoints(run)).steps:
+    there = (run / "checkpoints").is_dir()
+    if not there or not (found := Checkpoints(run, config=config)).steps:
         raise InputError(
             f"{run} has no checkpoint yet; let `elmojax pretrain` reach its first one."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
@@ -16,7 +15,7 @@ from elmojax.model.ops import DTYPES
 from elmojax.text.batches import ORDER, steps_of
 from elmojax.text.corpus import Corpus
 from elmojax.training.optim import make_schedule
-from elmojax.training.record import RunRecord, fingerprint
+from elmojax.training.record import FIXED, RunRecord, difference, fingerprint
 
 SMALL = 2000
 """Vocabularies up to here get no clusters: one product is as fast."""
@@ -57,20 +56,6 @@ def automatic_cutoffs(
 
     choices = (c for n in range(4) for c in combinations(grid, n))
     return min(choices, key=cost)
-
-
-FIXED = (
-    "encoder",
-    "model",
-    "head",
-    "optimizer",
-    "rows",
-    "window",
-    "dropout",
-    "seed",
-    "freeze_steps",
-)
-"""What must not change when a run goes on."""
 
 
 def complete(
@@ -185,14 +170,12 @@ def check_rows(config: TrainConfig, data: int) -> None:
 def check_same(before: RunRecord, record: RunRecord) -> None:
     """A run goes on only as what it was."""
     run = record.train.workdir
-    for name in FIXED:
-        was, now = getattr(before.train, name), getattr(record.train, name)
-        if was != now:
-            what, old, new = _difference(name, was, now)
-            raise InputError(
-                f"{run} was started with {what} = {old}, and now it is {new}; leave "
-                "it out to go on, or give another --workdir for a new run."
-            )
+    if other := difference(before.train, record.train, FIXED):
+        what, old, new = other
+        raise InputError(
+            f"{run} was started with {what} = {old}, and now it is {new}; leave "
+            "it out to go on, or give another --workdir for a new run."
+        )
     was, now = before.jax_threefry_partitionable, record.jax_threefry_partitionable
     if was is not None and was != now:
         raise InputError(
@@ -248,12 +231,3 @@ def changes(before: RunRecord, record: RunRecord) -> list[str]:
             "it goes on in the order of this one, and every later epoch is whole."
         )
     return found
-
-
-def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    if dataclasses.is_dataclass(was) and type(was) is type(now):
-        for field in dataclasses.fields(was):
-            one, other = getattr(was, field.name), getattr(now, field.name)
-            if one != other:
-                return _difference(f"{name}.{field.name}", one, other)
-    return name, was, now

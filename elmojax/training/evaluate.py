@@ -114,7 +114,7 @@ def summarize(
         "mean_perplexity": (_exp(forward) + _exp(backward)) / 2,
         "geometric_perplexity": _exp(mean),
         "loss": mean,
-        "bits_per_byte": mean * tokens / math.log(2) / corpus.info["bytes"],
+        "bits_per_byte": mean * tokens / math.log(2) / corpus.bytes,
         "oov_rate": unknown / words,
         "tokens": tokens,
         "words": words,

@@ -195,11 +195,14 @@ class _Loop:
 
     def _scores_of(self, step: int) -> dict[str, float] | None:
         """A held-out evaluation as metrics.jsonl has it."""
-        prefix = "heldout_"
+        prefix, needed = "heldout_", {"loss", "mean_perplexity", "geometric_perplexity"}
         for line in read_metrics(self.config.workdir / "metrics.jsonl"):
-            if line["step"] == step and f"{prefix}loss" in line:
-                known = {k: v for k, v in line.items() if k.startswith(prefix)}
-                return {name.removeprefix(prefix): v for name, v in known.items()}
+            known = {k: v for k, v in line.items() if k.startswith(prefix)}
+            scores = {
+                k.removeprefix(prefix): v for k, v in known.items() if v is not None
+            }
+            if line["step"] == step and needed <= scores.keys():
+                return scores
         return None
 
     def _steps(self) -> None:

@@ -77,18 +77,33 @@ def _line(values: Mapping[str, float]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line that was cut short or damaged is left out."""
-    if not path.exists():
+    """The lines of metrics.jsonl, with `step` and finite numbers, or None, of the rest.
+
+    What was cut short or is no number is left out, and so are lines without a step.
+    Raises `InputError` where the file is there and cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            lines.append(values)
+        if isinstance(found, dict) and type(found.get("step")) is int:
+            values = {k: v for k, v in found.items() if v is None or _is_number(v)}
+            if values.get("step", -1) >= 0:
+                lines.append(values)
     return lines
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number of reasonable size, and so finite."""
+    return type(value) in (int, float) and -1e300 < value < 1e300  # type: ignore
 
 
 class TensorBoard(Tracker):

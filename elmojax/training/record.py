@@ -12,12 +12,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from elmojax.atomic import replaced
+from elmojax.atomic import read_object, replaced
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import Vocabulary, write_words
@@ -26,6 +28,22 @@ from elmojax.training.step import LanguageModel
 
 FORMAT = 1
 """Version of the layout of run directories, in config.json."""
+
+
+FIXED = (
+    "encoder",
+    "model",
+    "head",
+    "optimizer",
+    "rows",
+    "window",
+    "dropout",
+    "seed",
+    "freeze_steps",
+)
+"""What must not change when a run goes on."""
+MODEL = ("model", "head")
+"""What of this its vectors and probabilities depend on."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,27 @@ class RunRecord:
     """Version of the order of sentences, `batches.ORDER`; 0 in records before it."""
     jax_threefry_partitionable: bool | None = None
     """JAX's switch of that name, which decides what a key draws; None = not known."""
+
+
+def fixed(config: TrainConfig) -> TrainConfig:
+    """Only what must not change, as each checkpoint holds it."""
+    return TrainConfig(**{name: getattr(config, name) for name in FIXED})
+
+
+def difference(
+    was: Any, now: Any, names: Iterable[str] | None = None
+) -> tuple[str, Any, Any] | None:
+    """The first field that two configurations differ in, by its dotted name, and both
+    values; None where they agree. Of the fields `names`, if given."""
+    for name in names or [field.name for field in fields(was)]:
+        one, other = getattr(was, name), getattr(now, name)
+        if one != other:
+            if is_dataclass(one) and type(one) is type(other):
+                inner = difference(one, other)
+                assert inner is not None
+                return f"{name}.{inner[0]}", *inner[1:]
+            return name, one, other
+    return None
 
 
 def read_record(run: Path) -> RunRecord:
@@ -119,7 +158,9 @@ def read_vocabulary(run: Path, record: RunRecord) -> Vocabulary | None:
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps of the checkpoints that are there, whole or damaged, rising."""
     names = [path.name for path in (run / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(
+        int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name)
+    )
 
 
 def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> None:
@@ -247,6 +288,19 @@ class Status:
     written: float = 0.0
     """Seconds since 1970."""
 
+    @classmethod
+    def read(cls, run: Path) -> Status | None:
+        """What status.json of a run says; None where it is not there or damaged."""
+        try:
+            status = cls(**read_object(run / FILE))
+        except (OSError, ValueError, TypeError):
+            return None
+        steps = (status.step, status.steps)
+        if not all(type(n) is int and 0 <= n < 1 << 63 for n in steps):
+            return None
+        texts = (status.state, status.why)
+        return status if all(type(text) is str for text in texts) else None
+
     def write(self, run: Path) -> None:
         """Replaces status.json of a run; a disk that is full changes nothing else."""
         values = asdict(self) | {"written": time.time()}
@@ -283,17 +337,15 @@ def describe(run: Path) -> dict[str, Any]:
 
     A run that says it trains, and whose lock nobody holds, was killed.
     """
-    record, said = read_record(run), _read_json(run / FILE)
+    record, said = read_record(run), Status.read(run)
     lines = read_metrics(run / "metrics.jsonl")
-    last: dict[str, Any] = next(
-        (line for line in reversed(lines) if "tokens" in line), {}
-    )
+    last = next((line for line in reversed(lines) if line.get("tokens")), {"step": 0})
     scores = [
         (line["heldout_geometric_perplexity"], line["step"])
         for line in lines
         if line.get("heldout_geometric_perplexity")
     ]
-    state = said.get("state", "unknown")
+    state = "unknown" if said is None else said.state
     if state == "training":
         state = "training" if is_locked(run) else "killed"
     saved = checkpoint_steps(run)
@@ -302,32 +354,22 @@ def describe(run: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "state": state,
-        "step": max([last.get("step", 0), said.get("step", 0), *saved]),
-        "steps": said.get("steps", record.train.steps),
+        "step": max([last["step"], 0 if said is None else said.step, *saved]),
+        "steps": record.train.steps if said is None else said.steps,
         "saved": max(saved, default=None),
         "loss": last.get("loss", last.get("sampled_loss")),
         "perplexity": scores[-1][0] if scores else None,
         "best": best[0],
         "best_step": best[1],
         "tokens_per_second": last.get("tokens_per_second"),
-        "seconds_left": _seconds_left(state, last, said),
-        "why": said.get("why") or None,
+        "seconds_left": _seconds_left(said, last) if state == "training" else None,
+        "why": (said and said.why) or None,
     }
 
 
-def _seconds_left(
-    state: str, last: dict[str, Any], said: dict[str, Any]
-) -> float | None:
+def _seconds_left(said: Status | None, last: dict[str, Any]) -> float | None:
     """How long a run still takes at the speed of its last steps."""
-    rate = last.get("tokens_per_second")
-    if state != "training" or not rate or "steps" not in said:
+    rate, step = last.get("tokens_per_second"), last["step"]
+    if said is None or not rate or not step:
         return None
-    return (said["steps"] - last["step"]) * last["tokens"] / last["step"] / rate
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return max(0.0, (said.steps - step) * last["tokens"] / step / rate)

@@ -196,7 +196,7 @@ def _resume(
     while True:
         checkpoints = None
         try:
-            checkpoints = Checkpoints(config.workdir, config.keep, clean=True)
+            checkpoints = Checkpoints(config.workdir, config.keep, True, config)
             step = checkpoints.latest
             if step is not None:
                 state = _load(checkpoints, step, shapes, places)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,16 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t, h5z
 
-from elmojax.atomic import sync
+from elmojax.atomic import map_array, sync
 from elmojax.text.files import Text
 from elmojax.vectors.npy import RaggedWriter
-from elmojax.vectors.partial import Partial, allocated, require_space, write_at, writing
+from elmojax.vectors.partial import Partial, allocated, require_space, write_at
 from elmojax.vectors.writer import Form, PlacedWriter
 
 COMPRESSIONS = {"gzip": range(10), "lzf": range(0)}
 """Names, and their levels."""
 
+_PLACES = "places.npy"
 _CHUNK = 256
 """Words of one layer that are compressed together."""
 _SLICE = 4096
@@ -48,20 +48,20 @@ class Hdf5Writer(PlacedWriter):
         self, partial: Partial, text: Text, form: Form, every: float = 10.0
     ) -> None:
         """Raises `InputError` if there is no room or the file cannot be written."""
-        path, places = partial.result, partial.directory / "places.npy"
         needed = int(form.rows(text).sum()) * form.row_bytes
         needed += len(text.sizes) * _HEADERS + 2 * text.bytes
-        needed -= allocated(path)
+        needed -= allocated(partial.result)
         require_space(partial.out, needed, partial.directory)
-        with writing(partial.out):
-            done = partial.done() if path.exists() else None
-            if done is None:
-                _write_skeleton(path, places, text, form)
-                partial.commit(done := 0)
-            self._places = np.load(places)
-            self._handle = os.open(path, os.O_WRONLY)
-        super().__init__(text, form, partial.out, done, every)
-        self._partial, self._rows = partial, form.rows(text)
+        super().__init__(partial, partial.result, text, form, every)
+
+    def _make(self) -> None:
+        _write_skeleton(self._path, self._path.with_name(_PLACES), self.text, self.form)
+
+    def _read_places(self) -> np.ndarray:
+        places = map_array(self._path.with_name(_PLACES))
+        if places.dtype != np.int64 or places.shape != self._rows.shape:
+            raise ValueError("places of other lines")
+        return np.asarray(places)
 
     def _put(
         self, sentence: int, word: int, sizes: Sequence[int], vectors: np.ndarray

@@ -12,7 +12,6 @@ float32 (`"bits": "bfloat16"` in info.json). `read_vectors` gives them their typ
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from elmojax.atomic import sync
+from elmojax.atomic import map_array, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 from elmojax.vectors.partial import (
@@ -60,19 +59,17 @@ class RaggedWriter(PlacedWriter):
         )
         needed -= allocated(self._directory)
         require_space(partial.out, needed, partial.directory)
-        with writing(partial.out):
-            done = partial.done() if self._directory.is_dir() else None
-            if done is None:
-                _write_frame(self._directory, text, form)
-                partial.commit(done := 0)
-            path = self._directory / VECTORS
-            self._header = (
-                path.stat().st_size - int(rows.sum(dtype=np.int64)) * form.row_bytes
-            )
-            self._handle = os.open(path, os.O_WRONLY)
-        super().__init__(text, form, partial.out, done, every)
-        self._partial = partial
-        self._next = int(rows[:done].sum(dtype=np.int64))
+        super().__init__(partial, self._directory / VECTORS, text, form, every)
+        with writing(partial.out):  # what is quickly made is not taken up
+            _write_text(self._directory, text, form)
+
+    def _make(self) -> None:
+        _write_room(self._directory, int(self._rows.sum(dtype=np.int64)), self.form)
+
+    def _read_places(self) -> np.ndarray:
+        sizes = self._rows.astype(np.int64) * self.form.row_bytes
+        header = self._path.stat().st_size - int(sizes.sum())
+        return header + np.cumsum(sizes) - sizes
 
     def load(self) -> np.ndarray:
         """The vectors written, mapped into memory; bfloat16 as uint16."""
@@ -81,17 +78,26 @@ class RaggedWriter(PlacedWriter):
     def _put(
         self, sentence: int, word: int, sizes: Sequence[int], vectors: np.ndarray
     ) -> None:
-        place = self._header + self._next * self.form.row_bytes
+        place = int(self._places[sentence]) + word * self.form.row_bytes
         write_at(self._handle, vectors, place)
-        self._next += len(vectors)
 
 
-def _write_frame(directory: Path, text: Text, form: Form) -> None:
-    """All files whole but for the vectors, which have their place."""
+def _write_room(directory: Path, rows: int, form: Form) -> None:
+    """The file of the vectors, in which they have their place."""
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir()
-    rows = form.rows(text)
+    with open(directory / VECTORS, "wb") as vectors:
+        kind = "<u2" if form.dtype == "bfloat16" else form.numpy.newbyteorder("<").str
+        header = {"descr": kind, "fortran_order": False, "shape": (rows, *form.shape)}
+        np.lib.format.write_array_header_1_0(vectors, header)
+        vectors.truncate(vectors.tell() + rows * form.row_bytes)
+    sync(directory / VECTORS)
+    sync(directory)
+
+
+def _write_text(directory: Path, text: Text, form: Form) -> None:
+    """All files but that of the vectors."""
     info = {"format": "elmojax vectors", **form.request(), "axes": form.axes}
     if form.dtype == "bfloat16":
         info["bits"] = "bfloat16"
@@ -101,14 +107,8 @@ def _write_frame(directory: Path, text: Text, form: Form) -> None:
         for words in text.sentences():
             file.write(" ".join(words) + "\n")
     if form.pool is None:
-        ends = np.cumsum(rows, dtype=np.int64)
+        ends = np.cumsum(text.sizes, dtype=np.int64)
         np.save(directory / OFFSETS, np.concatenate([[0], ends]))
-    with open(directory / VECTORS, "wb") as vectors:
-        kind = "<u2" if form.dtype == "bfloat16" else form.numpy.newbyteorder("<").str
-        shape = (int(rows.sum(dtype=np.int64)), *form.shape)
-        header = {"descr": kind, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(vectors, header)
-        vectors.truncate(vectors.tell() + shape[0] * form.row_bytes)
     for path in directory.iterdir():
         sync(path)
     sync(directory)
@@ -145,9 +145,16 @@ class Vectors(Sequence[np.ndarray]):
         return words.swapaxes(0, 1) if words.ndim == 3 else words
 
     def sentences(self) -> list[list[str]]:
-        """The words of each line."""
-        text = (self.directory / SENTENCES).read_text(encoding="utf-8")
-        return [line.split() for line in text.split("\n")[:-1]]
+        """The words of each line. `InputError` if the text is not there or damaged."""
+        path = self.directory / SENTENCES
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        except (OSError, ValueError) as error:
+            raise _not_whole(self.directory, f"{path.name}: {error}") from error
+        if len(lines) != len(self):
+            what = f"{path.name} has {len(lines)} lines, and {len(self)} have vectors"
+            raise _not_whole(self.directory, what)
+        return [line.split() for line in lines]
 
 
 def read_vectors(directory: str | os.PathLike[str]) -> Vectors:
@@ -156,26 +163,35 @@ def read_vectors(directory: str | os.PathLike[str]) -> Vectors:
     bfloat16 has the dtype of ml_dtypes, which is that of JAX.
 
     Raises:
-      InputError: if it is not such a directory, or is cut short.
+      InputError: if it is not such a directory, or its files are damaged, cut short
+        or do not fit together.
     """
     path = Path(directory)
     try:
-        info = json.loads((path / INFO).read_text(encoding="utf-8"))
-        vectors = np.load(path / VECTORS, mmap_mode="r")
-        offsets = None if info["pool"] else np.load(path / OFFSETS)
-        rows = info["lines"] if info["pool"] else info["words"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is no directory of vectors of elmojax, or is cut short ({error}). "
-            "Name one that `elmojax embed` wrote, whole."
-        ) from error
-    ends = (0, rows) if offsets is None else (offsets[0], offsets[-1])
-    lines = rows if offsets is None else len(offsets) - 1
-    if len(vectors) != rows or ends != (0, rows) or lines != info["lines"]:
-        raise InputError(
-            f"{path} does not fit together: {VECTORS} has {len(vectors)} vectors and "
-            f"{INFO} tells of {rows}. Get it again, whole."
+        info = read_object(path / INFO)
+        vectors = map_array(path / VECTORS)
+        pooled, half = info["pool"] is not None, info.get("bits") == "bfloat16"
+        offsets = None if pooled else np.array(map_array(path / OFFSETS))
+        kind = np.uint16 if half else np.dtype(info["dtype"])
+        shape = (info["lines" if pooled else "words"], *info["shape"])
+        fits = offsets is None or (
+            offsets.dtype == np.int64
+            and offsets.shape == (info["lines"] + 1,)
+            and (offsets[0], offsets[-1]) == (0, len(vectors))
+            and (np.diff(offsets) >= 0).all()
         )
-    if info.get("bits") == "bfloat16":
-        vectors = vectors.view(ml_dtypes.bfloat16)
-    return Vectors(path, vectors, offsets)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_whole(path, str(error)) from error
+    if vectors.shape != shape or vectors.dtype != kind:
+        has = f"{vectors.dtype} {vectors.shape} and {INFO} tells of {kind} {shape}"
+        raise _not_whole(path, f"{VECTORS} holds {has}")
+    if not fits:
+        raise _not_whole(path, f"{OFFSETS} does not fit {VECTORS} and {INFO}")
+    return Vectors(path, vectors.view(ml_dtypes.bfloat16) if half else vectors, offsets)
+
+
+def _not_whole(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path} is no directory of vectors that `elmojax embed` wrote, or is damaged "
+        f"({why}). Name another one, or make it again."
+    )

@@ -8,13 +8,13 @@ of .npy arrays; see the modules `hdf5`, `parquet` and `npy` for what is in them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from elmojax import __version__
+from elmojax.atomic import read_object
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
 from elmojax.text.files import Text, read_text
@@ -151,7 +151,7 @@ class Output:
     def close(self) -> None:
         """Lets go of it. What is on the disk stays for a later run, if it is anything
         that need not be made again."""
-        keep = begun(self.directory) or bool(self._partial.done())
+        keep = begun(self.directory) or bool(self._partial.progress().get("done"))
         with writing(self._partial.out):
             self._partial.close(keep)
 
@@ -208,10 +208,9 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
 def _is_ours(out: Path, kind: Kind) -> bool:
     info = out / (f"_{INFO}" if kind == "parquet" else INFO)
     try:
-        found = json.loads(info.read_text(encoding="utf-8"))
+        return read_object(info).get("format") == "elmojax vectors"
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("format") == "elmojax vectors"
 
 
 def _check_form(kind: Kind, form: Form) -> None:

@@ -29,6 +29,7 @@ from elmojax.vectors.partial import (
     all_whole,
     forget,
     require_space,
+    sum_of,
     write_json,
     writing,
 )
@@ -107,8 +108,8 @@ class ParquetWriter(Writer):
         """How far an earlier run came; what does not count is removed."""
         progress = TextProgress.begin(directory, self._number, text, overwrite)
         self._progress = progress
-        if not all(self._part(part).exists() for part in range(progress.parts)):
-            progress.done = progress.parts = progress.rows = 0
+        if not all(self._is_whole(*part) for part in enumerate(progress.parts)):
+            progress.done, progress.parts, progress.rows = 0, [], 0
         if not progress.done:
             forget(directory, self._number)
             name = f"{self._number:05d}-*.parquet"
@@ -120,8 +121,15 @@ class ParquetWriter(Writer):
     def _part(self, part: int) -> Path:
         return self._directory / f"{self._number:05d}-{part:05d}.parquet"
 
+    def _is_whole(self, part: int, kept: list[int]) -> bool:
+        """Whether a part is still as it was when it got its name."""
+        try:
+            return sum_of(self._part(part)) == kept
+        except (OSError, ValueError):
+            return False
+
     def _new(self) -> Path:
-        path = self._part(self._progress.parts)
+        path = self._part(len(self._progress.parts))
         return path.with_name(f"_{path.name}.new")
 
     def _put(
@@ -191,9 +199,10 @@ class ParquetWriter(Writer):
         self._file = None
         new = self._new()
         sync(new)
-        os.replace(new, self._part(self._progress.parts))
+        part = self._part(len(self._progress.parts))
+        os.replace(new, part)
         sync(self._directory)
-        self._progress.parts += 1
+        self._progress.parts.append(sum_of(part))
         self._progress.done, self._weight = done, 0
         self._progress.write(self._home, self._number)
 
@@ -213,6 +222,7 @@ class ParquetWriter(Writer):
 def complete(directory: Path, names: Sequence[str], form: Form) -> None:
     """Ends an output. `InputError` unless all texts have been written whole."""
     texts = [asdict(text) for text in all_whole(directory, names)]
+    texts = [text | {"parts": len(text["parts"])} for text in texts]
     info = {"format": "elmojax vectors", **form.request(), "texts": texts}
     write_json(directory / "result" / INFO, info)
 

@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import google_crc32c as crc32c
 import numpy as np
 
-from elmojax.atomic import sync
+from elmojax.atomic import read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 
@@ -30,7 +31,8 @@ class Partial:
 
         _lock           held by that process (flock)
         _request.json   what is being made; an other request does not go on with it
-        _progress.json  {"done": sentences of the text that are on the disk}
+        _progress.json  {"done": sentences of the text that are on the disk, and what
+                        the format needs to know them again}
         result          the output, renamed to OUT once it is whole
 
     Other entries are the format's own. Killed at any moment, it is either taken up
@@ -58,16 +60,14 @@ class Partial:
                 self.close(keep=there)
                 raise
 
-    def done(self) -> int | None:
-        """Sentences that need not be made again; None before the first `commit`."""
-        try:
-            return int(read_json(self.directory / _PROGRESS)["done"])
-        except FileNotFoundError:
-            return None
+    def progress(self) -> dict[str, Any]:
+        """What the last `commit` kept; nothing before the first."""
+        path = self.directory / _PROGRESS
+        return read_json(path) if path.exists() else {}
 
-    def commit(self, done: int) -> None:
-        """Keeps in mind that so many sentences are on the disk."""
-        write_json(self.directory / _PROGRESS, {"done": done})
+    def commit(self, progress: dict[str, Any]) -> None:
+        """Keeps in mind how many sentences are on the disk, `done`, and other facts."""
+        write_json(self.directory / _PROGRESS, progress)
 
     def install(self) -> None:
         """Brings the result to the disk and makes it `out`; ends this object."""
@@ -224,15 +224,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """`InputError` for a file that holds no JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except ValueError as error:
         raise InputError(
             f"{path} is damaged. Remove {path.parent} to start again."
         ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged. Remove {path.parent} to start again.")
-    return value
+
+
+def sum_of(path: Path) -> list[int]:
+    """Bytes and CRC-32C of a file that is not empty."""
+    content = np.memmap(path, np.uint8, "r")
+    return [len(content), crc32c.value(content)]
 
 
 def _told(request: dict[str, Any], key: str) -> str:
@@ -251,7 +255,8 @@ class TextProgress:
     lines: int
     done: int = 0
     """Lines in parts that are whole."""
-    parts: int = 0
+    parts: list[list[int]] = field(default_factory=list)
+    """The `sum_of` of each part that is whole."""
     rows: int = 0
 
     @classmethod
@@ -261,7 +266,8 @@ class TextProgress:
         if not path.exists():
             return None
         found = read_json(path)
-        if set(found) != {field.name for field in fields(cls)}:
+        kinds = {f.name: type(getattr(cls("", "", 0), f.name)) for f in fields(cls)}
+        if {name: type(value) for name, value in found.items()} != kinds:
             raise InputError(f"{path} is damaged. Remove {directory} to start again.")
         return cls(**found)
 

@@ -10,11 +10,12 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import google_crc32c as crc32c
 import ml_dtypes
 import numpy as np
 
@@ -223,15 +224,87 @@ class Writer(abc.ABC):
 
 
 class PlacedWriter(Writer):
-    """One file in which every vector has its place before any is written."""
+    """One file in which every vector has its place before any is written.
 
-    _partial: Partial
-    _handle: int
-    """Of the open file; -1 once it is closed."""
+    The vectors that are committed are summed (CRC-32C), and so is all of the file but
+    vectors. A later run goes on where both are as the last commit left them; where they
+    are not, or the file is gone, it starts again.
+    """
+
+    def __init__(
+        self, partial: Partial, path: Path, text: Text, form: Form, every: float
+    ) -> None:
+        """Makes the file at `path`, or takes it up.
+
+        Raises `InputError` if it cannot be written.
+        """
+        self.text, self.form, self._rows = text, form, form.rows(text)
+        self._partial, self._path, self._handle = partial, path, -1
+        with writing(partial.out):
+            kept = partial.progress()
+            if not self._is_whole(kept):
+                self._make()
+                self._places = self._read_places()
+                kept = {"done": 0, "frame": self._frame(), "vectors": 0}
+                partial.commit(kept)
+            self._kept_sums = kept
+            self._handle = os.open(path, os.O_WRONLY)
+        super().__init__(text, form, partial.out, kept["done"], every)
+
+    @abc.abstractmethod
+    def _make(self) -> None:
+        """Brings the file to the disk, whole but for the vectors."""
+
+    @abc.abstractmethod
+    def _read_places(self) -> np.ndarray:
+        """int64 [lines]: the byte at which the vectors of each line begin.
+
+        Raises `OSError` or `ValueError` where the files do not tell.
+        """
+
+    def _is_whole(self, kept: dict[str, Any]) -> bool:
+        """Whether the file is still what the last commit left."""
+        done = kept.get("done")
+        if type(done) is not int or not 0 <= done <= len(self._rows):
+            return False
+        try:
+            self._places = self._read_places()
+            sums = {"frame": self._frame(), "vectors": self._sum(self._spans(0, done))}
+            return kept == {"done": done, **sums}
+        except (OSError, ValueError):
+            return False
+
+    def _spans(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Bytes, from and to, of the vectors of some lines, in their order."""
+        begin = self._places[first:last]
+        end = begin + self._rows[first:last].astype(np.int64) * self.form.row_bytes
+        begin, end = begin[end > begin], end[end > begin]
+        if len(begin):  # those that follow on each other are one
+            apart = begin[1:] != end[:-1]
+            begin, end = begin[np.insert(apart, 0, True)], end[np.append(apart, True)]
+        return list(zip(begin.tolist(), end.tolist(), strict=True))
+
+    def _frame(self) -> list[int]:
+        """Size of the file, and the sum of the places and of all but the vectors."""
+        spans = sorted(self._spans(0, len(self._rows)))
+        size = self._path.stat().st_size
+        ends, begins = zip((0, 0), *spans, (size, size), strict=True)
+        between = zip(begins, ends[1:], strict=False)
+        return [size, self._sum(between, crc32c.value(self._places.astype("<i8")))]
+
+    def _sum(self, spans: Iterable[tuple[int, int]], before: int = 0) -> int:
+        """CRC-32C of some bytes of the file, after others."""
+        content = np.asarray(np.memmap(self._path, np.uint8, "r"))
+        for begin, end in spans:
+            before = crc32c.extend(before, content[begin:end])
+        return int(before)
 
     def _keep(self, done: int) -> None:
         os.fsync(self._handle)
-        self._partial.commit(done)
+        new = self._spans(self._kept, done)
+        vectors = self._sum(new, self._kept_sums["vectors"])
+        self._kept_sums |= {"done": done, "vectors": vectors}
+        self._partial.commit(self._kept_sums)
 
     def _complete(self) -> None:
         self.close()

@@ -717,6 +717,11 @@ CONFIGS = {
     "def config(): return 3": "must define a function config() ... not 3",
     "def config(:": "fails in line 1 (SyntaxError",
     "import nosuch": "fails in line 1 (ModuleNotFoundError",
+    "import sys\nsys.exit(0)": "fails in line 2 (SystemExit: 0)",
+    "def config(): exit()": "fails in line 1 (SystemExit",
+    "raise BaseException('no' * 999)": "fails in line 1 (BaseException: no",
+    "def config(): return config()": "fails in line 1 (RecursionError",
+    "import elmojax\ndef config(): return elmojax.TrainConfig": "not <class",
     "def config():\n    return {}['x']": "fails in line 2 (KeyError",
     "import elmojax\n\n\ndef config(): return elmojax.TrainConfig(rows=0)": (
         "fails in line 4 (InputError: TrainConfig.rows is 0"

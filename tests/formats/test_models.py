@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import threading
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,8 +15,18 @@ import pytest
 
 import elmojax
 from elmojax.cli import main
-from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    HeadConfig,
+    LstmConfig,
+    TrainConfig,
+)
+from elmojax.initialization import with_model
 from elmojax.loading import open_model
+from elmojax.text.corpus import Corpus
+from elmojax.text.prepare import prepare
+from tests.commands import refused
 
 TINY = "--model.lstm.dim 16 --model.lstm.projection 8 --rows 8 --mesh.data 1".split()
 
@@ -150,6 +161,49 @@ def test_training_goes_on_from_another_models_weights(folder, run, tmp_path, cap
     _, fresh = pretrain(folder, "fresh", *flags)
     assert "with a new softmax" in capsys.readouterr().err
     assert fresh[-1] < scratch[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--encoder", "words"], "reads characters, and its weights fit no --encoder"),
+        (["--model.lstm.layers", "3"], "--model.lstm.layers is not for a run that"),
+        (["--model.lstm.dim=16"], "--model.lstm.dim is not for a run that starts"),
+        (
+            ["--config", "mine.json"],
+            "is to have model.encoder.filters = ((1, 8),), and",
+        ),
+    ],
+)
+def test_the_shape_is_that_of_the_model(
+    small, goldens, tmp_path, monkeypatch, flags, says
+):
+    monkeypatch.chdir(tmp_path)
+    mine = {"model": {"encoder": {"filters": [[1, 8]]}, "lstm": {"dim": 24}}}
+    Path("mine.json").write_text(json.dumps(mine))
+    start = ["--data", small, "--workdir", "run", "--init-from", goldens / "allennlp"]
+    refused("pretrain", *start, *flags, says=says)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json"]
+
+
+def test_a_softmax_that_is_kept_is_the_one_that_was_asked_for(small, tmp_path):
+    vocabulary = Corpus.open(small).vocabulary
+    model = elmojax.init(ElmoConfig.preset("mini"), jax.random.key(0))
+    head = {"kernel": np.zeros((len(vocabulary), 64), np.float32)}
+    elmojax.save_hdf5(model, tmp_path / "model", head, vocabulary)
+    config = TrainConfig(small, tmp_path / "run", init_from=str(tmp_path / "model"))
+    assert with_model(config)[0].head.kind == "full"
+    with pytest.raises(elmojax.InputError, match=r"have head\.kind = sampled, and .*"):
+        with_model(replace(config, head=HeadConfig("sampled")))
+
+
+@pytest.fixture
+def small(tmp_path_factory):
+    """A prepared corpus of a few words."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "text.txt").write_text("the river bank\nthe bank\n")
+    prepare(folder / "data", patterns=[folder / "text.txt"])
+    return folder / "data"
 
 
 def test_a_model_goes_by_many_names(goldens, tmp_path):

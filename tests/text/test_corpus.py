@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from elmojax import atomic
 from elmojax.errors import InputError
 from elmojax.text import files
-from elmojax.text.corpus import Corpus
+from elmojax.text.corpus import PARTS, Corpus
 from elmojax.text.prepare import prepare
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
@@ -424,30 +424,34 @@ def test_a_damaged_corpus_is_refused(text, tmp_path):
 
         return damage
 
-    def shuffle_offsets(bad: Path) -> None:
-        offsets = np.load(bad / "offsets.npy")
-        offsets[1:3] = offsets[2:0:-1]
-        np.save(bad / "offsets.npy", offsets)
-
-    def damage_header(bad: Path) -> None:
-        data = (bad / "counts.npy").read_bytes()
-        (bad / "counts.npy").write_bytes(b"x" + data[1:])
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
 
     def cut(bad: Path) -> None:
         os.truncate(bad / "words.npy", 150)
 
+    arrays = ("counts.npy", "words.npy", "offsets.npy")
     again = "Run `elmojax prepare` again"
     for name in ("vocabulary.txt", "types.txt", "counts.npy", "offsets.npy"):
         message = opening(lambda bad, name=name: (bad / name).unlink())
         assert f"{name} is missing" in message and again in message
     assert "words.npy has 150 bytes, and should have 200" in opening(cut)
-    assert "offsets.npy does not fit words.npy" in opening(shuffle_offsets)
-    assert "counts.npy cannot be read" in opening(damage_header)
+    changed = "has changed since it was made"
+    for name in ("vocabulary.txt", "types.txt", *arrays):
+        message = opening(lambda bad, name=name: flip(bad / name))
+        assert f"{name} {changed}" in message and again in message
     assert "format 99" in opening(rewrite(format=99))
     assert "does not describe a whole corpus" in opening(rewrite(parts={}))
     assert "types.txt has 12 lines" in opening(rewrite(types=11))
-    message = opening(lambda bad: (bad / "corpus.json").write_text("{"))
-    assert "cannot be understood" in message
+    for content in ("{", "[]", "3", '{"format": 1}', "[" * 100_000, "null", "\xff"):
+        message = opening(lambda bad, c=content: (bad / "corpus.json").write_text(c))
+        assert "cannot be understood" in message
+    for parts in ([], 3, "x", dict.fromkeys(PARTS, 3), dict.fromkeys(PARTS, "bytes")):
+        assert again in opening(rewrite(parts=parts))
+    assert "does not describe" in opening(rewrite(tokens="50"))
+    assert "words.npy holds int32" in opening(rewrite(tokens=7))
     message = opening(lambda bad: (bad / "corpus.json").unlink())
     assert "is not a prepared corpus (it has no corpus.json)" in message
     with pytest.raises(InputError, match="is no directory"):
@@ -518,6 +522,7 @@ assert "tensorflow" not in sys.modules
 
 USE = """
 import json, sys
+from pathlib import Path
 from elmojax.errors import InputError
 from elmojax.text.prepare import TfdsText, prepare
 
@@ -538,6 +543,13 @@ for request in [
 ]:
     try:
         prepare(out + "-refused", tfds=request)
+    except InputError as error:
+        refusals.append(str(error))
+(info,) = Path(data).glob("*/*/dataset_info.json")
+for content in ("{", "[]", '{"name": 3}', "[" * 100_000, '{"splits": [{"name": 3}]}'):
+    info.write_text(content)
+    try:
+        prepare(out + "-refused", tfds=TfdsText("lm1b_shaped", "train", data))
     except InputError as error:
         refusals.append(str(error))
 loaded = "tensorflow" in sys.modules
@@ -582,6 +594,7 @@ def test_tfds_refusals_name_what_there_is(tfds_run):
         ("no feature 'sentence'", "length, text"),
         ("'length'", "is no text"),
         ("there is none", "nowhere"),
+        *[("cannot be read", "dataset_info.json or features.json is damaged")] * 5,
     ]
     assert len(refusals) == len(expected)
     for message, parts in zip(refusals, expected, strict=True):

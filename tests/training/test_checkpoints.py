@@ -302,13 +302,24 @@ def test_trees_are_made_into_params_by_name(world):
         elmojax.from_tree(params.config, {**flat, "encoder.embedding": np.ones(3)})
 
 
-def test_another_configuration_is_refused_by_name(world, tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ('"dim": 16', '"dim": 24', r"model\.lstm\.dim = 16"),
+        ('"skip_connections": true', '"skip_connections": false', "skip_connections"),
+        ('"activation": "relu"', '"activation": "tanh"', r"model\.encoder\.activation"),
+        ('"cell_clip": 3.0', '"cell_clip": 1.5', "cell_clip = 3.0"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(world, tmp_path, old, new, name):
     run = tmp_path / "run"
     shutil.copytree(world.run, run)
     path = run / "config.json"
-    path.write_text(path.read_text().replace('"dim": 16', '"dim": 24'))
+    path.write_text(path.read_text().replace(old, new))
     for read in (elmojax.restore, elmojax.load, open_model):
-        with pytest.raises(elmojax.InputError, match=r"another configuration: lstm\."):
+        with pytest.raises(
+            elmojax.InputError, match=rf"another configuration: .*{name}"
+        ):
             read(run)
 
 

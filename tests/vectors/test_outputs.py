@@ -10,11 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import h5py
 import jax.numpy as jnp
@@ -273,19 +274,106 @@ def test_line_of_a_megabyte(tmp_path):
         np.testing.assert_allclose(file["0"], 9.5)
 
 
-def test_vectors_that_are_cut_short(text, tmp_path):
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 3)
+
+
+def changed(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def holds(content: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content)
+
+
+def holds_array(array: np.ndarray) -> Callable[[Path], Any]:
+    return lambda path: np.save(path, array)
+
+
+def info_with(**values: Any) -> Callable[[Path], Any]:
+    def edit(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return edit
+
+
+WORDS = sum(len(line.split()) for line in LINES)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(
+            (name, damage)
+            for name in ("info.json", "vectors.npy", "offsets.npy")
+            for damage in (
+                Path.unlink,
+                cut,
+                holds(b""),
+                holds(b"\x93NUMPY"),
+                None,
+            )
+        ),
+        *(
+            ("info.json", holds(text))
+            for text in (b"[]", b"3", b"[" * 100_000, b"\xff")
+        ),
+        *(
+            ("info.json", info_with(**values))
+            for values in (
+                {"lines": None},
+                {"words": "many"},
+                {"words": WORDS - 1},
+                {"shape": [LAYERS, VECTOR + 1]},
+                {"shape": 3},
+                {"dtype": "float16"},
+                {"dtype": "x"},
+                {"dtype": {}},
+                {"pool": "mean"},
+                {"bits": "bfloat16"},
+            )
+        ),
+        ("vectors.npy", lambda path: changed(path, 30)),  # in its header
+        ("vectors.npy", holds(b"PK\x03\x04")),
+        ("vectors.npy", holds_array(np.array([{}]))),
+        ("vectors.npy", holds_array(np.float32(3))),
+        ("offsets.npy", holds_array(np.arange(len(LINES) + 1))),
+        ("offsets.npy", holds_array(np.float64([0] * len(LINES) + [WORDS]))),
+        (
+            "offsets.npy",
+            holds_array(np.int64([0, 9, 8, *[9] * (len(LINES) - 3), WORDS])),
+        ),
+        ("offsets.npy", holds_array(np.int64(0))),
+    ],
+)
+def test_damaged_vectors_are_refused_in_one_way(text, tmp_path, file, damage):
     out = tmp_path / "v"
     write(out, text, ALL)
-    os.truncate(out / "vectors.npy", (out / "vectors.npy").stat().st_size - 1)
-    with pytest.raises(InputError, match="is cut short"):
+    if damage is None:  # a directory in place of the file
+        (out / file).unlink()
+        (out / file).mkdir()
+    else:
+        damage(out / file)
+    with pytest.raises(InputError, match=r"is no directory of vectors .*or is damaged"):
         read_vectors(out)
-    shutil.rmtree(out)
-    write(out, text, ALL)
-    np.save(out / "offsets.npy", np.load(out / "offsets.npy")[:-1])
-    with pytest.raises(InputError, match="does not fit together"):
-        read_vectors(out)
-    with pytest.raises(InputError, match="no directory of vectors"):
-        read_vectors(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, holds(b"\xff\n"), holds(b"a\n")])
+def test_the_text_beside_vectors_may_be_damaged(text, tmp_path, damage):
+    write(tmp_path / "v", text, ALL)
+    vectors = read_vectors(tmp_path / "v")
+    damage(tmp_path / "v" / "sentences.txt")
+    with pytest.raises(InputError, match=r"sentences\.txt"):
+        vectors.sentences()
+
+
+def test_other_files_are_no_vectors(text, tmp_path):
+    write(tmp_path / "v.hdf5", text, ALL)
+    for path in (tmp_path, tmp_path / "v.hdf5", tmp_path / "none"):
+        with pytest.raises(InputError, match="no directory of vectors"):
+            read_vectors(path)
 
 
 # --- runs that end early -------------------------------------------------------------
@@ -352,6 +440,59 @@ def test_goes_on_where_it_stopped(text, tmp_path):
             writer.close()
 
 
+@pytest.mark.parametrize("name", ["all.hdf5", "gzip.hdf5", "all", "all.parquet"])
+@pytest.mark.parametrize("damage", [Path.unlink, cut, changed, holds(b"")])
+def test_what_was_left_is_taken_up_only_if_it_is_whole(text, tmp_path, name, damage):
+    form = FORMS[name]
+    write(tmp_path / name, text, form)
+    whole, out = snapshot(tmp_path / name), tmp_path / "again" / name
+    out.parent.mkdir()
+    for number in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            write(out, text, form, stop=4)
+        partial = out.with_name(f"{name}.partial")
+        files = [p for p in sorted(partial.rglob("*")) if p.is_file()]
+        files = [p for p in files if p.name not in ("_lock", "_request.json")]
+        if number == len(files):
+            break
+        damage(files[number])
+        try:
+            write(out, text, form)
+        except InputError as error:
+            assert "is damaged. Remove" in str(error)
+            shutil.rmtree(partial)
+        else:
+            assert snapshot(out) == whole, files[number]
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+    assert number > 1
+
+
+@pytest.mark.parametrize("name", ["all.hdf5", "all"])
+def test_every_byte_that_was_committed_counts(text, tmp_path, name):
+    """But for vectors that are still to come."""
+    write(tmp_path / name, text, ALL)
+    whole, out = snapshot(tmp_path / name), tmp_path / "again" / name
+    out.parent.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        write(out, text, ALL, stop=4)
+    left = out.with_name(f"{name}.partial")
+    path = left / "result" if name == "all.hdf5" else left / "result" / "vectors.npy"
+    taken_up, places = 0, np.linspace(0, path.stat().st_size - 1, 30).astype(int)
+    for at in places:
+        copy = tmp_path / "copy"
+        shutil.copytree(left, copy)
+        changed(path, at)
+        with open_output(out, [text], ALL) as output:
+            (writer,) = output.writers()
+            taken_up += writer.done > 0
+            writer.close()
+            shutil.rmtree(left)
+            shutil.move(copy, left)
+    assert 0 < taken_up < 25
+    write(out, text, ALL)
+    assert snapshot(out) == whole
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -365,7 +506,7 @@ def test_goes_on_where_it_stopped(text, tmp_path):
 def test_killed_at_every_step(tmp_path, name):
     """A process of its own: it forks, and every child kills itself one step later."""
     call = f"kill_at_every_step({name!r}, {str(tmp_path)!r})"
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [
             sys.executable,
