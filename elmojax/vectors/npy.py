@@ -23,7 +23,7 @@ import numpy as np
 
 from elmojax.atomic import sync
 from elmojax.errors import InputError
-from elmojax.text.files import Text
+from elmojax.text.files import Text, split
 from elmojax.vectors.partial import (
     Partial,
     allocated,
@@ -146,8 +146,8 @@ class Vectors(Sequence[np.ndarray]):
 
     def sentences(self) -> list[list[str]]:
         """The words of each line."""
-        text = (self.directory / SENTENCES).read_text(encoding="utf-8")
-        return [line.split() for line in text.split("\n")[:-1]]
+        text = (self.directory / SENTENCES).read_bytes().decode("utf-8")
+        return [split(line) for line in text.split("\n")[:-1]]
 
 
 def read_vectors(directory: str | os.PathLike[str]) -> Vectors:

@@ -845,7 +845,7 @@ def reads_of(world: World, tmp_path: Path) -> list[tuple[object, ...]]:
         ("config.json", b'{"train": {"rows": -1}}', "config.json: TrainConfig.rows"),
         ("config.json", b'{"train": {"colour": 1}}', "colour"),
         ("config.json", b"\xff\xfe", "cannot be read"),
-        ("vocabulary.txt", None, "cannot be read"),
+        ("vocabulary.txt", None, "vocabulary.txt is gone"),
         ("vocabulary.txt", b"", "is empty"),
         ("vocabulary.txt", b"<S>\n</S>\n<UNK>\nthe\n", "4 words ... trained with 60"),
     ],
@@ -858,10 +858,11 @@ def test_a_damaged_run_is_refused(world, copied, tmp_path, name, content, says):
         refused(*command, says=says)
     with pytest.raises(elmojax.InputError):
         elmojax.restore(copied)
-    if name == "config.json":
-        says = "has checkpoints but no config.json" if content is None else says
-        command = ("pretrain", "--data", world.data, "--workdir", copied, *TINY)
-        refused(*command, says=says)
+    if name == "config.json" and content is None:
+        says = "has checkpoints but no config.json"
+    # Whether it has steps to do or is done: without these files it is of no use.
+    command = ("pretrain", "--data", world.data, "--workdir", copied, *TINY)
+    refused(*command, "--steps", 6, says=says)
     assert not (tmp_path / "out.hdf5").exists()
 
 
@@ -870,6 +871,7 @@ def test_a_vocabulary_of_the_same_size_is_refused(world, copied, tmp_path):
     path.write_bytes(path.read_bytes()[:-2])  # the last word loses a letter
     for command in reads_of(world, tmp_path):
         refused(*command, says="holds other words")
+    refused("pretrain", "--workdir", copied, says="holds other words")
 
 
 def test_a_run_of_another_format_is_refused(copied):
