@@ -389,23 +389,25 @@ class Oddities:
     def look(self, lines: Sequence[str], max_characters: int | None) -> None:
         """Counts some more lines. `max_characters` is the columns of a word in the
         model, None in one that does not read characters."""
-        for line in lines:
-            self.lines += line.strip(" \t") != ""
-            blanks = line.count(" ") + line.count("\t") + 1
-            self.unsegmented_lines += len(line) >= 20 * blanks
-            self.long_lines += blanks > 1000
         text = "\n".join(["", *lines, ""]).encode("utf-8", "replace")
         letters = np.frombuffer(text.replace(b"\t", b" "), np.uint8)
         gaps = np.flatnonzero((letters == ord(" ")) | (letters == ord("\n")))
         starts, sizes = gaps[:-1] + 1, np.diff(gaps) - 1
-        self.words += int((sizes > 0).sum())
+        ends = np.flatnonzero(letters[gaps] == ord("\n"))  # of lines, among the gaps
+        words = np.diff(np.append(0, np.cumsum(sizes > 0))[ends])
+        letters_of = np.fromiter(map(len, lines), np.int64, len(lines))
+        self.lines += int((words > 0).sum())
+        self.words += int(words.sum())
+        self.unsegmented_lines += int((letters_of >= 20 * np.diff(ends)).sum())
+        self.long_lines += int((words > 1000).sum())
         if max_characters is not None:
             long = sizes > byte_limit(max_characters)
             self.truncated_words += int(long.sum())
         first = letters[starts]
-        doubtful = (sizes > 2) & (sizes < 16) & _OPENS[first]
-        for i in np.flatnonzero(doubtful):
-            word = text[starts[i] : starts[i] + sizes[i]]
+        longest = np.where((first | 32) == ord("u"), 3, 15)  # of bare words only "unk"
+        doubtful = (sizes > 2) & (sizes <= longest) & _OPENS[first]
+        for start, size in zip(starts[doubtful], sizes[doubtful], strict=True):
+            word = text[start : start + size]
             if word != b"<UNK>" and _SPELLING.fullmatch(word):
                 self.spellings[word.decode("ascii")] += 1
 

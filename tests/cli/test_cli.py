@@ -96,6 +96,35 @@ def asked(*arguments: object) -> elmojax.TrainConfig:
     return train_config(parse(PretrainArguments, "pretrain", argv, default=default))
 
 
+# --- odd texts -----------------------------------------------------------------------
+
+
+def test_every_command_remarks_what_is_odd_about_a_text(world, tmp_path):
+    odd, plain = tmp_path / "odd.txt", tmp_path / "plain.txt"
+    lines = ["the <unk> of the", "protein" * 9, "the of"]
+    plain.write_text("\n".join([*lines, ""]))
+    odd.write_text("".join(f"<S> {line} </S>\n" for line in lines))
+    numbers = {}
+    for text, command in (
+        (odd, ("prepare", "--out", tmp_path / "data", "--max-characters", 16)),
+        (odd, ("embed", world.run, "--out", tmp_path / "vectors.hdf5")),
+        (odd, ("score", world.run)),
+        (odd, ("evaluate", world.run)),
+        (plain, ("evaluate", world.run)),
+    ):
+        ended = done(*command, "--text", text, "--json")
+        report = json.loads(ended.out)
+        numbers[text] = report.get("mean_perplexity")
+        cut, unsegmented, *marks, unknown = report["remarks"]
+        assert cut.startswith("Words cut after 14 bytes: 1;")
+        assert "look unsegmented" in unsegmented and "word): 1 of 3;" in unsegmented
+        told = ["(<S> 3 times, </S> 3 times)" in mark for mark in marks]
+        assert told == [True] * (text == odd)
+        assert "look like special ones (<unk> 1 times)" in unknown
+        assert all(f"elmojax: {said}\n" in ended.err for said in report["remarks"])
+    assert numbers[odd] == numbers[plain] is not None
+
+
 # --- the whole chain -----------------------------------------------------------------
 
 
