@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import json
 import logging
 import os
 import subprocess
@@ -31,7 +32,7 @@ import numpy as np
 
 from elmojax import __version__
 from elmojax.errors import InputError
-from elmojax.text.files import Errors
+from elmojax.text.files import Errors, Oddities
 from elmojax.vectors.jobs import Accelerator, Actor, Job, Task, require_seen
 from elmojax.vectors.output import Output
 
@@ -49,6 +50,7 @@ def embed_files(
     workers: int | None = None,
     address: str | None = None,
     report: Callable[[int], object] | None = None,
+    remark: Callable[[Oddities], object] = lambda odd: None,
 ) -> tuple[int, int]:
     """What `Output.fill` does, by workers of Ray; `Output.finish` comes next.
 
@@ -60,6 +62,7 @@ def embed_files(
       workers, address: see `connected`. With JAX_PLATFORMS=cpu they take no GPUs and
         no TPUs; otherwise each uses JAX's default devices on its machine.
       report: called with the words of each text that is whole.
+      remark: called at the end, with what is odd about the texts.
 
     Returns:
       Lines and words of all texts.
@@ -92,16 +95,18 @@ def embed_files(
             threads=max(1, (os.cpu_count() or 1) // count) if machines == 1 else None,
             run=uuid.uuid4().hex,
         )
-        lines, words, seen = 0, 0, dict[int, str]()
+        lines, words, seen, odd = 0, 0, dict[int, str](), Oddities()
         with contextlib.closing(_reports(task, min(count, len(texts)))) as reports:
             for done in reports:
                 if done["error"]:
                     raise InputError(done["error"])
                 lines, words = lines + done["lines"], words + done["words"]
                 seen[done["number"]] = done["machine"]
+                odd.add(Oddities(**json.loads(done["odd"])))
                 if report is not None:
                     report(done["words"])
         require_seen(task, seen)
+    remark(odd)
     return lines, words
 
 

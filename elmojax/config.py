@@ -147,6 +147,12 @@ class ElmoConfig:
         """Width of an ELMo vector: forward and backward side by side."""
         return 2 * self.lstm.projection
 
+    @property
+    def max_characters(self) -> int | None:
+        """Character columns of a word; None for a model that reads word ids."""
+        encoder = self.encoder
+        return encoder.max_characters if isinstance(encoder, CharCnnConfig) else None
+
 
 PRESETS = {
     "mini": ElmoConfig(

@@ -82,7 +82,7 @@ def begun(
     """A fresh run as its word vectors or the model it starts from make it."""
     initialize = None
     if config.word_vectors is not None:
-        config, initialize, found = with_word_vectors(config)
+        config, initialize, found = with_word_vectors(config, remark)
         remark(f"{found:,} words of the vocabulary have a vector.")
     if config.init_from is not None:
         config, initialize, kept = with_model(config)
@@ -140,12 +140,14 @@ def _require_same(name: str, asked: Any, found: Any, source: str) -> None:
         )
 
 
-def with_word_vectors(config: TrainConfig) -> tuple[TrainConfig, Initialize, int]:
+def with_word_vectors(
+    config: TrainConfig, remark: Callable[[str], None] = lambda sentence: None
+) -> tuple[TrainConfig, Initialize, int]:
     """Makes `config.word_vectors` the start of the word table of a fresh run.
 
     Returns the configuration with a table as wide as the vectors, what fills the
     table of fresh parameters (words without a vector keep theirs), and how many words
-    of the vocabulary have one.
+    of the vocabulary have one. `remark` is as for `read_word_vectors`.
 
     Raises:
       InputError: without training text, or for a file that cannot be used.
@@ -153,7 +155,7 @@ def with_word_vectors(config: TrainConfig) -> tuple[TrainConfig, Initialize, int
     if config.data is None or config.word_vectors is None:
         raise InputError("--word-vectors needs --data: it says which words there are.")
     words = Corpus.open(config.data).vocabulary.words
-    vectors, found = read_word_vectors(config.word_vectors, words)
+    vectors, found = read_word_vectors(config.word_vectors, words, remark)
     encoder = WordTableConfig(*vectors.shape)
 
     def initialize(params: Params) -> Params:

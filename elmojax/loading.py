@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elmojax.atomic import install, new_directory
-from elmojax.config import HeadConfig, TrainConfig
+from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
 from elmojax.embedding.engine import whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
@@ -117,7 +117,7 @@ def open_model(
             return _from_hdf5(path, *files, head, sharding)
         if is_checkpoint:
             params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
-            return Model(str(model), params, _words(path), softmax, FULL)
+            return Model(str(model), params, _words(path, params, head), softmax, FULL)
     if not path.exists():
         raise InputError(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
@@ -153,20 +153,24 @@ def _from_hdf5(
     path: Path, options: Path, weights: Path, head: bool, sharding: Placement
 ) -> Model:
     params = hdf5.load_hdf5(options, weights, sharding=sharding)
+    words = _words(path, params, head)
     if not head or not (path / hdf5.SOFTMAX).exists():
-        return Model(str(path), params, _words(path), None, FULL)
+        return Model(str(path), params, words, None, FULL)
     softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
     shape, cutoffs = FULL, edges_of(softmax)[:-1]
     if cutoffs:
         dim, narrow = softmax["down_0"].shape
         shape = HeadConfig("adaptive", cutoffs, dim / narrow)
     shape = replace(shape, bias="bias" in softmax)
-    return Model(str(path), params, _words(path), softmax, shape)
+    return Model(str(path), params, words, softmax, shape)
 
 
-def _words(path: Path) -> Vocabulary | None:
+def _words(path: Path, params: ElmoParams, head: bool) -> Vocabulary | None:
+    """Of the softmax, or of a model that reads word ids."""
+    if not head and isinstance(params.config.encoder, CharCnnConfig):
+        return None
     file = (path if path.is_dir() else path.parent) / "vocabulary.txt"
-    return Vocabulary.read(file) if file.exists() else None
+    return Vocabulary.read(file, trained=True) if file.exists() else None
 
 
 def load(

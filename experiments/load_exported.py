@@ -3,8 +3,8 @@
     python experiments/load_exported.py FILE "The river bank ." ["Another sentence ."]
 
 Needs JAX, NumPy, and flatbuffers, with which JAX reads its own programs. Sentences are
-split at white space. Prints the shape of the vectors (the mean of all layers) and the
-first numbers of every word. `load`, `word_ids` and `character_ids` are there to be
+split at spaces and tabs. Prints the shape of the vectors (the mean of all layers) and
+the first numbers of every word. `load`, `word_ids` and `character_ids` are there to be
 copied.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def word_ids(batch: Sequence[Sequence[str]], words: Sequence[str]) -> np.ndarray
 
 def main(path: str, *sentences: str) -> None:
     model = load(path)
-    batch = [sentence.split() for sentence in sentences]
+    batch = [re.findall("[^ \t]+", sentence) for sentence in sentences]
     encoder = model.config["model"]["encoder"]
     if "max_characters" in encoder:
         tokens = character_ids(batch, encoder["max_characters"])

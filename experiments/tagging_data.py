@@ -14,6 +14,7 @@ import numpy as np
 import elmojax
 from elmojax import InputError
 from elmojax.embedding.words import WordIndex
+from elmojax.text.files import split
 
 PADDING, UNKNOWN = 0, 1
 """Ids of the task's own words; the others follow."""
@@ -58,15 +59,15 @@ def read_columns(path: Path, column: int) -> list[Sentence]:
         raise InputError(f"{path} cannot be read: {reason}.") from error
     sentences, words, tags = [], [], []
     for number, line in enumerate([*lines, ""], start=1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        if line.strip():
+        fields = line.split("\t") if "\t" in line else split(line)
+        if any(fields):
             if not -len(fields) <= column < len(fields) or len(fields) < 2:
                 raise InputError(
                     f"{path}, line {number} has {len(fields)} columns and no column "
                     f"{column}; the word is column 0, and --column names the tag's."
                 )
-            words.append(fields[0].strip())
-            tags.append(fields[column].strip())
+            words.append(fields[0].strip(" "))
+            tags.append(fields[column].strip(" "))
         elif words:
             sentences.append(Sentence(tuple(words), tuple(tags)))
             words, tags = [], []

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from elmojax.config import HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.errors import InputError
 from elmojax.model import ops
-from elmojax.text.files import Errors
+from elmojax.text.characters import BEGIN, END, byte_limit
+from elmojax.text.files import Errors, Oddities
 
 arg = tyro.conf.arg
 Model = Annotated[
@@ -29,10 +30,16 @@ Model = Annotated[
         "or an address.",
     ),
 ]
-Files = Annotated[
+TextFiles = Annotated[
     tuple[tuple[str, ...], ...],
     tyro.conf.UseAppendAction,
-    arg(metavar="FILE [FILE ...]", help_behavior_hint="(may be repeated)"),
+    arg(
+        metavar="FILE [FILE ...]",
+        help_behavior_hint="(may be repeated)",
+        help="Text files or quoted globs, in UTF-8, one tokenised sentence a line. "
+        "Only spaces and tabs set words apart; a line feed ends a line, or a carriage "
+        "return and a line feed. What gzip, xz or bzip2 packed is unpacked.",
+    ),
 ]
 Step = Annotated[
     int | None, arg(help="Step of the checkpoint to use; the newest one by default.")
@@ -61,6 +68,54 @@ Json = Annotated[
 def say(message: str) -> None:
     """A remark on standard error."""
     tqdm.write(f"elmojax: {message}", file=sys.stderr)
+
+
+def remark(odd: Oddities, max_characters: int | None) -> list[str]:
+    """Says what is odd about a text, on standard error; the sentences, for --json."""
+    said = []
+    if odd.truncated_words and max_characters is not None:
+        said.append(
+            f"Words cut after {byte_limit(max_characters)} bytes: "
+            f"{odd.truncated_words:,}; those that differ only after them are one word "
+            "to the model."
+        )
+    if 100 * odd.unsegmented_lines > odd.lines:
+        said.append(
+            f"Lines that look unsegmented (20 characters and more for each word): "
+            f"{odd.unsegmented_lines:,} of {odd.lines:,}; words are what spaces and "
+            "tabs set apart, so put spaces between words, or between characters."
+        )
+    if odd.lines == 1 and odd.words > 100:
+        said.append(
+            f"The text is one single line of {odd.words:,} words, read as one "
+            "sentence; write one sentence a line."
+        )
+    elif odd.long_lines:
+        said.append(
+            f"Lines of more than 1,000 words: {odd.long_lines:,}, each read as one "
+            "sentence; write one sentence a line."
+        )
+    marks = {mark: odd.spellings[mark] for mark in (BEGIN, END) if odd.spellings[mark]}
+    if marks:
+        said.append(
+            f"The text has sentence marks ({_counted(marks)}): <S> at the beginning "
+            "and </S> at the end of a line are left out, as every sentence gets its "
+            "own; elsewhere they are read as marks."
+        )
+    others = {word: n for word, n in odd.spellings.items() if word not in marks}
+    if others:
+        said.append(
+            f"Ordinary words of the text look like special ones ({_counted(others)}): "
+            "only <UNK>, <S> and </S> in this spelling are special, so replace them "
+            "if they are meant."
+        )
+    for sentence in said:
+        say(sentence)
+    return said
+
+
+def _counted(words: Mapping[str, int]) -> str:
+    return ", ".join(f"{word} {count:,} times" for word, count in words.items())
 
 
 def keep_compiled_programs() -> None:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from tqdm import tqdm
 
 from elmojax.cli.common import (
     BadBytes,
-    Files,
     Json,
     Model,
     Overwrite,
     Precision,
     Step,
+    TextFiles,
     arg,
     keep_compiled_programs,
     parse,
     print_json,
+    remark,
     say,
 )
 from elmojax.errors import InputError
-from elmojax.text.files import expand
+from elmojax.text.files import Oddities, expand
 
 if TYPE_CHECKING:
     from elmojax.vectors.jobs import Job
 
+Told: TypeAlias = Callable[[Oddities], None]
 Gammas = Annotated[
     tuple[float, ...] | None,
     arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
@@ -73,7 +76,8 @@ class Arguments:
     --out x.hdf5 or x.h5: one data set a line, key = line number from 0, (layers + 1,
     words, 2 * projection), text as attribute "sentence"; blank lines have no words.
 
-    --out x.parquet: a directory of part files, of any number of texts.
+    --out x.parquet: a directory of part files, of any number of texts (other outputs
+    take one).
 
     --out x: a directory with vectors.npy, offsets.npy, sentences.txt and info.json.
 
@@ -85,9 +89,7 @@ class Arguments:
     model: Model
     out: Path
     """File or directory to write. It is called OUT.partial until it is complete."""
-    text: Files = ()
-    """Text file with one tokenised sentence a line. Several files need an output that
-    ends in .parquet."""
+    text: TextFiles = ()
     step: Step = None
     precision: Precision = "float32"
     layers: Literal["all", "top", "mix"] = "all"
@@ -153,16 +155,22 @@ def embed(argv: list[str]) -> None:
         asked.compression,
         mesh,
     )
-    lines, words = (_by_ray if asked.engine == "ray" else _here)(asked, job, paths)
+    remarks: list[str] = []
+
+    def told(odd: Oddities) -> None:
+        remarks.extend(remark(odd, model.params.config.max_characters))
+
+    run = _by_ray if asked.engine == "ray" else _here
+    lines, words = run(asked, job, paths, told)
     seconds = time.perf_counter() - started
     if asked.json:
         report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
-        print_json(report)
+        print_json({**report, "remarks": remarks})
     else:
         print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
 
 
-def _here(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
+def _here(asked: Arguments, job: Job, paths: list[Path], told: Told) -> tuple[int, int]:
     from elmojax.vectors.jobs import embed_files
 
     shapes = len(job.embedder().shapes)
@@ -185,10 +193,13 @@ def _here(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
             errors=asked.errors,
             overwrite=asked.overwrite,
             report=report,
+            remark=told,
         )
 
 
-def _by_ray(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
+def _by_ray(
+    asked: Arguments, job: Job, paths: list[Path], told: Told
+) -> tuple[int, int]:
     from elmojax.cluster import embed_files
     from elmojax.vectors.output import open_output
 
@@ -206,6 +217,7 @@ def _by_ray(asked: Arguments, job: Job, paths: list[Path]) -> tuple[int, int]:
             workers=asked.workers,
             address=asked.ray_address,
             report=bar.update,
+            remark=told,
         )
         output.finish()
     return totals

@@ -10,17 +10,19 @@ from tqdm import tqdm
 
 from elmojax.cli.common import (
     BadBytes,
-    Files,
     Json,
     Model,
     Precision,
     Step,
+    TextFiles,
     parse,
     print_json,
+    remark,
 )
 from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
 from elmojax.text.corpus import Corpus
+from elmojax.text.files import Oddities
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ class EvaluateArguments:
     model: Model
     data: Path | None = None
     """Prepared corpus to evaluate on."""
-    text: Files = ()
-    """Text files to evaluate on, with one tokenised sentence a line."""
+    text: TextFiles = ()
     errors: BadBytes = "strict"
     step: Step = None
     precision: Precision = "float32"
@@ -51,20 +52,30 @@ def evaluate(argv: list[str]) -> None:
     files = sum(asked.text, ())
     if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")
+    remarks = []
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
         directory = asked.data
-        if directory is None:
-            directory = Path(temporary) / "text"
-            preparing.prepare(directory, patterns=files, errors=asked.errors)
-        text = Corpus.open(directory)
         model = open_model(asked.model, asked.step).cast(asked.precision)
+        if directory is None:
+            directory, columns = (
+                Path(temporary) / "text",
+                model.params.config.max_characters,
+            )
+            report = preparing.prepare(
+                directory,
+                patterns=files,
+                errors=asked.errors,
+                max_characters=columns or 50,
+            )
+            remarks = remark(Oddities(**report["odd"]), columns)
+        text = Corpus.open(directory)
         lm, params, vocabulary = model.language_model(local_mesh(ROWS))
         evaluator = Evaluator(lm, text, vocabulary)
         total = len(text.words) + len(text.offsets) - 1
         with tqdm(total=total, unit="token", desc="evaluate", disable=None) as bar:
             scores = evaluator(params, bar.update)
     if asked.json:
-        print_json(scores)
+        print_json({**scores, "remarks": remarks})
         return
     for name, value in scores.items():
         digits = ",d" if isinstance(value, int) else ",.4f"

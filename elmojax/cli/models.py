@@ -50,7 +50,8 @@ class VerifyArguments:
     """HDF5 file of vectors to compare with, in bilm-tf's layout: data set i belongs to
     line i."""
     text: Path | None = None
-    """Text of the vectors to compare with, one tokenised sentence a line."""
+    """Text of the vectors to compare with, one tokenised sentence a line, its words set
+    apart by spaces or tabs."""
     carry: bool = True
     """Carry the LSTM state from line to line, as bilm-tf does when it writes
     vectors."""

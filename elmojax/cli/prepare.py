@@ -7,11 +7,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from elmojax.cli.common import BadBytes, Files, Json, Overwrite, parse, print_json
+from elmojax.cli.common import (
+    BadBytes,
+    Json,
+    Overwrite,
+    TextFiles,
+    parse,
+    print_json,
+    remark,
+)
 from elmojax.config import PRESETS, TrainConfig
 from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
 from elmojax.text.corpus import Corpus
+from elmojax.text.files import Oddities
 from elmojax.training.choices import automatic_cutoffs
 
 
@@ -21,9 +30,7 @@ class PrepareArguments:
 
     out: Path
     """Directory to write."""
-    text: Files = ()
-    """Text files or quoted globs, with one tokenised sentence a line; .gz, .xz and .bz2
-    are unpacked."""
+    text: TextFiles = ()
     tfds: str | None = None
     """TensorFlow data set to read instead of files, for example lm1b (in array_record
     format)."""
@@ -73,8 +80,9 @@ def prepare(argv: list[str]) -> None:
             progress=progress,
         )
     cutoffs = preset_cutoffs(asked.out)
+    remarks = remark(Oddities(**report["odd"]), asked.max_characters)
     if asked.json:
-        print_json({**report, "cutoffs": cutoffs})
+        print_json({**report, "cutoffs": cutoffs, "remarks": remarks})
         return
     print(
         f"{asked.out} ({report['status']}): {report['tokens']:,} words in "

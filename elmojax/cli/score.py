@@ -12,16 +12,17 @@ from tqdm import tqdm
 
 from elmojax.cli.common import (
     BadBytes,
-    Files,
     Json,
     Model,
     Precision,
     Step,
+    TextFiles,
     keep_compiled_programs,
     parse,
+    remark,
 )
 from elmojax.errors import InputError
-from elmojax.text.files import expand
+from elmojax.text.files import Oddities, expand
 
 if TYPE_CHECKING:
     from elmojax.training.score import Score
@@ -39,8 +40,7 @@ class ScoreArguments:
     """
 
     model: Model
-    text: Files = ()
-    """Text files to score, with one tokenised sentence a line."""
+    text: TextFiles = ()
     errors: BadBytes = "strict"
     step: Step = None
     precision: Precision = "float32"
@@ -57,11 +57,16 @@ def score(argv: list[str]) -> None:
     files = sum(asked.text, ())
     if not files:
         raise InputError("Give a text to score: --text FILE, one sentence a line.")
-    # All of it is read before the first line is printed, so what fails prints none.
-    texts = [read_text(path, asked.errors) for path in expand(files)]
+    paths = expand(files)
     keep_compiled_programs()
     model = open_model(asked.model, asked.step).cast(asked.precision)
+    columns, odd = model.params.config.max_characters, Oddities()
+    # All of it is read before the first line is printed, so what fails prints none.
+    texts = [read_text(path, asked.errors, columns) for path in paths]
     scorer = model.scorer(local_mesh())
+    for text in texts:
+        odd.add(text.odd)
+    remarks = remark(odd, columns)
     words = int(sum(text.sizes.sum() for text in texts))
 
     def scores() -> Iterator[Score]:
@@ -71,7 +76,10 @@ def score(argv: list[str]) -> None:
                     yield one
                     bar.update(len(one.words))
 
-    (_print_json if asked.json else _print_table)(scores())
+    if asked.json:
+        _print_json(scores(), remarks)
+    else:
+        _print_table(scores())
 
 
 def _print_table(scores: Iterable[Score]) -> None:
@@ -88,7 +96,7 @@ def _known(one: Score) -> Iterator[tuple[str, bool]]:
     return zip(one.words, one.known.tolist(), strict=True)
 
 
-def _print_json(scores: Iterable[Score]) -> None:
+def _print_json(scores: Iterable[Score], remarks: list[str]) -> None:
     """One object, written sentence by sentence: the text may be long."""
     total: dict[str, Any] = {"tokens": 0, "forward_sum": 0.0, "backward_sum": 0.0}
     print('{"unit": "nats", "sentences": [', end="")
@@ -111,7 +119,7 @@ def _print_json(scores: Iterable[Score]) -> None:
     for way in ("forward", "backward"):
         mean = -total[f"{way}_sum"] / total["tokens"]
         total[f"{way}_perplexity"] = math.exp(min(mean, 700.0))
-    print(f"], {json.dumps(total)[1:]}")
+    print(f"], {json.dumps({**total, 'remarks': remarks})[1:]}")
 
 
 def _rounded(numbers: Any) -> list[float]:

@@ -25,15 +25,15 @@ TextFile = str | os.PathLike[str] | IO[str]
 
 
 def read_sentences(input_file: TextFile) -> list[str]:
-    """Lines without the white space around them: all of a path's file, or what is left
-    of an open one.
+    """Lines without the spaces and tabs around them: all of a path's file, or what is
+    left of an open one.
 
     Raises:
       InputError: for a path as `read_blocks`, for what is no open text.
     """
     if isinstance(input_file, (str, os.PathLike)):
         blocks = read_blocks(Path(input_file))
-        return [line.strip() for block in blocks for line in block.lines]
+        return [line.strip(" \t") for block in blocks for line in block.lines]
     try:
         lines = list(input_file)
     except (OSError, TypeError, ValueError) as error:
@@ -47,7 +47,7 @@ def read_sentences(input_file: TextFile) -> list[str]:
                 f"input_file gives {line!r:.60} for a line of text; open it in text "
                 "mode, with its encoding."
             )
-    return [line.strip() for line in lines]
+    return [line.strip(" \t\r\n") for line in lines]
 
 
 def write_sentences(

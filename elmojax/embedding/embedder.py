@@ -34,6 +34,7 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import Precision, cast
 from elmojax.shapes import Numbers
+from elmojax.text.files import words_of
 from elmojax.text.vocabulary import Vocabulary
 
 BATCH_TOKENS = 32_768
@@ -233,7 +234,8 @@ class Embedder:
 
         Args:
           input_file: an open text, which is read from where it stands and stays open;
-            or the path of a text in UTF-8, also .gz, .xz or .bz2.
+            or the path of a text in UTF-8, also packed by gzip, xz or bzip2. Words are
+            set apart by spaces and tabs.
           output_file_path: where to write; any name.
           output_format: "all" layers [layers + 1, words, vector], "top" or "average"
             [words, vector].
@@ -268,7 +270,7 @@ class Embedder:
             mesh=self._mesh,
         )
         sentences = read_sentences(input_file)
-        words = (sentence.split() for sentence in sentences)
+        words = map(words_of, sentences)
         write_sentences(
             Path(output_file_path),
             sentences,

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from elmojax.text.characters import BEGIN, END
-from elmojax.text.vocabulary import read_words
+from elmojax.text.vocabulary import listed_words
 
 BLOCKS = (512, 64, 16)
 """Words that go through the encoder of a device at once; new words are cut into these
@@ -206,7 +206,7 @@ class WordIndex:
           InputError: if the file cannot be read.
         """
         try:
-            return cls(tuple(read_words(Path(path).read_bytes(), path)))
+            return cls(tuple(listed_words(Path(path).read_bytes(), path)))
         except OSError as error:
             raise InputError(
                 f"The word list {path} cannot be read: {error.strerror}."

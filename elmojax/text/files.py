@@ -1,8 +1,12 @@
 """Text files, read as a stream of lines of words.
 
-Text is UTF-8, one sentence a line, words set apart by white space; plain or packed
-with gzip, xz or bzip2 (by the ending of the name). Lines end with a line feed. `Text`
-is a file whose lines are counted, for outputs that must know their size beforehand.
+Text is UTF-8, one sentence a line; a line ends with a line feed, or a carriage return
+and a line feed. Words are set apart by spaces and tabs, and by nothing else: whatever
+else Unicode calls a blank is part of its word, as in a list of words. Files are plain
+or packed with gzip, xz or bzip2, whatever their names; what they are is read from their
+first bytes (`open_content`), and what is odd about the text in them is counted
+(`Oddities`). `Text` is a file whose lines are counted, for outputs that must know their
+size beforehand.
 """
 
 from __future__ import annotations
@@ -15,21 +19,28 @@ import hashlib
 import io
 import lzma
 import os
+import re
+import tarfile
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
 from elmojax.errors import InputError
+from elmojax.text.characters import BEGIN, END, byte_limit
 
 Errors = Literal["strict", "replace"]
 
 _BLOCK = 1 << 20
 _LONGEST_LINE = 64 << 20
+_HEAD = 1 << 16
+"""Bytes of a file that are looked at to tell what it is."""
 
 
 class TextBlock(NamedTuple):
@@ -81,7 +92,27 @@ def read_lines(
     """
     for block in read_blocks(path, errors):
         for number, line in enumerate(block.lines, block.first_line):
-            yield number, line.split()
+            yield number, words_of(line)
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a line: what spaces and tabs set apart.
+
+    `<S>` at its beginning and `</S>` at its end are left out: elmojax puts them around
+    every sentence by itself, and twice they would change all numbers.
+    """
+    words = split(line)
+    if words and words[0] == BEGIN:
+        del words[0]
+    if words and words[-1] == END:
+        del words[-1]
+    return words
+
+
+def split(line: str) -> list[str]:
+    """What spaces and tabs set apart in a line."""
+    parts = line.replace("\t", " ").split(" ")
+    return parts if "" not in parts else [part for part in parts if part]
 
 
 def read_blocks(
@@ -90,20 +121,19 @@ def read_blocks(
     """Streams the lines of a text file, about a mebibyte at a time.
 
     A byte-order mark at the start is dropped. Raises `InputError`, with file and line,
-    for bytes that are not UTF-8 (unless errors="replace"), a file that cannot be
-    read, a packed file that is cut short or damaged, and a line above 64 MiB.
+    for bytes that are not UTF-8 (unless errors="replace") or no text at all, CoNLL-U,
+    a file that cannot be read, an archive, a packed file that is cut short or damaged
+    anywhere, and a line above 64 MiB.
     """
-    number, rest, start = 1, b"", True
+    number, rest = 1, b""
     with contextlib.ExitStack() as stack:
         with _named(path):
-            raw = stack.enter_context(open(path, "rb"))
-            stream = stack.enter_context(_unpack(raw, os.fspath(path)))
+            raw, stream = stack.enter_context(open_content(path))
+            _refuse_columns(stream.peek(), path)
         while True:
             with _named(path):
                 data = stream.read(_BLOCK)
                 position = raw.tell() if raw.seekable() else 0
-            if start:
-                data, start = data.removeprefix(b"\xef\xbb\xbf"), False
             # Only what follows the last line feed is carried into the next block.
             whole, feed, tail = data.rpartition(b"\n")
             whole, rest = (rest + whole, tail) if feed else (b"", rest + tail)
@@ -115,6 +145,7 @@ def read_blocks(
             if not data:
                 return
             if len(rest) > _LONGEST_LINE:
+                _refuse_controls(rest, path, number)
                 raise InputError(
                     f"Line {number} of {path} is longer than {_LONGEST_LINE >> 20} "
                     "MiB. The text must have one sentence a line."
@@ -128,8 +159,9 @@ def decode_lines(
 
     `InputError` names `where` and the line, the first of `data` having this number.
     """
+    _refuse_controls(data, where, number)
     try:
-        return data.decode("utf-8").split("\n"), 0
+        lines, replaced = data.decode("utf-8").split("\n"), 0
     except UnicodeDecodeError as error:
         if errors == "strict":
             line = number + data.count(b"\n", 0, error.start)
@@ -138,20 +170,184 @@ def decode_lines(
                 f"0x{data[error.start]:02x} ({error.reason}). Convert the text, or "
                 "take --errors replace to read such bytes as U+FFFD."
             ) from error
-    clean = data.decode("utf-8", "replace").split("\n")
-    pairs = zip(clean, data.split(b"\n"), strict=True)
-    return clean, sum(line.encode("utf-8") != original for line, original in pairs)
+        lines = data.decode("utf-8", "replace").split("\n")
+        pairs = zip(lines, data.split(b"\n"), strict=True)
+        replaced = sum(line.encode("utf-8") != original for line, original in pairs)
+    if b"\r" in data:
+        lines = [line.rstrip("\r") for line in lines]
+    return lines, replaced
 
 
-def _unpack(raw: io.BufferedReader, name: str) -> io.BufferedIOBase:
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw, mode="rb")
-    if suffix == ".xz":
-        return lzma.LZMAFile(raw)
-    if suffix == ".bz2":
-        return bz2.BZ2File(raw)
-    return raw
+def _refuse_controls(data: bytes, where: object, number: int) -> None:
+    """`InputError` for a NUL, and for a carriage return that ends no line.
+
+    With the first it is no text. The second is the end of a line to other programs,
+    so that lines would have other numbers there.
+    """
+    found = re.search(rb"\0|\r(?![\r\n]|\Z)", data) if _has_controls(data) else None
+    if found is None:
+        return
+    what = (
+        "a NUL byte, so it is no text in UTF-8 or it is damaged. Convert it (iconv -t "
+        "UTF-8), or remove such bytes (tr -d '\\000')"
+        if found[0] == b"\0"
+        else "a carriage return without a line feed. Put line feeds in their places "
+        "(tr '\\r' '\\n') if they end lines, or remove them"
+    )
+    line = number + data.count(b"\n", 0, found.start())
+    raise InputError(f"Line {line} of {where} holds {what}.")
+
+
+def _has_controls(data: bytes) -> bool:
+    return b"\0" in data or data.count(b"\r") > data.count(b"\r\n")
+
+
+_ROW = re.compile(rb"\d+(-\d+|\.\d+)?(\t[^\t]+){9}")
+
+
+def _refuse_columns(head: bytes, path: object) -> None:
+    """`InputError` for CoNLL-U: ten columns, the first of them numbers."""
+    lines = head[: head.rfind(b"\n")].splitlines()  # without one that is cut
+    rows = [line for line in lines if line.strip() and line[:1] != b"#"]
+    if rows and all(map(_ROW.fullmatch, rows)):
+        raise InputError(
+            f"{path} is CoNLL-U (ten columns), not running text. Write its words "
+            "(column 2) as one sentence a line: awk -F'\\t' '/^[0-9]+\\t/ {printf "
+            '"%s ", $2} /^\\r?$/ {print ""}\'.'
+        )
+
+
+@contextlib.contextmanager
+def open_content(
+    path: str | os.PathLike[str],
+) -> Iterator[tuple[io.BufferedReader[Any], io.BufferedReader[Any]]]:
+    """A file as it lies on the disk, and what it holds: unpacked, without a mark of
+    its byte order.
+
+    Whether gzip, xz or bzip2 packed it is told by its first bytes. Raises `InputError`
+    for archives, other packers, UTF-16 and the like, and for a name that promises a
+    packed file where there is none; what reading raises, it raises.
+    """
+    with io.BufferedReader(io.FileIO(path), _HEAD) as raw:
+        head, suffix = raw.peek(), os.path.splitext(path)[1]
+        unpack = next((how for magic, how in _PACKERS if head.startswith(magic)), None)
+        stream: io.BufferedReader[Any] = raw
+        if unpack is not None:
+            stream = io.BufferedReader(unpack(raw), _HEAD)
+            head = stream.peek()
+        what = _other_kind(head)
+        if what is None and unpack is None and head and suffix.lower() in _PACKED:
+            what = (
+                f"not what its ending {suffix} says; get it again, or rename it if it "
+                "is plain text"
+            )
+        if what is not None:
+            raise InputError(f"{path} is {what}.")
+        if head.startswith(b"\xef\xbb\xbf"):
+            stream.read(3)
+        yield raw, stream
+
+
+_UTF = "in {0}; convert it, for example with `iconv -f {0} -t UTF-8`".format
+_UNPACK = "; unpack it, and give the files in it"
+_KINDS: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xfe\0\0", _UTF("UTF-32")),
+    (b"\0\0\xfe\xff", _UTF("UTF-32")),
+    (b"\xff\xfe", _UTF("UTF-16")),
+    (b"\xfe\xff", _UTF("UTF-16")),
+    (b"\x1f\x8b", f"packed by gzip twice{_UNPACK}"),
+    (b"\xfd7zXZ\0", f"packed by xz twice{_UNPACK}"),
+    *((b"BZh%d" % level, f"packed by bzip2 twice{_UNPACK}") for level in range(1, 10)),
+    (b"\x28\xb5\x2f\xfd", f"packed by Zstandard (zstd){_UNPACK}"),
+    (b"\x04\x22\x4d\x18", f"packed by LZ4{_UNPACK}"),
+    (b"\x1f\x9d", f"packed by compress{_UNPACK}"),
+    (b"LZIP\x01", f"packed by lzip{_UNPACK}"),
+    (b"7z\xbc\xaf\x27\x1c", f"a 7-Zip archive{_UNPACK}"),
+    (b"Rar!\x1a\x07", f"a RAR archive{_UNPACK}"),
+    (b"%PDF-", "a PDF document; convert it to plain text"),
+    (b"\x89HDF\r\n", "an HDF5 file, and text is due; check its name"),
+)
+"""How files begin that are neither text nor packed as `_PACKERS` unpack."""
+
+
+def _other_kind(head: bytes) -> str | None:
+    """What a file is that is no text, and what to do; None for what may be one."""
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        size = int.from_bytes(head[26:28], "little")
+        return _archive("ZIP", [head[30 : 30 + size].decode("utf-8", "replace")])
+    names: list[str] = []
+    with (
+        contextlib.suppress(tarfile.TarError),
+        tarfile.open(fileobj=io.BytesIO(head), mode="r:") as archive,
+    ):
+        names.extend(member.name for member in islice(archive, 3))
+    if names:
+        return _archive("tar", names)
+    return next((what for magic, what in _KINDS if head.startswith(magic)), None)
+
+
+def _archive(kind: str, names: Sequence[str]) -> str:
+    listed = ", ".join(f"{name!r:.60}" for name in names)
+    return f"a {kind} archive of {listed} and perhaps more{_UNPACK}"
+
+
+def _gzip(file: IO[bytes]) -> Any:
+    return gzip.GzipFile(fileobj=file, mode="rb")
+
+
+def _xz(file: IO[bytes]) -> Any:
+    return _Streams(file, lzma.LZMADecompressor)
+
+
+def _bzip2(file: IO[bytes]) -> Any:
+    return _Streams(file, bz2.BZ2Decompressor)
+
+
+_PACKERS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
+    (b"\x1f\x8b", _gzip),
+    (b"\xfd7zXZ\0", _xz),
+    *((b"BZh%d" % level, _bzip2) for level in range(1, 10)),
+)
+_PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
+
+
+class _Streams(io.RawIOBase):
+    """What bzip2 or xz packed, one stream after the other.
+
+    The readers of the standard library take a later stream that is damaged for the end
+    of the file, without a word; here it is an error.
+    """
+
+    def __init__(self, file: IO[bytes], decompressor: Callable[[], Any]) -> None:
+        self._parts = self._unpacked(file, decompressor)
+        self._rest = b""
+
+    @staticmethod
+    def _unpacked(file: IO[bytes], decompressor: Callable[[], Any]) -> Iterator[bytes]:
+        data = file.read(_HEAD)
+        while data:
+            stream = decompressor()
+            while not stream.eof:
+                if stream.needs_input and not data and not (data := file.read(_HEAD)):
+                    raise EOFError("it ends within a compressed stream")
+                yield stream.decompress(data, _HEAD)
+                data = b""
+            data = stream.unused_data.lstrip(b"\0")  # streams may be padded
+            while not data and (more := file.read(_HEAD)):
+                data = more.lstrip(b"\0")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            part = next(self._parts, None)
+            if part is None:
+                return 0
+            self._rest = part
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
 
 
 @contextlib.contextmanager
@@ -163,13 +359,71 @@ def _named(path: object) -> Iterator[None]:
         raise InputError(f"There is no file {path}; check its name.") from error
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise InputError(
-            f"{path} is cut short or is not what its ending says ({error}). Was it "
-            "downloaded whole?"
+            f"{path} is cut short or damaged ({error}). Was it downloaded whole?"
         ) from error
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}."
         ) from error
+
+
+@dataclass
+class Oddities:
+    """What in a text is often a mistake, counted."""
+
+    lines: int = 0
+    """Lines with words."""
+    words: int = 0
+    truncated_words: int = 0
+    """Words of more bytes than the model reads."""
+    unsegmented_lines: int = 0
+    """Lines of 20 characters and more for each word."""
+    long_lines: int = 0
+    """Lines of more than 1,000 words."""
+    spellings: Counter[str] = field(default_factory=Counter)
+    """Sentence marks, and other spellings of `<UNK>`, `<S>` and `</S>`."""
+
+    def __post_init__(self) -> None:
+        self.spellings = Counter(self.spellings)
+
+    def look(self, lines: Sequence[str], max_characters: int | None) -> None:
+        """Counts some more lines. `max_characters` is the columns of a word in the
+        model, None in one that does not read characters."""
+        text = "\n".join(["", *lines, ""]).encode("utf-8", "replace")
+        letters = np.frombuffer(text.replace(b"\t", b" "), np.uint8)
+        gaps = np.flatnonzero((letters == ord(" ")) | (letters == ord("\n")))
+        starts, sizes = gaps[:-1] + 1, np.diff(gaps) - 1
+        ends = np.flatnonzero(letters[gaps] == ord("\n"))  # of lines, among the gaps
+        words = np.diff(np.append(0, np.cumsum(sizes > 0))[ends])
+        letters_of = np.fromiter(map(len, lines), np.int64, len(lines))
+        self.lines += int((words > 0).sum())
+        self.words += int(words.sum())
+        self.unsegmented_lines += int((letters_of >= 20 * np.diff(ends)).sum())
+        self.long_lines += int((words > 1000).sum())
+        if max_characters is not None:
+            long = sizes > byte_limit(max_characters)
+            self.truncated_words += int(long.sum())
+        first = letters[starts]
+        longest = np.where((first | 32) == ord("u"), 3, 15)  # of bare words only "unk"
+        doubtful = (sizes > 2) & (sizes <= longest) & _OPENS[first]
+        for start, size in zip(starts[doubtful], sizes[doubtful], strict=True):
+            word = text[start : start + size]
+            if word != b"<UNK>" and _SPELLING.fullmatch(word):
+                self.spellings[word.decode("ascii")] += 1
+
+    def add(self, other: Oddities) -> None:
+        """Counts another text, too."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+_SPELLING = re.compile(
+    rb"</?s>|[<\[{]/?(bos|eos|cls|sep)[>\]}]|<\|endoftext\|>"
+    rb"|[<\[{@_*#|-]+(unk|unknown|oov)[>\]}@_*#|-]+|UNK|unk",
+    re.IGNORECASE,
+)
+_OPENS = np.zeros(256, bool)
+_OPENS[list(b"<[{@_*#|-Uu")] = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +438,7 @@ class Text:
     """SHA-256 of the lines, their words set apart by one space."""
     bytes: int
     """Of those lines in UTF-8, line feeds counted."""
+    odd: Oddities
 
     def sentences(self, start: int = 0) -> Iterator[list[str]]:
         """Streams the words of each line, from line `start` (from 0).
@@ -209,8 +464,13 @@ class Text:
         )
 
 
-def read_text(path: Path, errors: Errors = "strict") -> Text:
+def read_text(
+    path: Path, errors: Errors = "strict", max_characters: int | None = None
+) -> Text:
     """Reads a text file through, keeping four bytes a line.
+
+    Args:
+      max_characters: see `Oddities.look`.
 
     Raises:
       InputError: for a text without lines, for one that can be read only once (a
@@ -222,19 +482,21 @@ def read_text(path: Path, errors: Errors = "strict") -> Text:
             f"{path} is not a plain file; the text is read more than once. Write it "
             "to a file first."
         )
-    sizes, digest, length = array("i"), hashlib.sha256(), 0
-    for _, words in read_lines(path, errors):
-        sizes.append(len(words))
-        line = _line(words)
-        digest.update(line)
-        length += len(line)
+    sizes, digest, length, odd = array("i"), hashlib.sha256(), 0, Oddities()
+    for block in read_blocks(path, errors):
+        odd.look(block.lines, max_characters)
+        for words in map(words_of, block.lines):
+            sizes.append(len(words))
+            line = _line(words)
+            digest.update(line)
+            length += len(line)
     if not sizes:
         raise InputError(
             f"{path} has no lines at all, so there is nothing to do. Was it "
             "downloaded or written whole?"
         )
     counts = np.frombuffer(sizes, np.int32)
-    return Text(path, errors, counts, digest.hexdigest(), length)
+    return Text(path, errors, counts, digest.hexdigest(), length, odd)
 
 
 def _line(words: list[str]) -> bytes:

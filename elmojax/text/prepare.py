@@ -31,7 +31,7 @@ from elmojax import atomic
 from elmojax.errors import InputError
 from elmojax.text import characters, files
 from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
-from elmojax.text.files import TextBlock
+from elmojax.text.files import Oddities, TextBlock, words_of
 from elmojax.text.vocabulary import (
     SPECIALS,
     UNKNOWN_ID,
@@ -68,15 +68,16 @@ def build(
     request: dict[str, Any],
     vocabulary: Vocabulary | None,
     progress: ProgressCallback | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Oddities]:
     """Writes the files of a corpus into an empty directory, corpus.json last.
 
     `request` holds the settings and is copied into corpus.json, whose contents are
-    returned. `InputError` for a source without words.
+    returned with what is odd about the text. `InputError` for a source without words.
     """
     raw_words, raw_lengths = directory / "words.raw", directory / "lengths.raw"
     with open(raw_words, "xb") as words, open(raw_lengths, "xb") as lengths:
-        seen, skipped = _ingest(sources, words, lengths, progress)
+        columns = request["max_characters"]
+        seen, skipped, odd = _ingest(sources, columns, words, lengths, progress)
     types, counts, row = _ranked(seen, raw_words)
     if vocabulary is None:
         size, least = request["max_vocabulary"], request["min_count"]
@@ -103,17 +104,19 @@ def build(
     info |= {**skipped, "parts": dict(zip(PARTS, written, strict=True))}
     summary = json.dumps(info, indent=2) + "\n"
     atomic.write_bytes(directory / SUMMARY, summary.encode("ascii"))
-    return info
+    return info, odd
 
 
 def _ingest(
     sources: list[Source],
+    max_characters: int,
     words_file: IO[bytes],
     lengths_file: IO[bytes],
     progress: ProgressCallback | None,
-) -> tuple[list[str], dict[str, int]]:
+) -> tuple[list[str], dict[str, int], Oddities]:
     """Streams provisional ids and sentence lengths to disk; the words they mean."""
     blank = replaced = tokens = done = 0
+    odd = Oddities()
     total = max(1, sum(source.size for source in sources))
     types = _Types((word, i) for i, word in enumerate(SPECIALS))
     number = types.__getitem__
@@ -121,8 +124,8 @@ def _ingest(
         before = tokens
         for block in source.blocks:
             ids, lengths = array("i"), array("i")
-            for line in block.lines:
-                words = line.split()
+            odd.look(block.lines, max_characters)
+            for words in map(words_of, block.lines):
                 if words:
                     ids.extend(map(number, words))
                     lengths.append(len(words))
@@ -136,7 +139,7 @@ def _ingest(
         if tokens == before:
             raise no_words(source.name)
         done += source.size
-    return list(types), {"blank_lines": blank, "replaced_lines": replaced}
+    return list(types), {"blank_lines": blank, "replaced_lines": replaced}, odd
 
 
 def no_words(name: str) -> InputError:
@@ -213,14 +216,15 @@ def prepare(
 ) -> dict[str, Any]:
     """Makes the prepared corpus `out` from text files and globs, or from TFDS.
 
-    One sentence a line, words set apart by white space. Memory grows with the number
-    of types, not with the text. The vocabulary is the file given, or the most
-    frequent words: `max_vocabulary` entries with the three special ones, each
+    One sentence a line, words set apart by spaces and tabs alone. Memory grows with
+    the number of types, not with the text. The vocabulary is the file given, or the
+    most frequent words: `max_vocabulary` entries with the three special ones, each
     occurring `min_count` times or more. `errors="replace"` reads undecodable bytes as
     U+FFFD. The same text and settings give the same bytes.
 
     Returns the contents of corpus.json, `status` ("written", "unchanged" or
-    "replaced"), `seconds` and `words_per_second`. Raises `InputError`, leaving `out` as
+    "replaced"), `seconds` and `words_per_second`, and `odd`, the fields of the
+    text's `Oddities`. Raises `InputError`, leaving `out` as
     it was, for text, settings or an output directory that will not do; `overwrite`
     replaces a prepared corpus, and nothing else.
     """
@@ -238,7 +242,7 @@ def prepare(
     }
     with atomic.new_directory(out) as partial:
         replaces = _check_out(out, request, overwrite)
-        info = build(partial, sources, request, given, progress)
+        info, odd = build(partial, sources, request, given, progress)
         status = "replaced" if replaces else "written"
         if replaces and _same(partial, out):
             status = "unchanged"
@@ -252,7 +256,8 @@ def prepare(
             atomic.install(partial, out, replaces)
     seconds = time.perf_counter() - started
     speed = info["tokens"] / seconds
-    return {**info, "status": status, "seconds": seconds, "words_per_second": speed}
+    report = {"status": status, "seconds": seconds, "words_per_second": speed}
+    return {**info, **report, "odd": vars(odd)}
 
 
 def _settings(

@@ -1,12 +1,14 @@
 """Vocabularies: the words that the softmax knows, in the file format of bilm-tf.
 
 A vocabulary file is UTF-8 with one word a line: `<S>`, `</S>`, `<UNK>`, then the words
-by falling count. The line number, from 0, is the id.
+by falling count. The line number, from 0, is the id; a line `!!!MAXTERMID`, which
+bilm-tf passes over, is none.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +21,7 @@ from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")
 BEGIN_ID, END_ID, UNKNOWN_ID = 0, 1, 2
+NO_WORD = "!!!MAXTERMID"
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,21 @@ class Vocabulary:
     """The words of a softmax; a word's id is its place. Compares by its words.
 
     Raises `InputError` unless `<S>`, `</S>`, `<UNK>` come first, every word is there
-    once, and none is empty or holds white space.
+    once, and none is empty or holds a space, a tab or an end of line.
     """
 
     words: tuple[str, ...]
     source: str | None = field(default=None, compare=False)
     """The file it was read from, for error messages."""
+    trained: bool = field(default=False, compare=False)
+    """Whether a softmax has its words in this order already: then all of them keep
+    their places, whatever they are, and of equal ones the last is meant."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", tuple(self.words))
-        _check(self.words, self._name)
+        _check_specials(self.words, self._name)
+        if not self.trained:
+            _check(self.words, self._name)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -69,7 +77,7 @@ class Vocabulary:
         check_limits(max_size, min_count)
         order = rank(words, counts)
         order = order[np.asarray(counts, np.int64)[order] >= min_count]
-        ranked = [words[i] for i in order if words[i] not in SPECIALS]
+        ranked = [words[i] for i in order if words[i] not in (*SPECIALS, NO_WORD)]
         if not ranked:
             raise InputError(
                 f"The vocabulary would be empty: no word occurs {min_count} times or "
@@ -79,11 +87,12 @@ class Vocabulary:
         return cls((*SPECIALS, *kept))
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Vocabulary:
+    def read(cls, path: str | os.PathLike[str], trained: bool = False) -> Vocabulary:
         """Reads a vocabulary file. `InputError` names the file and the line at fault.
 
-        Lines end with a line feed only (bilm-tf's published files hold words with odd
-        characters); a byte-order mark at the start is dropped.
+        Lines end with a line feed, or a carriage return and a line feed, only
+        (bilm-tf's published files hold words with odd characters); a byte-order mark
+        at the start is dropped.
         """
         try:
             data = Path(path).read_bytes()
@@ -91,7 +100,7 @@ class Vocabulary:
             raise InputError(
                 f"The vocabulary {path} cannot be read: {error.strerror}."
             ) from error
-        return cls(tuple(read_words(data, path)), str(path))
+        return cls(tuple(listed_words(data, path)), str(path), trained)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary file; a reader sees the old one or the whole new one.
@@ -126,7 +135,8 @@ class Vocabulary:
                 f"Line {i + 1} of {self._name}: {self.words[i]!r} occurs {counts[i]} "
                 f"times in the text but {self.words[i - 1]!r} before it only "
                 f"{counts[i - 1]} times. The softmax needs words by falling count: "
-                "let `elmojax prepare` build the vocabulary, or sort the file."
+                "let `elmojax prepare` build the vocabulary, or, to keep that of a "
+                "trained model, take --head.kind full."
             )
 
 
@@ -160,7 +170,13 @@ def read_words(data: bytes, where: object) -> list[str]:
         ) from error
     if not text:
         raise InputError(f"{where} is empty; was it copied or downloaded whole?")
-    return text.removeprefix("\ufeff").removesuffix("\n").split("\n")
+    lines = text.removeprefix("\ufeff").removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in lines] if "\r" in text else lines
+
+
+def listed_words(data: bytes, where: object) -> list[str]:
+    """The words of a list in bilm-tf's format: the lines without `!!!MAXTERMID`."""
+    return [word for word in read_words(data, where) if word != NO_WORD]
 
 
 def write_words(words: Sequence[str]) -> bytes:
@@ -168,22 +184,24 @@ def write_words(words: Sequence[str]) -> bytes:
     return "".join(f"{word}\n" for word in words).encode("utf-8")
 
 
-def _check(words: tuple[str, ...], where: str) -> None:
-    if len(words) > 0 and words[0] == f"{SPECIALS[0]}\r":
-        raise InputError(
-            f"The lines of {where} end with a carriage return, as Windows writes them. "
-            "Remove them, for example with `sed -i 's/\\r$//'`."
-        )
+_BLANK = re.compile("[ \t\r]")
+
+
+def _check_specials(words: tuple[str, ...], where: str) -> None:
     if words[: len(SPECIALS)] != SPECIALS:
         raise InputError(
             f"The first three lines of {where} must be {', '.join(SPECIALS)}, not "
-            f"{', '.join(words[: len(SPECIALS)])}. Put them first."
+            f"{', '.join(words[: len(SPECIALS)])}. Let `elmojax prepare` build the "
+            "vocabulary; that of a trained model cannot be put into another order."
         )
-    # bytes.split() knows ASCII white space only. Other kinds (no-break space) cannot
-    # turn up in a word of our texts, but published vocabularies may hold them.
-    plain = [word.encode("utf-8", "surrogatepass") for word in words]
-    if b"\n".join(plain).split() != plain:
-        i = next(i for i, word in enumerate(plain) if word.split() != [word])
+
+
+def _check(words: tuple[str, ...], where: str) -> None:
+    # At once first: there may be a million words.
+    lines = "\n".join(words)
+    if "" in words or lines.count("\n") >= len(words) or _BLANK.search(lines):
+        bad = ("\n" in word or not word or _BLANK.search(word) for word in words)
+        i = next(i for i, wrong in enumerate(bad) if wrong)
         what = f"{words[i]!r} holds white space" if words[i] else "no word"
         raise InputError(
             f"Line {i + 1} of {where}: {what}. A vocabulary has one word a line."
@@ -194,5 +212,6 @@ def _check(words: tuple[str, ...], where: str) -> None:
             if seen.setdefault(word, i) != i:
                 raise InputError(
                     f"{word!r} is in {where} twice, on lines {seen[word] + 1} and "
-                    f"{i + 1}. Remove one of them."
+                    f"{i + 1}, and a word has one id. Let `elmojax prepare` build the "
+                    "vocabulary of a new model."
                 )

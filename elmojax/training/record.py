@@ -141,16 +141,21 @@ def read_vocabulary(run: Path, record: RunRecord) -> Vocabulary | None:
     if not record.words and not record.vocabulary:
         return None  # converted from files that have no vocabulary
     path = run / "vocabulary.txt"
-    vocabulary = Vocabulary.read(path)
+    if not path.exists():
+        raise InputError(
+            f"{path} is gone; put it back (the prepared corpus of the run has a copy)."
+        )
+    vocabulary = Vocabulary.read(path, trained=True)
     if record.vocabulary and len(vocabulary) != record.vocabulary:
         raise InputError(
             f"{path} has {len(vocabulary)} words and the run was trained with "
-            f"{record.vocabulary}; put the original file back."
+            f"{record.vocabulary}; put the original file back (the prepared corpus of "
+            "the run has a copy)."
         )
     if record.words and fingerprint(vocabulary) != record.words:
         raise InputError(
             f"{path} holds other words than the run was trained with; put the "
-            "original file back."
+            "original file back (the prepared corpus of the run has a copy)."
         )
     return vocabulary
 

@@ -98,6 +98,8 @@ def start(
     mesh = make_mesh(config.mesh)
     fresh = not (config.workdir / "config.json").exists()
     before = None if fresh else records.read_record(config.workdir)
+    if before is not None:  # gone or edited, it makes the run useless
+        records.read_vocabulary(config.workdir, before)
     wait_for_all()  # all see the directory as it was
     corpus, heldout = in_turn(partial(open_corpora, config, before))
     record = complete(config, corpus, version, before)

@@ -134,10 +134,7 @@ def _new_file(path: Path, form: Form) -> Iterator[h5py.File]:
 def _create(
     file: h5py.File, number: int, words: list[str], form: Form, packed: bool
 ) -> Any:
-    """The data set of a line, without its vectors.
-
-    Its text cannot hold NUL characters, which end text in HDF5; they are U+FFFD there.
-    """
+    """The data set of a line, without its vectors."""
     rows = len(words) if form.pool is None else 1
     shape = form.shape
     if form.pool is None:
@@ -161,9 +158,8 @@ def _create(
     space = h5s.create_simple(shape)
     data = h5d.create(file.id, str(number).encode(), _type(form), space, layout)
     kind = h5t.py_create(h5py.string_dtype(), logical=True)
-    sentence = " ".join(words).replace("\0", "\ufffd")
     attribute = h5a.create(data, b"sentence", kind, h5s.create(h5s.SCALAR))
-    attribute.write(np.array(sentence, h5py.string_dtype()))
+    attribute.write(np.array(" ".join(words), h5py.string_dtype()))
     return data
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import time
@@ -30,7 +31,7 @@ from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import precision_of
-from elmojax.text.files import Errors
+from elmojax.text.files import Errors, Oddities
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.vectors.output import Form, Text, check_replaceable, open_output, read_text
 from elmojax.vectors.partial import TextProgress, locked, writing
@@ -67,6 +68,10 @@ class Job:
             mesh=self.mesh,
         )
 
+    def read(self, path: Path, errors: Errors) -> Text:
+        """A text, read through for this model."""
+        return read_text(path, errors, self.params.config.max_characters)
+
     def form(self) -> Form:
         """What an output needs to know of the vectors."""
         lstm = self.params.config.lstm
@@ -97,6 +102,7 @@ def embed_files(
     errors: Errors = "strict",
     overwrite: bool = False,
     report: ProgressCallback = lambda done, total: None,
+    remark: Callable[[Oddities], object] = lambda odd: None,
 ) -> tuple[int, int]:
     """Writes the vectors of text files (see `elmojax.vectors.output`).
 
@@ -110,6 +116,7 @@ def embed_files(
       errors: what to do with bytes that are not UTF-8.
       overwrite: replace `out`, and forget an unfinished output of another request.
       report: called at first and after every batch.
+      remark: called once all texts are read, with what is odd about them.
 
     Returns:
       Lines and words in all.
@@ -118,7 +125,10 @@ def embed_files(
       InputError: for a text that cannot be read or an output that cannot be written.
     """
     check_replaceable(out, overwrite)  # before hours of reading
-    texts = [read_text(path, errors) for path in paths]
+    texts, odd = [job.read(path, errors) for path in paths], Oddities()
+    for text in texts:
+        odd.add(text.odd)
+    remark(odd)
     words = [int(text.sizes.sum()) for text in texts]
 
     def blocks(text: Text, start: int) -> Iterator[Block]:
@@ -181,11 +191,8 @@ class Worker:
         self._task = task
         self._job: Job | None = None
 
-    def embed(self, number: int) -> tuple[int, int]:
-        """Writes all parts of a text that are not there.
-
-        Returns:
-          Its lines and words.
+    def embed(self, number: int) -> Text:
+        """Writes all parts of a text that are not there, and returns it.
 
         Raises:
           InputError: what `read_text`, `Embedder` and `ParquetWriter` raise; if this
@@ -198,7 +205,7 @@ class Worker:
         self._require_files(name)
         with _alone(task, number):
             job = self._load()
-            text = read_text(Path(name), task.errors)
+            text = job.read(Path(name), task.errors)
             with ParquetWriter(
                 task.directory, number, text, task.form, task.overwrite
             ) as writer:
@@ -207,7 +214,7 @@ class Worker:
                     for block in job.embedder().blocks(sentences, writer.done):
                         writer.write(block)
                 writer.finish()
-        return len(text.sizes), int(text.sizes.sum(dtype=np.int64))
+        return text
 
     def _require_files(self, name: str) -> None:
         """Has names mean what they meant where the command was given."""
@@ -260,16 +267,19 @@ class Actor:
         self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """A report: `error` is the sentence of an `InputError`, or empty."""
+        """A report: `error` is the sentence of an `InputError`, or empty; `odd` are
+        the fields of `Oddities`, as JSON."""
         (number,) = batch["number"].tolist()
-        lines, words, error = 0, 0, ""
+        lines, words, error, odd = 0, 0, "", Oddities()
         try:
-            lines, words = self._begun().embed(number)
+            text = self._begun().embed(number)
+            lines, words = len(text.sizes), int(text.sizes.sum(dtype=np.int64))
+            odd = text.odd
         except InputError as wrong:
             # Names of files need not be Unicode.
             error = str(wrong).encode("utf-8", "backslashreplace").decode("utf-8")
         report = {"number": number, "lines": lines, "words": words, "error": error}
-        report["machine"] = socket.gethostname()
+        report |= {"machine": socket.gethostname(), "odd": json.dumps(vars(odd))}
         return {name: [value] for name, value in report.items()}
 
     def _begun(self) -> Worker:

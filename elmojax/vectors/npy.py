@@ -22,7 +22,7 @@ import numpy as np
 
 from elmojax.atomic import map_array, read_object, sync
 from elmojax.errors import InputError
-from elmojax.text.files import Text
+from elmojax.text.files import Text, split
 from elmojax.vectors.partial import (
     Partial,
     allocated,
@@ -148,13 +148,13 @@ class Vectors(Sequence[np.ndarray]):
         """The words of each line. `InputError` if the text is not there or damaged."""
         path = self.directory / SENTENCES
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            lines = path.read_bytes().decode("utf-8").split("\n")[:-1]
         except (OSError, ValueError) as error:
             raise _not_whole(self.directory, f"{path.name}: {error}") from error
         if len(lines) != len(self):
             what = f"{path.name} has {len(lines)} lines, and {len(self)} have vectors"
             raise _not_whole(self.directory, what)
-        return [line.split() for line in lines]
+        return [split(line) for line in lines]
 
 
 def read_vectors(directory: str | os.PathLike[str]) -> Vectors:

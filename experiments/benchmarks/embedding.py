@@ -106,9 +106,10 @@ def measure(asked: argparse.Namespace, model: str, mode: str) -> dict[str, Any]:
     """One process of elmojax, as a user's program would be."""
     begin = time.perf_counter()
     import elmojax
+    from elmojax.text.files import words_of
 
     with lzma.open(asked.text, "rt", encoding="utf-8") as file:
-        sentences = [text.split() for text in islice(file, asked.sentences)]
+        sentences = [words_of(text.rstrip()) for text in islice(file, asked.sentences)]
     params = elmojax.load(model)
 
     def fresh() -> elmojax.Embedder:

@@ -96,6 +96,35 @@ def asked(*arguments: object) -> elmojax.TrainConfig:
     return train_config(parse(PretrainArguments, "pretrain", argv, default=default))
 
 
+# --- odd texts -----------------------------------------------------------------------
+
+
+def test_every_command_remarks_what_is_odd_about_a_text(world, tmp_path):
+    odd, plain = tmp_path / "odd.txt", tmp_path / "plain.txt"
+    lines = ["the <unk> of the", "protein" * 9, "the of"]
+    plain.write_text("\n".join([*lines, ""]))
+    odd.write_text("".join(f"<S> {line} </S>\n" for line in lines))
+    numbers = {}
+    for text, command in (
+        (odd, ("prepare", "--out", tmp_path / "data", "--max-characters", 16)),
+        (odd, ("embed", world.run, "--out", tmp_path / "vectors.hdf5")),
+        (odd, ("score", world.run)),
+        (odd, ("evaluate", world.run)),
+        (plain, ("evaluate", world.run)),
+    ):
+        ended = done(*command, "--text", text, "--json")
+        report = json.loads(ended.out)
+        numbers[text] = report.get("mean_perplexity")
+        cut, unsegmented, *marks, unknown = report["remarks"]
+        assert cut.startswith("Words cut after 14 bytes: 1;")
+        assert "look unsegmented" in unsegmented and "word): 1 of 3;" in unsegmented
+        told = ["(<S> 3 times, </S> 3 times)" in mark for mark in marks]
+        assert told == [True] * (text == odd)
+        assert "look like special ones (<unk> 1 times)" in unknown
+        assert all(f"elmojax: {said}\n" in ended.err for said in report["remarks"])
+    assert numbers[odd] == numbers[plain] is not None
+
+
 # --- the whole chain -----------------------------------------------------------------
 
 
@@ -850,7 +879,7 @@ def reads_of(world: World, tmp_path: Path) -> list[tuple[object, ...]]:
         ("config.json", b'{"train": {"rows": -1}}', "config.json: TrainConfig.rows"),
         ("config.json", b'{"train": {"colour": 1}}', "colour"),
         ("config.json", b"\xff\xfe", "cannot be read"),
-        ("vocabulary.txt", None, "cannot be read"),
+        ("vocabulary.txt", None, "vocabulary.txt is gone"),
         ("vocabulary.txt", b"", "is empty"),
         ("vocabulary.txt", b"<S>\n</S>\n<UNK>\nthe\n", "4 words ... trained with 60"),
     ],
@@ -863,10 +892,11 @@ def test_a_damaged_run_is_refused(world, copied, tmp_path, name, content, says):
         refused(*command, says=says)
     with pytest.raises(elmojax.InputError):
         elmojax.restore(copied)
-    if name == "config.json":
-        says = "has checkpoints but no config.json" if content is None else says
-        command = ("pretrain", "--data", world.data, "--workdir", copied, *TINY)
-        refused(*command, says=says)
+    if name == "config.json" and content is None:
+        says = "has checkpoints but no config.json"
+    # Whether it has steps to do or is done: without these files it is of no use.
+    command = ("pretrain", "--data", world.data, "--workdir", copied, *TINY)
+    refused(*command, "--steps", 6, says=says)
     assert not (tmp_path / "out.hdf5").exists()
 
 
@@ -875,6 +905,7 @@ def test_a_vocabulary_of_the_same_size_is_refused(world, copied, tmp_path):
     path.write_bytes(path.read_bytes()[:-2])  # the last word loses a letter
     for command in reads_of(world, tmp_path):
         refused(*command, says="holds other words")
+    refused("pretrain", "--workdir", copied, says="holds other words")
 
 
 def test_a_run_of_another_format_is_refused(copied):

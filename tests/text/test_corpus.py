@@ -9,6 +9,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,7 +36,7 @@ TEXT = """\
 the river bank is the bank
 no bank
 
-the <S> in the text is <UNK> </S>
+the <S> in the </S> text is <UNK>
 ééééé 日本語日本語日本語日本語日本語日本語
 """
 
@@ -104,13 +105,16 @@ def test_a_corpus_is_its_text(text, tmp_path):
         assert part == {"bytes": len(data), "sha256": digest}
 
 
-LINE = st.lists(st.text(min_size=1, max_size=3), max_size=4).map(" ".join)
+# Neither is text: a NUL, and a carriage return that ends no line.
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")
+LINE = st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=4).map(" ".join)
 
 
 @given(st.lists(LINE, min_size=1, max_size=6), st.booleans())
 def test_any_text_comes_back_as_its_sentences(tmp_path_factory, lines, last_feed):
     data = ("\n".join(lines) + "\n" * last_feed).encode()
-    expected = [words for line in data.decode().split("\n") if (words := line.split())]
+    each = (re.findall("[^ \t]+", line) for line in data.decode().split("\n"))
+    expected = [words for words in each if words]
     folder = tmp_path_factory.mktemp("any")
     (folder / "text.txt").write_bytes(data)
     if not any(set(words) - set(SPECIALS) for words in expected):
@@ -159,7 +163,7 @@ def test_packed_files_globs_and_order(text, tmp_path):
 def test_lines_are_numbered_and_blank_ones_kept(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes("\ufeffa b\r\n\n\xa0\nc\x85d\x0be\n\n".encode())
-    expected = [(1, ["a", "b"]), (2, []), (3, []), (4, ["c", "d", "e"]), (5, [])]
+    expected = [(1, ["a", "b"]), (2, []), (3, ["\xa0"]), (4, ["c\x85d\x0be"]), (5, [])]
     assert list(files.read_lines(path)) == expected
     path.write_bytes(b"")
     assert list(files.read_lines(path)) == []
@@ -284,9 +288,9 @@ def test_other_peoples_files_are_never_touched(text, tmp_path):
         ({"patterns": ["{}/cut.xz"]}, ["cut.xz is cut short"]),
         ({"patterns": ["{}/cut.gz"]}, ["cut.gz is cut short"]),
         ({"patterns": ["{}/cut.bz2"]}, ["cut.bz2 is cut short"]),
-        ({"patterns": ["{}/false.xz"]}, ["false.xz is cut short or is not what"]),
-        ({"patterns": ["{}/false.gz"]}, ["false.gz is cut short or is not what"]),
-        ({"patterns": ["{}/false.bz2"]}, ["false.bz2 cannot be read"]),
+        ({"patterns": ["{}/false.xz"]}, ["false.xz is not what its ending"]),
+        ({"patterns": ["{}/false.gz"]}, ["false.gz is not what its ending"]),
+        ({"patterns": ["{}/false.bz2"]}, ["false.bz2 is not what its ending"]),
         ({"patterns": ["{}/latin.txt"]}, ["Line 2 of", "latin.txt is not UTF-8"]),
         ({}, ["--text FILES or as --tfds NAME"]),
         ({"patterns": ["{}/text.txt"], "max_vocabulary": 2}, ["4 or more"]),

@@ -25,6 +25,7 @@ import pytest
 
 from elmojax.embedding.pooling import Block, Pooler, pool
 from elmojax.errors import InputError
+from elmojax.text.files import split
 from elmojax.vectors import hdf5, output, partial
 from elmojax.vectors.output import Form, Text, open_output, read_text, read_vectors
 
@@ -37,7 +38,7 @@ LINES = [
     "",
     "",
     "The end , nearly .",
-    "a nul\0byte",
+    "a form\x0cfeed and a no-break\u00a0space",
 ]
 LAYERS, VECTOR = 3, 4
 MOST = 16  # words of a block
@@ -91,7 +92,7 @@ def write_text(directory: Path, lines: list[str] = LINES, name: str = "t") -> Te
 def words_of(line: int) -> np.ndarray:
     """The vectors of all words of a line, [words, layers, vector]."""
     rng = np.random.default_rng(line)
-    count = len(LINES[line].split())
+    count = len(split(LINES[line]))
     return rng.normal(size=(count, LAYERS, VECTOR)).astype(np.float32)
 
 
@@ -183,7 +184,7 @@ def test_hdf5_as_users_of_bilm_tf_read_it(text, tmp_path, name):
             data = file[str(line)]
             assert data.dtype == dtype
             close_to(data[...], line, form)
-            told = " ".join(LINES[line].split()).replace("\0", "\ufffd")
+            told = " ".join(split(LINES[line]))
             assert data.attrs["sentence"] == told
         assert file.attrs["axes"] == form.axes
         assert json.loads(file.attrs["elmojax"])["dtype"] == form.dtype
@@ -207,7 +208,7 @@ def test_arrays_that_are_mapped_into_memory(text, tmp_path, name):
     assert len(list(vectors)) == len(LINES)
     with pytest.raises(IndexError):
         vectors[len(LINES)]
-    assert vectors.sentences() == [line.split() for line in LINES]
+    assert vectors.sentences() == [split(line) for line in LINES]
     plain = np.load(out / "vectors.npy", mmap_mode="r")
     if form.pool:
         assert plain.shape == (len(LINES), LAYERS, VECTOR)
@@ -242,7 +243,7 @@ def test_parquet(text, tmp_path, name):
             pieces.sort(key=lambda row: row["start"])
             split = form.pool is None and line == 4
             assert [p["start"] for p in pieces] == ([0, 16, 32] if split else [0])
-            assert [w for p in pieces for w in p["words"]] == lines[line].split()
+            assert [w for p in pieces for w in p["words"]] == split(lines[line])
             close_to(joined(pieces, layers, form), line, form)
 
 
