@@ -11,33 +11,36 @@ the end of each period. Prints one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
-import resource
 import statistics
 import tempfile
-import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
+from harness import Row, Steps
 
 from elmojax.config import TrainConfig
 from elmojax.training.distributed import Stop
 from elmojax.training.prefetch import prefetched
 from elmojax.training.start import Run, start
-from elmojax.training.step import compile_train_step
+
+ALONE = 8
+"""Saves while nothing else is done."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="none: the text inside the package")
-    parser.add_argument("--preset", default="mini")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=100)
+    parser = harness.options(
+        __doc__,
+        data=(Path, "A prepared corpus; without it the text inside the package."),
+        preset="mini",
+        rows=64,
+        steps=(2000, "Steps in all."),
+        every=(100, "Steps of a period."),
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as workdir:
         config = replace(
@@ -51,74 +54,65 @@ def main() -> None:
         print(json.dumps(measure(run, args.every)))
 
 
-def measure(run: Run, every: int) -> dict[str, object]:
+def measure(run: Run, every: int) -> Row:
     """Seconds of the periods with a checkpoint and without, and memory after each."""
-    step = compile_train_step(run.lm, run.optimizer, run.state)
-    state, seconds, cpu = run.state, {True: [], False: []}, {True: [], False: []}
-    memory, blocked, saving = [], [], False
-    began = used = 0.0
-    for number, ready in enumerate(prefetched(run, 0, Stop())):
-        batch = ready.batch
-        if number % every == 0:
-            jax.block_until_ready(state)
-            now, cpu_now = time.perf_counter(), time.process_time()
-            if number > every:  # the first period compiles
-                seconds[saving].append(now - began)
-                cpu[saving].append(cpu_now - used)
-            memory.append(resident())
-            saving = not saving
-            began, used = time.perf_counter(), time.process_time()
-            if saving:
-                rest = state.replace(params={})
-                run.checkpoints.save(number, state.params, rest)
-                blocked.append(time.perf_counter() - began)
-        state, metrics = step(state, batch)
-        if number % 10 == 0:
-            float(metrics["loss"])
-    alone = save_alone(run, state, number)
-    run.checkpoints.close()
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return {
-        "machine": f"{platform.processor() or platform.machine()}, {jax.devices()[0]}",
-        "megabytes_of_state": round(size / 1e6, 1),
-        "seconds_a_period_with": round(statistics.median(seconds[True]), 3),
-        "seconds_a_period_without": round(statistics.median(seconds[False]), 3),
-        "ratio": ratio(seconds),
-        "ratio_of_cpu_seconds": ratio(cpu),
-        "seconds_blocked_by_a_save": round(statistics.median(blocked[1:]), 3),
-        "seconds_of_a_save_alone": alone[0],
-        "cpu_seconds_of_a_save_alone": alone[1],
-        "cpu_seconds_a_period_without": round(statistics.median(cpu[False]), 3),
-        "periods": len(seconds[True]) + len(seconds[False]),
-        "megabytes_resident": [round(value / 1e6) for value in memory],
-        "megabytes_at_most": round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        ),
-    }
+    steps = Steps(run.lm, run.optimizer, run.state)
+    batches = (ready.batch for ready in prefetched(run, 0, Stop()))
+    found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    resident, blocked = [], []
 
-
-def save_alone(run: Run, state: Any, step: int, times: int = 8) -> tuple[float, float]:
-    """Seconds and CPU-seconds of a save while nothing else is done: the middle one."""
-    run.checkpoints.settle()
-    seconds, cpu = [], []
-    for number in range(step + 1, step + 1 + times):
-        began, used = time.perf_counter(), time.process_time()
+    def save(number: int) -> None:
+        state = steps.state
         run.checkpoints.save(number, state.params, state.replace(params={}))
+
+    def period(first: int, saving: bool) -> None:
+        if saving:
+            blocked.append(harness.clocked(lambda: save(first))[0])
+        for _ in range(0, every, 10):
+            steps.run(islice(batches, 10))
+
+    for first in range(0, run.steps - every + 1, every):
+        saving = first // every % 2 == 0
+        spent = harness.clocked(lambda first=first, s=saving: period(first, s))
+        if first:  # the first period compiles
+            found[saving].append(spent)
+        resident.append(harness.memory("RssAnon"))
+
+    def save_alone(number: int) -> None:
+        save(number)
         run.checkpoints.settle()
-        seconds.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - used)
-    return round(statistics.median(seconds), 3), round(statistics.median(cpu), 3)
 
+    run.checkpoints.settle()
+    numbers = range(run.steps, run.steps + ALONE)
+    alone = [harness.clocked(lambda n=n: save_alone(n)) for n in numbers]
+    run.checkpoints.close()
+    walls, cpus = (
+        {saving: [pair[kind] for pair in each] for saving, each in found.items()}
+        for kind in (0, 1)
+    )
 
-def ratio(values: dict[bool, list[float]]) -> float:
-    return round(statistics.mean(values[True]) / statistics.mean(values[False]), 4)
+    def middle(values: Any) -> float:
+        return round(statistics.median(values), 3)
 
+    def ratio(values: dict[bool, list[float]]) -> float:
+        return round(statistics.mean(values[True]) / statistics.mean(values[False]), 4)
 
-def resident() -> int:
-    """Bytes of memory that this process holds now, without files that it maps."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (own,) = (line for line in lines if line.startswith("RssAnon"))
-    return int(own.split()[1]) * 1024
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(steps.state))
+    return {
+        "machine": f"{harness.machine()['processor']}, {jax.devices()[0]}",
+        "megabytes_of_state": round(size / 1e6, 1),
+        "seconds_a_period_with": middle(walls[True]),
+        "seconds_a_period_without": middle(walls[False]),
+        "ratio": ratio(walls),
+        "ratio_of_cpu_seconds": ratio(cpus),
+        "seconds_blocked_by_a_save": middle(blocked[1:]),
+        "seconds_of_a_save_alone": middle(pair[0] for pair in alone),
+        "cpu_seconds_of_a_save_alone": middle(pair[1] for pair in alone),
+        "cpu_seconds_a_period_without": middle(cpus[False]),
+        "periods": len(walls[True]) + len(walls[False]),
+        "megabytes_resident": [round(value / 1e6) for value in resident],
+        "megabytes_at_most": round(harness.memory("VmHWM") / 1e6),
+    }
 
 
 if __name__ == "__main__":

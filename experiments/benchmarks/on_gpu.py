@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -33,18 +32,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import check_determinism
 import embedding
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import softmax
 import training
+from harness import Row, compiled
 
 import elmojax
 from elmojax.config import (
@@ -71,7 +73,6 @@ from elmojax.training.sharding import make_mesh, path_name
 from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
-    TextStatistics,
     assumed,
 )
 from elmojax.training.step import LanguageModel, init_state, train_step
@@ -83,10 +84,8 @@ from elmojax.training.utilization import (
     word_flops,
 )
 
-Row = dict[str, Any]
-"""Column of the table: number or words. A row with an "error" makes a section fail."""
 Known = dict[str, list[Row]]
-"""Rows of the sections before."""
+"""Rows of the sections before. A row with an "error" makes a section fail."""
 
 
 class Skipped(Exception):
@@ -152,22 +151,15 @@ SMOKE = Sizes(
 # Timing
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The program, and the seconds that tracing and compiling it took."""
-    begin = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
-    return program, time.perf_counter() - begin
-
-
 def seconds_of(program: Any, *arguments: Any, calls: int = 5, rounds: int = 7) -> float:
     """Median seconds of a call, of several that the device has in its queue."""
 
-    def run(_: int) -> None:
+    def run() -> None:
         for _ in range(calls):
             result = program(*arguments)
         jax.block_until_ready(result)
 
-    return training.measure(run, rounds, calls)["seconds"]
+    return harness.measure(run, rounds, calls)["seconds"]
 
 
 def tried(row: Row, function: Callable[[], Row]) -> Row:
@@ -180,7 +172,7 @@ def tried(row: Row, function: Callable[[], Row]) -> Row:
 
 
 def temporary_gb(program: Any) -> float:
-    return program.memory_analysis().temp_size_in_bytes / 1e9
+    return harness.temporary_bytes(program) / 1e9
 
 
 def peak_gb() -> float | None:
@@ -201,40 +193,42 @@ def against(flops: float, seconds: float, dtype: Any = jnp.bfloat16) -> Row:
 # The text and the recipe
 
 
-class Text(NamedTuple):
-    statistics: TextStatistics
-    words: WordTables
-    corpus: Any
-    head: HeadConfig
+class Text:
+    """Random text of a size, and the head that a run of `pretrain` on it chooses."""
 
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes, self.model = sizes, sizes.model
+        statistics = assumed(sizes.vocabulary, BENCHMARK_POSITIONS)
+        share = statistics.types[3:]
+        self.corpus = harness.zipf_corpus(len(share), sizes.tokens, share)
+        self.statistics = replace(statistics, corpus=self.corpus)
+        run = TrainConfig(model=sizes.model)
+        self.head = completed(run, statistics.counts).head
 
-def text_of(model: ElmoConfig, vocabulary: int, tokens: int) -> Text:
-    """Random text, and the head that a run of `pretrain` on it chooses."""
-    statistics = assumed(vocabulary, BENCHMARK_POSITIONS)
-    share = statistics.types[3:]
-    corpus = training.zipf_corpus(vocabulary - 3, tokens, share=share)
-    head = completed(TrainConfig(model=model), statistics.counts).head
-    words = WordTables(corpus, corpus.vocabulary, model, head=head)
-    return Text(replace(statistics, corpus=corpus), words, corpus, head)
+    @cached_property
+    def _words(self) -> WordTables:
+        vocabulary = self.corpus.vocabulary
+        return WordTables(self.corpus, vocabulary, self.model, head=self.head)
 
+    def reader(self, rows: int, samples: int = 0) -> TrainingText:
+        window = self.sizes.window
+        return TrainingText(self.corpus, self._words, rows, window, 0, samples)
 
-def encoder_flops(model: ElmoConfig, tables: tuple[np.ndarray, ...]) -> float:
-    """Of the encoder in a training step with these tables of words."""
-    each = (t.any(axis=1).sum() * word_flops(model, t.shape[1]) for t in tables)
-    return float(sum(each))
+    def encoder_flops(self, rows: int) -> float:
+        """Of the encoder in a training step."""
+        tables = self.reader(rows).batch(0).words
+        each = (
+            t.any(axis=1).sum() * word_flops(self.model, t.shape[1]) for t in tables
+        )
+        return float(sum(each))
 
-
-def step_flops(sizes: Sizes, text: Text, rows: int) -> float:
-    """Of a training step, as `estimate` counts them."""
-    model, shares = sizes.model, text.statistics.shares(text.head)
-    size, width = sizes.vocabulary, model.lstm.projection
-    token = lstm_flops(model.lstm) + softmax_flops(text.head, size, width, shares)
-    words = reader_of(sizes, text, rows).batch(0).words
-    return token * rows * sizes.window + encoder_flops(model, words)
-
-
-def reader_of(sizes: Sizes, text: Text, rows: int, samples: int = 0) -> TrainingText:
-    return TrainingText(text.corpus, text.words, rows, sizes.window, 0, samples)
+    def flops(self, rows: int) -> float:
+        """Of a training step, as `estimate` counts them."""
+        sizes, lstm = self.sizes, self.model.lstm
+        shares = self.statistics.shares(self.head)
+        token = lstm_flops(lstm)
+        token += softmax_flops(self.head, sizes.vocabulary, lstm.projection, shares)
+        return token * rows * sizes.window + self.encoder_flops(rows)
 
 
 ARGUMENTS = SimpleNamespace(precision="bf16", steps=4, rounds=5, parts=False)
@@ -251,11 +245,14 @@ def device(sizes: Sizes, known: Known) -> Iterator[Row]:
     yield {"what": "device", "value": f"{jax.device_count()} x {chip.device_kind}"}
     yield {"what": "platform", "value": " ".join(chip.client.platform_version.split())}
     for name in ("jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch"):
-        yield {"what": name, "value": version(name) or "not installed"}
+        try:
+            yield {"what": name, "value": version(name)}
+        except PackageNotFoundError:
+            yield {"what": name, "value": "not installed"}
 
     def product(dtype: Any, rate: str) -> Row:
         wanted = sheet and getattr(sheet, rate) / 1e12
-        return {"value": training.matmul_rate(dtype) / 1e12, "data sheet": wanted}
+        return {"value": harness.matmul_rate(dtype) / 1e12, "data sheet": wanted}
 
     yield tried(
         {"what": "product of bf16, TFLOP/s"}, lambda: product("bfloat16", "bf16")
@@ -268,13 +265,6 @@ def device(sizes: Sizes, known: Known) -> Iterator[Row]:
         return {"value": rate / 1e9, "data sheet": sheet and sheet.bandwidth / 1e9}
 
     yield tried({"what": "copy, read and written, GB/s"}, copy)
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 BOUNDS = {"float32": 3e-5, "bfloat16": 1e-2}
@@ -357,8 +347,8 @@ def parity_cases(dtype: Any) -> Iterator[Case]:
         free = replace(model.lstm, cell_clip=np.inf, projection_clip=np.inf)
         model = replace(model, lstm=free)
     sizes = Sizes(model, vocabulary=5003, tokens=20_000)
-    text = text_of(model, sizes.vocabulary, sizes.tokens)
-    batch = reader_of(sizes, text, rows).batch(1)
+    text = Text(sizes)
+    batch = text.reader(rows).batch(1)
 
     def lm(platform: Any, head: HeadConfig = text.head) -> LanguageModel:
         size = sizes.vocabulary
@@ -390,7 +380,7 @@ def parity_cases(dtype: Any) -> Iterator[Case]:
 
     yield Case("adaptive softmax", adaptive, adaptive, (params["head"], x))
     kind = HeadConfig("sampled", samples=512)
-    taken = reader_of(sizes, text, rows, kind.samples).batch(1)
+    taken = text.reader(rows, kind.samples).batch(1)
     table = jax.jit(lm(None, kind).init)(jax.random.key(0))["head"]
     table = training_step.take({"head": table}, jnp.asarray(taken.negatives.words))[
         "head"
@@ -449,14 +439,14 @@ def few_digits(params: Any) -> Any:
 
 def train(sizes: Sizes, known: Known) -> Iterator[Row]:
     """The training step of the model: tokens/s, against the floor, and memory."""
-    text = text_of(sizes.model, sizes.vocabulary, sizes.tokens)
-    peak = training.matmul_rate(jnp.bfloat16)
+    text = Text(sizes)
+    peak = harness.matmul_rate(jnp.bfloat16)
 
     def measured(rows: int) -> Row:
-        reader = reader_of(sizes, text, rows)
+        reader = text.reader(rows)
         found = training.ours(reader, sizes.model, text.head, ARGUMENTS)
         seconds, tokens = found["seconds"], rows * sizes.window
-        flops = step_flops(sizes, text, rows)
+        flops = text.flops(rows)
         return {
             "tokens/s": tokens / seconds,
             "ms a step": 1e3 * seconds,
@@ -482,19 +472,16 @@ def torch(sizes: Sizes, known: Known) -> Iterator[Row]:
         raise Skipped("torch is not installed.")
     import torch
 
-    text, cuda = text_of(sizes.model, sizes.vocabulary, sizes.tokens), torch.cuda
-    settings = SimpleNamespace(**vars(ARGUMENTS), div_value=text.head.div_value)
+    text, cuda = Text(sizes), torch.cuda
     ours = {row["rows"]: row.get("tokens/s") for row in known.get("train", [])}
 
     def measured(rows: int) -> Row:
         gc.collect()
         cuda.empty_cache()
-        reader = reader_of(sizes, text, rows)
+        reader = text.reader(rows)
         begin = time.perf_counter()
         try:
-            found = training.torch_peer(
-                reader, sizes.model, text.head.cutoffs, settings
-            )
+            found = training.torch_peer(reader, sizes.model, text.head, ARGUMENTS)
         except torch.OutOfMemoryError:
             return {"note": "out of memory"}
         rate = rows * sizes.window / found["seconds"]
@@ -516,7 +503,7 @@ def embed(sizes: Sizes, known: Known) -> Iterator[Row]:
     """Words/s of `embed` and of an Embedder whose words are all known."""
     model, (batch, words) = sizes.model, sizes.sentences
     assert isinstance(model.encoder, CharCnnConfig)
-    text = text_of(model, sizes.vocabulary, sizes.tokens)
+    text = Text(sizes)
     running = [text.corpus.types[n] for n in text.corpus.words[: batch * words]]
     sentences = np.array(running).reshape(batch, words).tolist()
     tokens = jax.device_put(
@@ -560,7 +547,7 @@ def embed(sizes: Sizes, known: Known) -> Iterator[Row]:
 
 def heads(sizes: Sizes, known: Known) -> Iterator[Row]:
     """Softmax heads alone, forward and backward, on the positions of one step."""
-    text = text_of(sizes.model, sizes.vocabulary, sizes.tokens)
+    text = Text(sizes)
     positions = 2 * sizes.middle * sizes.window
     settings = SimpleNamespace(
         vocabulary=sizes.vocabulary,
@@ -654,8 +641,8 @@ def layers(sizes: Sizes, known: Known) -> Iterator[Row]:
     for rows in sorted({sizes.middle, *sizes.torch_rows}, reverse=True):
         row = {"part": "LSTM layer", "rows": rows}
         yield tried(row, partial(recurrent, rows))
-    text = text_of(model, sizes.vocabulary, sizes.tokens)
-    words = reader_of(sizes, text, sizes.middle).batch(0).words
+    text = Text(sizes)
+    words = text.reader(sizes.middle).batch(0).words
     whole = elmojax.init(model, jax.random.key(0)).tree
 
     def characters(form: Any) -> Row:
@@ -665,7 +652,7 @@ def layers(sizes: Sizes, known: Known) -> Iterator[Row]:
             return encoder.apply({"params": params}, words, method="encode_words")
 
         own = ({"encoder": whole["encoder"]},)
-        return measured(encode, own, encoder_flops(model, words))
+        return measured(encode, own, text.encoder_flops(sizes.middle))
 
     for name, form in (("window", "accelerator"), ("character", "cpu")):
         row = {"part": f"char CNN, by {name}", "rows": sizes.middle}
@@ -675,7 +662,7 @@ def layers(sizes: Sizes, known: Known) -> Iterator[Row]:
 def memory(sizes: Sizes, known: Known) -> Iterator[Row]:
     """What `elmojax estimate` says on a machine without a GPU, beside the GPU's."""
     jax.config.update("jax_platforms", "cpu")
-    text = text_of(sizes.model, sizes.vocabulary, sizes.tokens)
+    text = Text(sizes)
     mesh = make_mesh(MeshConfig(1, 1))
     seen = {row["rows"]: row for row in known.get("train", [])}
 
@@ -701,13 +688,13 @@ def memory(sizes: Sizes, known: Known) -> Iterator[Row]:
 
 def kernels(sizes: Sizes, known: Known) -> Iterator[Row]:
     """Where the time of a training step goes, by the profiler."""
-    text = text_of(sizes.model, sizes.vocabulary, sizes.tokens)
-    reader = reader_of(sizes, text, sizes.middle)
+    text = Text(sizes)
+    reader = text.reader(sizes.middle)
     step, _ = training.our_step(reader, sizes.model, text.head, ARGUMENTS)
-    step(0)
+    step()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            step(1)
+            step()
         (path,) = Path(folder).rglob("*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(path))
     spent: dict[str, list[float]] = defaultdict(list)
@@ -720,14 +707,11 @@ def kernels(sizes: Sizes, known: Known) -> Iterator[Row]:
     if not spent:
         raise Skipped("The profiler saw no kernels of a device.")
 
-    def line(name: str, each: list[float]) -> Row:
+    most = sorted(spent.items(), key=lambda pair: -sum(pair[1]))[:40]
+    every = [time for each in spent.values() for time in each]
+    for name, each in (("all", every), *most):
         steps = ARGUMENTS.steps
-        return {"kernel": name, "ms": sum(each) / steps, "times": len(each) / steps}
-
-    yield line("all", [time for each in spent.values() for time in each])
-    most = sorted(spent.items(), key=lambda pair: -sum(pair[1]))
-    for name, each in most[:40]:
-        yield line(name, each)
+        yield {"kernel": name, "ms": sum(each) / steps, "times": len(each) / steps}
 
 
 # Running the sections
@@ -756,54 +740,21 @@ SECTIONS = {
 """In the order in which they run; what other machines can tell comes last."""
 
 
-def section(name: str, sizes: Sizes, known: Known) -> None:
-    """Prints the rows of a section, and at last how it went, as JSON."""
-    wrong: list[str] = []
-    status = {"status": "ok", "reason": ""}
-    try:
-        for row in SECTIONS[name].measure(sizes, known):
-            print(json.dumps(row), flush=True)
-            wrong += [row["error"]] if "error" in row else []
-    except Skipped as skipped:
-        status = {"status": "skipped", "reason": str(skipped)}
-    except Exception as error:
-        traceback.print_exc()
-        wrong.append(f"{type(error).__name__}: {error}"[:300])
-    if wrong:
-        reason = f"{len(wrong)} times, first: {wrong[0]}"
-        status = {"status": "failed", "reason": reason}
-    print(json.dumps({"end": status}), flush=True)
-
-
 class Report:
     """on_gpu.json and on_gpu.md, on disk at any time as far as they are known."""
 
-    def __init__(self, out: Path, command: str) -> None:
+    def __init__(self, out: Path, facts: Row | None = None) -> None:
         self.out = out
-        self.found: dict[str, Any] = {
-            "machine": machine(),
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d %H:%M"),
-            "command": command,
-            "commit": output("git", "rev-parse", "HEAD"),
-            "sections": {},
-        }
+        self.found = facts or json.loads((out / "on_gpu.json").read_bytes())
 
     def put(self, name: str, **what: Any) -> None:
         self.found["sections"].setdefault(name, {}).update(what)
-        for end, text in ((".json", self._json()), (".md", self.table())):
+        written = json.dumps(self.found, indent=1) + "\n"
+        for end, text in ((".json", written), (".md", self.table())):
             path = self.out / f"on_gpu{end}"
             partial = path.with_suffix(f"{end}.partial")
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, path)
-
-    def rows(self) -> Known:
-        sections = self.found["sections"].items()
-        return {name: part.get("rows", []) for name, part in sections}
-
-    def _json(self) -> str:
-        return json.dumps(self.found, indent=1) + "\n"
 
     def table(self) -> str:
         """Markdown."""
@@ -816,20 +767,36 @@ class Report:
             lines += ["", f"## {name}", "", f"{about} {status}", ""]
             columns = list(dict.fromkeys(key for row in part["rows"] for key in row))
             if columns:
-                lines += [line(columns), line(["---"] * len(columns))]
-            for row in part["rows"]:
-                lines.append(line([row.get(column) for column in columns]))
+                rows = [[row.get(key) for key in columns] for row in part["rows"]]
+                lines.append(harness.table(columns, rows))
         return "\n".join(lines) + "\n"
 
 
-def line(cells: list[Any]) -> str:
-    """A line of a table."""
-    shown = []
-    for value in cells:
-        if isinstance(value, float):
-            value = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-        shown.append("" if value is None else str(value).replace("|", "/"))
-    return "| " + " | ".join(shown) + " |"
+def section(report: Report, name: str, sizes: Sizes) -> None:
+    """Measures a section in this process; each row is in the report at once."""
+    begin, rows = time.monotonic(), []
+    before = report.found["sections"].items()
+    known = {name: part["rows"] for name, part in before}
+
+    def put(status: str, reason: str = "") -> None:
+        seconds = time.monotonic() - begin
+        report.put(name, status=status, reason=reason, seconds=seconds, rows=rows)
+
+    try:
+        for row in SECTIONS[name].measure(sizes, known):
+            rows.append(row)
+            put("running")
+    except Skipped as skipped:
+        put("skipped", str(skipped))
+        return
+    except Exception as error:
+        traceback.print_exc()
+        rows.append({"error": f"{type(error).__name__}: {error}"[:300]})
+    wrong = [row["error"] for row in rows if "error" in row]
+    if wrong:
+        put("failed", f"{len(wrong)} times, first: {wrong[0]}")
+    else:
+        put("ok")
 
 
 def machine() -> str:
@@ -848,10 +815,10 @@ def output(*command: str) -> str:
     return " / ".join(done.stdout.strip().splitlines())
 
 
-def all_sections(report: Report, names: list[str], asked: argparse.Namespace) -> bool:
+def all_sections(report: Report, asked: argparse.Namespace) -> bool:
     """Runs the sections one after the other; whether none failed."""
     begin, good = time.monotonic(), True
-    for name in names:
+    for name in asked.only:
         left = asked.seconds - (time.monotonic() - begin)
         _, least, most = SECTIONS[name]
         if left < least:
@@ -859,79 +826,70 @@ def all_sections(report: Report, names: list[str], asked: argparse.Namespace) ->
             report.put(name, status="skipped", reason=reason, seconds=0.0, rows=[])
         else:
             report.put(name, status="running", reason="", seconds=0.0, rows=[])
-            with open(report.out / "on_gpu.log", "a", encoding="utf-8") as log:
-                print(f"== {name}", file=log, flush=True)
-                in_process(report, name, min(left, most), log, asked)
+            in_process(report, name, min(left, most), asked)
         part = report.found["sections"][name]
         good = good and part["status"] != "failed"
-        print(f"{name}: {part['status']} {part['reason']}".strip(), flush=True)
+        harness.say(f"{name}: {part['status']} {part['reason']}".strip())
     return good
 
 
 def in_process(
-    report: Report, name: str, limit: float, log: Any, asked: argparse.Namespace
+    report: Report, name: str, limit: float, asked: argparse.Namespace
 ) -> None:
-    """One section; its rows are in the report as soon as it prints them."""
+    """One section, which writes the report for as long as it runs."""
     command = [sys.executable, __file__, "--section", name, "--out", str(report.out)]
     command += ["--smoke"] if asked.smoke else []
     begin = time.monotonic()
-    with tempfile.NamedTemporaryFile(suffix=".jsonl") as rows:
+    with open(report.out / "on_gpu.log", "a", encoding="utf-8") as log:
+        print(f"== {name}", file=log, flush=True)
         process = subprocess.Popen(
-            command, stdout=rows, stderr=log, start_new_session=True
+            command, stdout=log, stderr=log, start_new_session=True
         )
-        path, late, last = Path(rows.name), False, 0
         try:
-            while process.poll() is None and not late:
-                time.sleep(0.2)
-                late = time.monotonic() - begin > limit
-                if (size := path.stat().st_size) != last:
-                    last = size
-                    report.put(name, **read(path), seconds=time.monotonic() - begin)
+            reason = f"It ended with status {process.wait(limit)}."
+        except subprocess.TimeoutExpired:
+            reason = f"It was ended after {limit:.0f} s."
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            code = process.wait()
-        found = {"status": "failed", "reason": f"It ended with status {code}."}
-        if late:
-            found["reason"] = f"It was ended after {limit:.0f} s."
-        found |= read(path)
-    report.put(name, **found, seconds=time.monotonic() - begin)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Rows as far as they are printed, and how the section ended if it did."""
-    found: dict[str, Any] = {"rows": []}
-    for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not (text.startswith("{") and text.endswith("\n")):
-            continue
-        row = json.loads(text)
-        if "end" in row:
-            found |= row["end"]
-        else:
-            found["rows"].append(row)
-    return found
+                process.wait()
+    report.found = Report(report.out).found
+    what: Row = {"seconds": time.monotonic() - begin}
+    if report.found["sections"][name]["status"] == "running":
+        what |= {"status": "failed", "reason": reason}
+    report.put(name, **what)
 
 
 def main() -> None:
-    about = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    parser.add_argument("--out", type=Path, help="directory of the results")
-    parser.add_argument("--seconds", type=float, default=520, help="for all sections")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser = harness.options(
+        __doc__,
+        out=(Path, "The directory of the results."),
+        seconds=(520.0, "For all sections."),
+        smoke=(False, "Measure with tiny sizes."),
+    )
+    every = list(SECTIONS)
+    parser.add_argument("--only", nargs="+", choices=every, default=every)
+    parser.add_argument("--section", choices=every, help=argparse.SUPPRESS)
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.run:
         return run(*asked.run)
     if asked.section:
-        written = json.loads((asked.out / "on_gpu.json").read_text(encoding="utf-8"))
-        known = {name: part["rows"] for name, part in written["sections"].items()}
-        return section(asked.section, SMOKE if asked.smoke else Sizes(), known)
+        sizes = SMOKE if asked.smoke else Sizes()
+        return section(Report(asked.out), asked.section, sizes)
     if asked.smoke:  # programs of the sections need not be fast
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    report = Report(asked.out, shlex.join(["on_gpu.sh", *sys.argv[1:]]))
-    good = all_sections(report, asked.only, asked)
+    facts = {
+        "machine": machine(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": shlex.join(["on_gpu.sh", *sys.argv[1:]]),
+        "commit": output("git", "rev-parse", "HEAD"),
+        "sections": {},
+    }
+    report = Report(asked.out, facts)
+    good = all_sections(report, asked)
     print(report.table())
     sys.exit(not good)
 

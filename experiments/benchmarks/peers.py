@@ -34,13 +34,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from peer_report import machine, plot, ratios, summary, table
+import harness
+from harness import Row
 from peer_turns import Worker, take_turns
 
 from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig, TrainConfig
@@ -74,6 +73,9 @@ NEGATIVES = {"toy": 64, "mini": 1024, "small": 1024}
 SHARD = 500_000
 """Words of a text file, about. bilm-tf holds one as characters, for each direction, and
 reads the next when it is through: keep a benchmark shorter than that."""
+
+OURS = "elmojax"
+"""Programs with this prefix are compared with all others."""
 
 BUSY = 0.5
 """Load above which other programs are likely to disturb."""
@@ -111,51 +113,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in asked.text:
         if not path.is_file():
             parser.error(f"--text {path}: there is no such file.")
-    programs = available(asked)
-    about = machine()
+    programs, about = available(asked), harness.machine()
     if about["load_at_start"] > BUSY:
         load = f"{about['load_at_start']:.2f}"
         print(f"Warning: the machine is busy (load {load}).", file=sys.stderr)
-    given = {key: str(value) for key, value in vars(asked).items()}
-    report: dict[str, Any] = {"machine": about, "date": time.strftime("%Y-%m-%d")}
-    report |= {"arguments": given, "cases": []}
+    found: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="peers-") as directory:
         text = Path(directory) / "text"
         split(read(asked.text), asked.words, text)
         for number, case in enumerate(cases):
             folder = Path(directory) / f"case-{number}"
-            print(f"\n{case.title}", flush=True)
-            found = compare(case, programs, text, folder, asked)
-            report["cases"].append(found)
-            print(table(found), flush=True)
-            if asked.out:  # after each case: a later one may fail
-                asked.out.write_text(json.dumps(report, indent=1) + "\n")
-    if asked.plot:
-        plot(report["cases"], asked.plot)
+            harness.say(f"\n{case.title}")
+            found.append(compare(case, programs, text, folder, asked))
+            harness.say(page(found[-1]))
+            # After each case: a later one may fail.
+            harness.write(asked.out, asked, machine=about, cases=found)
+    titles = [case["title"] for case in found]
+    harness.bars(asked.plot, *map(panels, found), titles=titles)
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = harness.options(
+        __doc__,
+        text=[Path],
+        words=(3_000_000, "Words of the text that are taken."),
+        presets=["mini"],
+        rows=[64],
+        vocabulary=[30_000],
+        negatives=([0], "Negative samples; 0 is by preset."),
+        window=20,
+        rounds=5,
+        seconds=(10.0, "Of a turn, about."),
+        torch_python=("", "A Python that has PyTorch and elmojax."),
+        tf_python=("", "A Python that has TensorFlow 1.15."),
+        bilm_tf=(Path, "A checkout of allenai/bilm-tf."),
+        out=Path,
+        plot=Path,
     )
-    parser.add_argument("--text", type=Path, nargs="+", required=True)
-    parser.add_argument("--words", type=int, default=3_000_000, help="of the text")
-    parser.add_argument("--presets", nargs="+", default=["mini"])
-    several = {"type": int, "nargs": "+"}
-    parser.add_argument("--rows", default=[64], **several)
-    parser.add_argument("--vocabulary", default=[30_000], **several)
-    parser.add_argument("--negatives", default=[0], **several, help="0: by preset")
-    parser.add_argument("--window", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
-    parser.add_argument(
-        "--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS)
-    )
-    parser.add_argument("--torch-python", default="")
-    parser.add_argument("--tf-python", default="")
-    parser.add_argument("--bilm-tf", type=Path, help="a checkout of allenai/bilm-tf")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path)
+    every = list(PROGRAMS)
+    parser.add_argument("--programs", nargs="+", choices=every, default=every)
     return parser
 
 
@@ -231,7 +227,7 @@ def split(lines: Iterable[str], words: int, folder: Path) -> None:
 
 def compare(
     case: Case, programs: list[str], text: Path, folder: Path, asked: argparse.Namespace
-) -> dict[str, Any]:
+) -> Row:
     """Prepares the text and times all programs."""
     corpus_folder, pattern = folder / "corpus", text / "*.txt"
     folder.mkdir()
@@ -247,21 +243,91 @@ def compare(
         name: partial(begin, name, task, folder, asked) for name in programs
     }
     found = take_turns(starts, asked.rounds, asked.seconds)
+    rates = {name: column(it, "tokens_per_second") for name, it in found.items()}
+    ratios = {
+        ours: {
+            peer: harness.spread(harness.ratios(rates[ours], rates[peer]))
+            for peer in found
+            if peer != ours
+        }
+        for ours in found
+        if ours.startswith(OURS)
+    }
     return {
         "title": case.title,
         **dataclasses.asdict(case),
         "cutoffs": task["cutoffs"],
         "programs": {name: {**summary(it), **it} for name, it in found.items()},
-        "ratios": ratios(found),
+        "ratios": ratios,
     }
 
 
-def describe(case: Case, corpus: Corpus, pattern: Path) -> dict[str, Any]:
+def column(found: Row, key: str) -> list[float]:
+    return [turn[key] for turn in found["turns"]]
+
+
+def summary(found: Row) -> Row:
+    """What a program's turns come to."""
+    row: Row = {"last_loss": found["turns"][-1]["loss"]}
+    for key in ("tokens_per_second", "cpu_seconds_per_token"):
+        row[key], *row[f"{key}_range"] = harness.spread(column(found, key))
+    for key in ("peak_bytes", "idle_cpu_seconds", "cores_of_others"):
+        row[key] = max(column(found, key))
+    return row
+
+
+def page(case: Row) -> str:
+    """The results of a case in Markdown."""
+    head = ["", "tokens/s", "CPU ms/token", "peak GB", "start s", "loss"]
+    head += [f"{name} is" for name in case["ratios"]]
+    rows, programs = [], case["programs"]
+    for name, found in programs.items():
+        low, high = found["tokens_per_second_range"]
+        digits = 0 if high > 1000 else 1
+        rate = f"{found['tokens_per_second']:,.{digits}f}"
+        row = [
+            name,
+            f"{rate} ({low:,.{digits}f}-{high:,.{digits}f})",
+            f"{1000 * found['cpu_seconds_per_token']:.2f}",
+            f"{found['peak_bytes'] / 1e9:.2f}",
+            f"{found['start_seconds']:.0f}",
+            f"{found['first_loss']:.2f} to {found['last_loss']:.2f}",
+        ]
+        for peers in case["ratios"].values():
+            same = name not in peers
+            row.append("" if same else "{:.2f}x ({:.2f}-{:.2f})".format(*peers[name]))
+        rows.append(row)
+    others = max(found["cores_of_others"] for found in programs.values())
+    idle = max(found["idle_cpu_seconds"] for found in programs.values())
+    return (
+        f"\n{case['title']}\n\n{harness.table(head, rows)}\n\nDuring a turn, other "
+        f"processes took at most {others:.2f} cores; between its turns, a program took "
+        f"at most {idle:.2f} CPU-seconds.\n"
+    )
+
+
+def panels(case: Row) -> dict[str, dict[str, list[float]]]:
+    """Bars with the range of the rounds."""
+    keys = {
+        "tokens/s": ("tokens_per_second", 1.0),
+        "CPU ms a token": ("cpu_seconds_per_token", 1e3),
+        "peak memory, GB": ("peak_bytes", 1e-9),
+    }
+    return {
+        label: {
+            name: [scale * v for v in (found[key], *found.get(f"{key}_range", ()))]
+            for name, found in case["programs"].items()
+        }
+        for label, (key, scale) in keys.items()
+    }
+
+
+def describe(case: Case, corpus: Corpus, pattern: Path) -> Row:
     """What all workers are told."""
     config, preset = case.config, "mini" if case.preset == "toy" else case.preset
     div_value = TrainConfig.preset(preset).head.div_value
     counts = corpus.target_counts(corpus.vocabulary)
-    bilm: dict[str, Any] = options_of(config)
+    bilm: Row = options_of(config)
     bilm["char_cnn"]["n_characters"] = CHARACTERS  # 262 only after the training
     bilm |= {"bidirectional": True, "dropout": 0.1, "all_clip_norm_val": 10.0}
     bilm |= {"n_epochs": 1_000_000, "n_train_tokens": len(corpus.words)}
@@ -280,9 +346,7 @@ def describe(case: Case, corpus: Corpus, pattern: Path) -> dict[str, Any]:
     }
 
 
-def begin(
-    name: str, task: dict[str, Any], folder: Path, asked: argparse.Namespace
-) -> Worker:
+def begin(name: str, task: Row, folder: Path, asked: argparse.Namespace) -> Worker:
     """Starts the worker of a program."""
     worker, variant = PROGRAMS[name]
     pythons = {"torch": asked.torch_python, "bilm_tf": asked.tf_python}

@@ -13,22 +13,20 @@ clock in each. Prints a table and writes JSON and bars.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import harness
 import numpy as np
-from report import bars, write
-from training import zipf_corpus
 
-from elmojax.config import ElmoConfig, HeadConfig
+from elmojax.config import ElmoConfig
 from elmojax.text.batches import TrainingText
-from elmojax.text.corpus import Corpus
-from elmojax.text.tables import WordTables
-from elmojax.training.choices import automatic_cutoffs
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -65,33 +63,29 @@ def measure(text: TrainingText, tokens: int, rounds: int) -> dict[str, Any]:
 
 def parts(text: TrainingText, run: Callable[[], None]) -> dict[str, float]:
     """The share of the time that each part of a batch takes."""
-    spent: dict[str, float] = {}
+    spent: dict[str, float] = defaultdict(float)
 
-    def clocked(owner: Any, name: str, label: str) -> Callable[[], None]:
-        plain = getattr(owner, name)
-
-        def with_clock(*args: Any, **options: Any) -> Any:
+    def with_clock(plain: Callable[..., Any], label: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
             begin = time.thread_time()
             try:
                 return plain(*args, **options)
             finally:
-                spent[label] = spent.get(label, 0) + time.thread_time() - begin
+                spent[label] += time.thread_time() - begin
 
-        setattr(owner, name, with_clock)
-        return lambda: setattr(owner, name, plain)
+        return call
 
-    undo = [
-        clocked(text, "_types", "reading"),
-        clocked(text.words, "distinct", "distinct words"),
-        clocked(text.words, "rows", "rows"),
-        clocked(text.words, "tables", "tables"),
-        clocked(text.words, "members", "members of clusters"),
-    ]
-    try:
+    with ExitStack() as stack:
+        for owner, name, label in (
+            (text, "_types", "reading"),
+            (text.words, "distinct", "distinct words"),
+            (text.words, "rows", "rows"),
+            (text.words, "tables", "tables"),
+            (text.words, "members", "members of clusters"),
+        ):
+            timed = with_clock(getattr(owner, name), label)
+            stack.enter_context(mock.patch.object(owner, name, timed))
         total = seconds(run)
-    finally:
-        for back in undo:
-            back()
     spent["targets and the rest"] = total - sum(spent.values())
     return {label: value / total for label, value in spent.items()}
 
@@ -106,40 +100,34 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="prepared corpus; none: synthetic")
-    parser.add_argument("--preset", default="original")
-    parser.add_argument("--rows", type=int, nargs="+", default=[64, 384, 1024])
-    parser.add_argument("--window", type=int, default=20)
-    parser.add_argument("--vocabulary", type=int, default=30000, help="if synthetic")
-    parser.add_argument("--words", type=int, default=3_000_000, help="if synthetic")
-    parser.add_argument("--shards", type=int, default=1, help="devices along `data`")
-    parser.add_argument("--samples", type=int, default=0, help="of a sampled softmax")
-    parser.add_argument("--tokens", type=int, default=400_000, help="of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser = harness.options(
+        __doc__,
+        data=Path,
+        preset="original",
+        rows=[64, 384, 1024],
+        window=20,
+        vocabulary=30_000,
+        words=(3_000_000, "Words of the text where it is made up."),
+        shards=(1, "Devices along `data`."),
+        tokens=(400_000, "Tokens of a round."),
+        rounds=5,
+        out=Path,
+        plot=Path,
+    )
     args = parser.parse_args()
-    if args.data:
-        corpus = Corpus.open(args.data)
-    else:
-        corpus = zipf_corpus(args.vocabulary - 3, args.words)
-    model = ElmoConfig.preset(args.preset)
-    dim, counts = model.lstm.projection, corpus.target_counts(corpus.vocabulary)
-    cutoffs = () if args.samples else automatic_cutoffs(counts, dim, 4.0)
-    head = HeadConfig("adaptive", cutoffs)
-    words = WordTables(corpus, corpus.vocabulary, model, args.shards, head=head)
-    print(f"{len(corpus.words):,} words, {len(corpus.types):,} types")
+    corpus, model = harness.corpus_of(args), ElmoConfig.preset(args.preset)
+    head = harness.adaptive(corpus, model)
+    sizes = {"types": len(corpus.types), "words": len(corpus.words)}
+    print(f"{sizes['words']:,} words, {sizes['types']:,} types")
     rows = []
     for count in args.rows:
-        text = TrainingText(corpus, words, count, args.window, 0, args.samples)
+        text = harness.reader(corpus, model, head, count, args.window, (args.shards, 1))
         rows.append(measure(text, args.tokens, args.rounds))
-        print(describe(rows[-1]), flush=True)
-    sizes = {"types": len(corpus.types), "words": len(corpus.words)}
-    write(args.out, args, numpy=np.__version__, **sizes, rows=rows)
-    keys = ("tokens_per_second", "tokens_per_second_with_shuffle", "tokens_per_second")
+        harness.say(describe(rows[-1]))
+    harness.write(args.out, args, numpy=np.__version__, **sizes, rows=rows)
+    keys = ("tokens_per_second", "tokens_per_second_with_shuffle")
     speed = {f"{row['rows']} rows": [row[key] / 1e6 for key in keys] for row in rows}
-    bars(args.plot, {"M tokens/s (left end: with shuffle)": speed})
+    harness.bars(args.plot, {"M tokens/s (left end: with shuffle)": speed})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
+
 
 class Chip(NamedTuple):
     name: str
@@ -96,25 +98,22 @@ def describe_projection(entry: dict[str, Any]) -> str:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Bytes reduced beside those of the parameters, and efficiencies on paper."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    meshes = report.get("equality", [])
-    names = ["{} x {}".format(*row["mesh"]) for row in meshes]
-    for key, label in (
-        ("parameter_bytes", "parameters"),
-        ("payload_bytes", "reduced"),
-        ("sent_bytes", "sent"),
-    ):
-        left.plot(names, [row[key] / 1e6 for row in meshes], "o-", label=label)
-    left.set_xlabel("mesh: data x model")
-    left.set_ylabel("MB a device and step")
-    left.legend()
-    for row in report.get("projection", []):
-        for entry in row["projection"]:
-            label = f"{row['head']}, {entry['chips']} {entry['chip']}"
-            right.barh(label, entry["efficiency"])
-    right.set_xlim(0, 1)
-    right.set_xlabel("efficiency without overlap (on paper)")
-    figure.savefig(path, dpi=120)
+    megabytes = {
+        f"{label}, {row['mesh'][0]} x {row['mesh'][1]}": [row[key] / 1e6]
+        for row in report.get("equality", [])
+        for key, label in (
+            ("parameter_bytes", "parameters"),
+            ("payload_bytes", "reduced"),
+            ("sent_bytes", "sent"),
+        )
+    }
+    efficiency = {
+        f"{row['head']}, {entry['chips']} {entry['chip']}": [entry["efficiency"]]
+        for row in report.get("projection", [])
+        for entry in row["projection"]
+    }
+    panels = {
+        "MB a device and step, by data x model": megabytes,
+        "efficiency without overlap (on paper)": efficiency,
+    }
+    harness.bars(path, {label: values for label, values in panels.items() if values})

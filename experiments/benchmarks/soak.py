@@ -16,13 +16,12 @@ come up?
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import harness
 import jax
 import numpy as np
 
@@ -30,7 +29,6 @@ import elmojax
 from elmojax.embedding.embedder import BATCH_TOKENS
 from elmojax.embedding.engine import full, make_plan, room, run, windows
 from elmojax.text.files import read_lines
-from elmojax.training.memory import resident
 
 EVERY = 10_000
 
@@ -66,47 +64,39 @@ def plan(paths: list[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = harness.options(
+        __doc__,
+        text=[Path],
+        preset="mini",
+        sentences=(100_000, "Sentences that are read."),
+        plan=(False, "Compute no vectors, show the shapes that all sentences need."),
     )
-    parser.add_argument("--text", type=Path, nargs="+", required=True)
-    parser.add_argument("--preset", default="mini")
-    parser.add_argument("--sentences", type=int, default=100_000)
-    parser.add_argument("--plan", action="store_true")
     asked = parser.parse_args()
     if asked.plan:
         plan(asked.text)
         return
     params = elmojax.init(elmojax.ElmoConfig.preset(asked.preset), jax.random.key(0))
-
-    def sentences() -> Iterator[list[str]]:
-        for path in asked.text:
-            for _, words in read_lines(path):
-                yield words
-
+    text = (words for path in asked.text for _, words in read_lines(path))
     samples, tokens, begin = [], 0, time.perf_counter()
     embedder = elmojax.Embedder(params)
-    text = islice(sentences(), asked.sentences)
-    for number, vectors in enumerate(embedder.embed_sentences(text), 1):
-        tokens += vectors.shape[1]
+    vectors = embedder.embed_sentences(islice(text, asked.sentences))
+    for number, layers in enumerate(vectors, 1):
+        tokens += layers.shape[1]
         if number % EVERY == 0:
-            samples.append((number, resident() / 1e6, run._cache_size()))
-            count, megabytes, programs = samples[-1]
-            print(
-                f"{count:8,} sentences {megabytes:8.1f} MB {programs} programs",
-                flush=True,
-            )
+            samples.append((harness.memory("VmRSS") / 1e6, run._cache_size()))
+            held, programs = samples[-1]
+            harness.say(f"{number:8,} sentences {held:8.1f} MB {programs} programs")
     if not samples:
         parser.error(f"the text has fewer than {EVERY:,} sentences; give more files.")
-    start = next((mb for n, mb, _ in samples if n >= 2 * EVERY), samples[-1][1])
+    held, programs = zip(*samples, strict=True)
     report = {
         "preset": asked.preset,
-        "sentences": samples[-1][0],
+        "sentences": EVERY * len(samples),
         "tokens": tokens,
         "tokens_per_second": tokens / (time.perf_counter() - begin),
-        "resident_mb": [round(mb, 1) for _, mb, _ in samples],
-        "growth_mb": round(samples[-1][1] - start, 1),
-        "programs": samples[-1][2],
+        "resident_mb": [round(mb, 1) for mb in held],
+        "growth_mb": round(held[-1] - held[:2][-1], 1),
+        "programs": programs[-1],
     }
     print(json.dumps(report))
 

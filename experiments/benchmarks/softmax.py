@@ -23,17 +23,19 @@ import itertools
 import math
 import multiprocessing
 import os
-import resource
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import harness
+import jax
+import jax.numpy as jnp
 import numpy as np
-from report import write
 
+from elmojax.model import softmax
+from elmojax.model.sampled_softmax import Candidates, sampled_losses
 from elmojax.text.batches import Members
+from elmojax.text.negatives import negatives
 from elmojax.training.choices import automatic_cutoffs
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting threads are no work
@@ -53,12 +55,6 @@ def inputs(positions: int, args: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
     """positions -> function to be compiled, and its arguments."""
-    import jax
-    import jax.numpy as jnp
-
-    from elmojax.model import softmax
-    from elmojax.model.sampled_softmax import Candidates, sampled_losses
-    from elmojax.text.negatives import negatives
 
     def make(positions: int) -> tuple[Any, Any]:
         cutoffs = args.cutoffs if form in ("adaptive", "dense") else ()
@@ -116,20 +112,16 @@ def members(targets: np.ndarray, args: Any, edges: Sequence[int]) -> tuple[Any, 
 
 
 def run_jax(form: str, positions: int, part: int, args: Any) -> dict[str, float]:
-    import jax
-
     make = jax_program(form, args)
     function, arguments = make(part)
     arguments = jax.device_put(arguments)
-    begin = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    seconds = time.perf_counter() - begin
-    found = measure(lambda: jax.block_until_ready(compiled(*arguments)), args)
+    program, seconds = harness.compiled(function, *arguments)
+    found = measure(lambda: jax.block_until_ready(program(*arguments)), args)
     found["compile_seconds"] = seconds
     if part != positions:
         found["peak"] = float("nan")
-        compiled = jax.jit(function).lower(*make(positions)[1]).compile()
-    found["temporary"] = compiled.memory_analysis().temp_size_in_bytes
+        program, _ = harness.compiled(function, *make(positions)[1])
+    found["temporary"] = harness.temporary_bytes(program)
     return found
 
 
@@ -152,20 +144,10 @@ def run_torch(positions: int, args: Any) -> dict[str, float]:
 
 
 def measure(run: Callable[[], Any], args: Any) -> dict[str, float]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run()
-    cpus, walls = [], []
-    for _ in range(args.rounds):
-        cpu, wall = time.process_time(), time.perf_counter()
-        run()
-        cpus.append(time.process_time() - cpu)
-        walls.append(time.perf_counter() - wall)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {
-        "cpu_seconds": statistics.median(cpus),
-        "seconds": statistics.median(walls),
-        "peak": peak * 1024,
-    }
+    before = harness.memory("VmHWM")
+    found = harness.measure(run, args.rounds)
+    peak = harness.memory("VmHWM") - before
+    return {"cpu_seconds": found["cpu"], "seconds": found["seconds"], "peak": peak}
 
 
 def worker(form: str, positions: int, args: Any, pipe: Any) -> None:
@@ -211,19 +193,19 @@ def describe(form: str, found: dict[str, float] | None, ours: dict[str, float]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--positions", type=int, nargs="+", default=[1280, 10240, 20480]
+    parser = harness.options(
+        __doc__,
+        positions=([1280, 10240, 20480], "Positions of a batch."),
+        vocabulary=[200_000, 793_471],
+        div_value=(4.0, "How much narrower each tail is."),
+        dim=(512, "Width of the hidden vectors."),
+        samples=8192,
+        rounds=3,
+        out=Path,
     )
-    parser.add_argument("--vocabulary", type=int, nargs="+", default=[200_000, 793_471])
     parser.add_argument("--cutoffs", type=int, nargs="*", help="none: automatic")
-    parser.add_argument("--div-value", type=float, default=4.0)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--samples", type=int, default=8192)
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     results = []
     for vocabulary in args.vocabulary:
@@ -244,8 +226,8 @@ def main() -> None:
                     ours = ours or found
                 row = {"vocabulary": vocabulary, "positions": positions, "form": form}
                 results.append({**row, **(found or {"out_of_memory": True})})
-                print(describe(form, found, ours), flush=True)
-    write(args.out, args, results=results)
+                harness.say(describe(form, found, ours))
+    harness.write(args.out, args, results=results)
 
 
 if __name__ == "__main__":

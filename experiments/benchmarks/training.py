@@ -11,85 +11,38 @@ PyTorch's LSTM has no clips and no skip connection inside; where torch is not in
 that column is left out. Prints a table and writes JSON: tokens/s (median of the rounds,
 a token is one position trained in both directions), CPU-seconds a token, temporary
 memory, and the share of the matmul rate that was measured in the same run. `--heads
-adaptive full sampled` times other heads beside the first, `--parts` a step's parts.
+adaptive full sampled` times other heads beside the first. `--parts` times each part of
+a step alone, forward and backward, on the arrays of a real batch: parts add up to about
+the step on a CPU; on an accelerator the difference is what overlaps or waits.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
-import statistics
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parts import seconds_by_part
-from report import Bar, bars, write
+import optax
+from harness import Bar, Row, Steps
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
+from elmojax.model import bilm
+from elmojax.model.bilm import BiLM
+from elmojax.model.ops import row_keys
 from elmojax.text.batches import TrainingText
-from elmojax.text.corpus import Corpus
-from elmojax.text.tables import WordTables
-from elmojax.text.vocabulary import SPECIALS, Vocabulary
-from elmojax.training.choices import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
-from elmojax.training.step import LanguageModel, compile_train_step, init_state
+from elmojax.training.step import LanguageModel, loss, take
 from elmojax.training.utilization import lstm_flops, word_flops
 
-
-def zipf_corpus(
-    types: int, words: int, seed: int = 0, share: np.ndarray | None = None
-) -> Corpus:
-    """A corpus of made-up words, 24 a sentence: `share` of each, or 1/rank."""
-    random = np.random.default_rng(seed)
-    share = 1 / np.arange(1, types + 1) if share is None else share
-    text = 3 + random.choice(types, size=words, p=share / share.sum()).astype(np.int32)
-    lengths = random.integers(2, 18, types)
-    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
-    drawn = letters[random.integers(0, 26, (types, 18))]
-    pairs = zip(drawn, lengths, strict=True)
-    names = [f"{''.join(row[:n])}{i}" for i, (row, n) in enumerate(pairs)]
-    counts = np.bincount(text, minlength=types + 3)
-    offsets = np.arange(0, words + 1, 24)
-    offsets[-1] = words
-    every = [*SPECIALS, *names]
-    vocabulary = Vocabulary(tuple(every))
-    parts = (vocabulary, every, counts, text, offsets)
-    return Corpus(Path("synthetic"), {}, "", *parts)
-
-
-def matmul_rate(dtype: Any) -> float:
-    """Floating-point operations a second of one large product, of random numbers: of
-    ones or zeros a GPU makes it faster."""
-    n, times = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
-    a = jax.random.normal(jax.random.key(0), (n, n), dtype)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, a))
-    rates = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        jax.block_until_ready([product(a, a) for _ in range(times)][-1])
-        rates.append(2 * n**3 * times / (time.perf_counter() - begin))
-    return max(rates)
-
-
-def measure(run: Callable[[int], Any], rounds: int, steps: int) -> dict[str, float]:
-    """Median seconds and CPU-seconds of `steps` steps, after a warm-up."""
-    run(0)
-    walls, cpus = [], []
-    for number in range(rounds):
-        wall, cpu = time.perf_counter(), time.process_time()
-        run(1 + number)
-        walls.append((time.perf_counter() - wall) / steps)
-        cpus.append((time.process_time() - cpu) / steps)
-    return {"seconds": statistics.median(walls), "cpu": statistics.median(cpus)}
+DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 def alike(text: TrainingText, count: int) -> list[Any]:
@@ -103,159 +56,181 @@ def alike(text: TrainingText, count: int) -> list[Any]:
     return [batch for batch in drawn if shapes(batch) == usual][:count]
 
 
-def for_head(text: TrainingText, config: ElmoConfig, head: HeadConfig) -> TrainingText:
-    """The same rows, with what this softmax takes besides."""
-    corpus, samples = text.corpus, head.samples if head.kind == "sampled" else 0
-    words = WordTables(corpus, corpus.vocabulary, config, head=head)
-    return TrainingText(corpus, words, text.rows, text.window, text.seed, samples)
-
-
 def our_step(
     text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
-) -> tuple[Callable[[int], None], dict[str, Any]]:
+) -> tuple[Callable[[], None], Row]:
     """What makes `args.steps` steps, and what is known of them before they run."""
-    dtype = jnp.float32 if args.precision == "float32" else jnp.bfloat16
-    text = for_head(text, config, head)
+    text = harness.reader(text.corpus, config, head, text.rows, text.window)
     size = len(text.corpus.vocabulary)
-    lm = LanguageModel(config, size, head, 0.1, dtype)
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    device = jax.devices()[0]  # named, or the second step is compiled once more
-    state = jax.jit(partial(init_state, lm, optimizer, text.rows, 0))()
-    state = jax.device_put(state, device)
-    batches = [jax.device_put(batch, device) for batch in alike(text, args.steps)]
-    parts = {}
+    lm = LanguageModel(config, size, head, 0.1, DTYPES[args.precision])
+    steps = Steps.begun(lm, text.rows)
+    batches = jax.device_put(alike(text, args.steps), jax.devices()[0])
+    facts: Row = {"parts": {}}
     if args.parts:
-        parts = seconds_by_part(lm, optimizer, state, batches[0], 3 * args.rounds)
-    step: Any = compile_train_step(lm, optimizer, state)
-    begin = time.perf_counter()
-    compiled = step.lower(state, batches[0]).compile()
-    facts: dict[str, Any] = {
-        "compile_seconds": time.perf_counter() - begin,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "parts": parts,
-        "tables": [table.shape for table in batches[0].words],
-    }
+        parts = parts_of(lm, steps.state, batches[0])
+        for name, function, arguments in parts:
+            run = partial(jax.jit(function), *arguments)
+            found = harness.measure(
+                lambda run=run: jax.block_until_ready(run()), 3 * args.rounds
+            )
+            facts["parts"][name] = found["seconds"]
+    facts["compile_seconds"] = harness.clocked(lambda: steps.program(batches[0]))[0]
+    facts["temporary_bytes"] = steps.temporary
+    facts["tables"] = [table.shape for table in batches[0].words]
 
-    def run(_: int) -> None:
-        nonlocal state
-        for batch in batches:
-            state, metrics = compiled(state, batch)
-        jax.block_until_ready(state.params)
-        facts[lm.loss_name] = float(metrics[lm.loss_name])
+    def run() -> None:
+        steps.run(batches)
+        facts[lm.loss_name] = steps.loss
 
     return run, facts
 
 
-def ours(
-    text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
-) -> dict[str, Any]:
+def parts_of(lm: LanguageModel, state: Any, batch: Any) -> Iterator[tuple[Any, ...]]:
+    """The name of each part of a step, its function and its arguments."""
+    model = BiLM(lm.config, dtype=lm.dtype, platform=lm.platform)
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    params, moments = state.params, state.optimizer
+    if batch.negatives is not None:  # a step takes these rows alone
+        params, moments = take((params, moments), batch.negatives.words)
+    two, rows, window = batch.inputs.shape
+    shape = (window, two, rows, lm.config.lstm.projection)
+    x = jax.random.normal(jax.random.key(0), shape, jnp.float32) / 10
+    keys = row_keys(jax.random.key(0), jnp.arange(rows))
+
+    def encoder(params: Any, tables: Any) -> Any:
+        return bilm.encode_words(model, params, tables).sum()
+
+    def lstm(params: Any, x: Any, carry: Any) -> Any:
+        return bilm.contextualize(model, params, x, carry)[0][-1].sum()
+
+    def softmax(head: Any, x: Any, batch: Any) -> Any:
+        return lm.nll(head, x, batch, train=True)[0]
+
+    def whole(params: Any, carry: Any, batch: Any) -> Any:
+        return loss(lm, params, carry, batch, keys)[0]
+
+    def update(params: Any, moments: Any) -> Any:
+        changes, moments = optimizer.update(params, moments, params)
+        return optax.apply_updates(params, changes), moments
+
+    yield "encoder", jax.grad(encoder), (params, batch.words)
+    yield "LSTM", jax.grad(lstm, (0, 1)), (params, x, state.carry)
+    yield "softmax", jax.grad(softmax, (0, 1)), (params["head"], x, batch)
+    yield "loss and gradient", jax.grad(whole), (params, state.carry, batch)
+    yield "update", update, (params, moments)
+
+
+def ours(text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any) -> Row:
     run, facts = our_step(text, config, head, args)
-    return measure(run, args.rounds, args.steps) | facts
+    return harness.measure(run, args.rounds, args.steps) | facts
 
 
 def torch_peer(
-    text: TrainingText, config: ElmoConfig, cutoffs: tuple[int, ...], args: Any
-) -> dict[str, float]:
+    text: TrainingText, config: ElmoConfig, head: HeadConfig, args: Any
+) -> Row:
     from torch_bilm import TorchBiLM, torch_step
 
-    half = args.precision != "float32"
     size = len(text.corpus.vocabulary)
-    model = TorchBiLM(config, size, cutoffs or (size // 2,), args.div_value)
-    step = torch_step(model, text.rows, half)
+    model = TorchBiLM(config, size, head.cutoffs or (size // 2,), head.div_value)
+    step = torch_step(model, text.rows, args.precision != "float32")
     batches = alike(text, args.steps)
 
-    def run(_: int) -> None:
+    def run() -> None:
         for batch in batches:
             loss = step(batch)
         float(loss)
 
-    return measure(run, args.rounds, args.steps)
+    return harness.measure(run, args.rounds, args.steps)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="mini")
-    parser.add_argument("--rows", type=int, nargs="+", default=[64])
-    parser.add_argument("--window", type=int, default=20)
-    parser.add_argument("--vocabulary", type=int, default=30000)
-    parser.add_argument("--div-value", type=float, default=4.0)
-    parser.add_argument("--samples", type=int, default=8192)
-    heads = ("adaptive", "full", "sampled")
-    parser.add_argument("--heads", nargs="+", default=["adaptive"], choices=heads)
-    parser.add_argument("--precision", choices=["float32", "bf16"])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-torch", action="store_true")
-    parser.add_argument("--parts", action="store_true", help="also time by part")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path, help="needs matplotlib")
-    args = parser.parse_args()
-    backend = jax.default_backend()
-    args.precision = args.precision or ("float32" if backend == "cpu" else "bf16")
+def measure(args: Any) -> tuple[HeadConfig, float, list[Row]]:
+    """The adaptive softmax, the rate of a product, and a row for each --rows."""
     config = ElmoConfig.preset(args.preset)
-    corpus = zipf_corpus(args.vocabulary - 3, max(2_000_000, 60 * args.vocabulary))
-    words = WordTables(corpus, corpus.vocabulary, config, 1)
-    counts = np.sort(np.asarray(corpus.counts, np.float64))[::-1]
-    cutoffs = automatic_cutoffs(counts, config.lstm.projection, args.div_value)
-    half = jnp.float32 if args.precision == "float32" else jnp.bfloat16
-    peak = matmul_rate(half)
+    corpus = harness.zipf_corpus(args.vocabulary - 3)
+    exact = harness.adaptive(corpus, config, args.div_value)
+    others = {kind: HeadConfig(kind, samples=args.samples) for kind in args.heads}
+    heads = {**others, "adaptive": exact}
+    peak = harness.matmul_rate(DTYPES[args.precision])
     with_torch = not args.no_torch and importlib.util.find_spec("torch") is not None
     rows = []
     for count in args.rows:
-        text = TrainingText(corpus, words, count, args.window, 0)
-        batch = text.batch(0)
-        unique = len(np.unique(batch.inputs)) / (count * args.window)
-        # Of LSTM and encoder; what a softmax costs depends on its kind.
-        distinct = words.frequencies(args.window).distinct(count * args.window)
-        columns = float(np.average(words.columns, weights=distinct))
-        flops = lstm_flops(config.lstm) + unique * word_flops(config, columns)
+        text = harness.reader(corpus, config, exact, count, args.window)
         tokens = count * args.window
-        row: dict[str, Any] = {"rows": count, "flops_a_token": flops}
-        for kind in args.heads:
-            ranks = cutoffs if kind == "adaptive" else ()
-            head = HeadConfig(kind, ranks, args.div_value, samples=args.samples)
-            row[kind] = ours(text, config, head, args)
-        row["elmojax"] = found = row.pop(args.heads[0])
-        row["share_of_peak"] = flops * tokens / found["seconds"] / peak
+        unique = len(np.unique(text.batch(0).inputs)) / tokens
+        # Of LSTM and encoder; what a softmax costs depends on its kind.
+        distinct = text.words.frequencies(args.window).distinct(tokens)
+        columns = float(np.average(text.words.columns, weights=distinct))
+        flops = lstm_flops(config.lstm) + unique * word_flops(config, columns)
+        found = {kind: ours(text, config, heads[kind], args) for kind in args.heads}
+        found = {"elmojax": found.pop(args.heads[0]), **found}
         if with_torch:
-            row["torch"] = torch_peer(text, config, cutoffs, args)
-        for name in ("elmojax", "torch", *args.heads[1:]):
-            if name in row:
-                row[name]["tokens_per_second"] = tokens / row[name]["seconds"]
-        rows.append(row)
-        print(describe(row), flush=True)
-    found = {"cutoffs": cutoffs, "matmul_flops_per_second": peak, "rows": rows}
-    write(args.out, args, **found, config=dataclasses.asdict(config))
-    bars(args.plot, panels(rows))
+            found["torch"] = torch_peer(text, config, exact, args)
+        for program in found.values():
+            program["tokens_per_second"] = tokens / program["seconds"]
+        share = flops * found["elmojax"]["tokens_per_second"] / peak
+        rows.append(
+            {"rows": count, "flops_a_token": flops, **found, "share_of_peak": share}
+        )
+        harness.say(describe(rows[-1]))
+    return exact, peak, rows
 
 
-def panels(rows: list[dict[str, Any]]) -> dict[str, dict[str, Bar]]:
+def main() -> None:
+    parser = harness.options(
+        __doc__,
+        preset="mini",
+        rows=[64],
+        window=20,
+        vocabulary=30_000,
+        div_value=(4.0, "How much narrower each tail of the softmax is."),
+        samples=8192,
+        steps=10,
+        rounds=3,
+        no_torch=(False, "Leave PyTorch out."),
+        parts=(False, "Time each part of a step, too."),
+        out=Path,
+        plot=Path,
+    )
+    heads = ("adaptive", "full", "sampled")
+    parser.add_argument("--heads", nargs="+", default=["adaptive"], choices=heads)
+    usual = "float32" if jax.default_backend() == "cpu" else "bf16"
+    parser.add_argument("--precision", choices=DTYPES, default=usual)
+    args = parser.parse_args()
+    head, peak, rows = measure(args)
+    config = dataclasses.asdict(ElmoConfig.preset(args.preset))
+    found = {"cutoffs": head.cutoffs, "matmul_flops_per_second": peak, "rows": rows}
+    harness.write(args.out, args, **found, config=config)
+    harness.bars(args.plot, panels(rows))
+
+
+PROGRAMS = ("elmojax", "torch", "full", "sampled")
+
+
+def panels(rows: list[Row]) -> dict[str, dict[str, Bar]]:
     """Tokens/s of each program, and milliseconds of each part of the last step."""
-    speed: dict[str, Bar] = {}
-    for row in rows:
-        for name in ("elmojax", "torch", "full", "sampled"):
-            if name in row:
-                value = row[name]["tokens_per_second"]
-                speed[f"{name}, {row['rows']} rows"] = (value, value, value)
-    parts = {
-        name: (1e3 * seconds, 1e3 * seconds, 1e3 * seconds)
-        for name, seconds in rows[-1]["elmojax"]["parts"].items()
+    speed = {
+        f"{name}, {row['rows']} rows": [row[name]["tokens_per_second"]]
+        for row in rows
+        for name in PROGRAMS
+        if name in row
     }
+    parts = rows[-1]["elmojax"]["parts"]
+    shown = {name: [1e3 * seconds] for name, seconds in parts.items()}
     label = f"ms of a step of {rows[-1]['rows']} rows"
-    return {"tokens/s": speed, **({label: parts} if parts else {})}
+    return {"tokens/s": speed, **({label: shown} if parts else {})}
 
 
-def describe(row: dict[str, Any]) -> str:
-    line = f"rows {row['rows']:5}: "
-    for name in ("elmojax", "torch", "full", "sampled"):
+def describe(row: Row) -> str:
+    text = f"rows {row['rows']:5}: "
+    for name in PROGRAMS:
         if name in row:
-            line += f"{name} {row[name]['tokens_per_second']:12,.0f} tokens/s   "
+            text += f"{name} {row[name]['tokens_per_second']:12,.0f} tokens/s   "
     ours = row["elmojax"]
-    line += f"{row['share_of_peak']:.0%} of the matmul rate, "
-    line += f"{ours['temporary_bytes'] / 1e9:.2f} GB temporary"
+    text += f"{row['share_of_peak']:.0%} of the matmul rate, "
+    text += f"{ours['temporary_bytes'] / 1e9:.2f} GB temporary"
     for name, seconds in ours["parts"].items():
-        line += f"\n    {name:18} {seconds * 1e3:10.2f} ms"
-    return line
+        text += f"\n    {name:18} {seconds * 1e3:10.2f} ms"
+    return text
 
 
 if __name__ == "__main__":

@@ -15,89 +15,81 @@ the device worked. Prints one JSON object.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import harness
 import jax
+from harness import Row
 
 from elmojax.config import TrainConfig
 from elmojax.training import loop, prefetch
 from elmojax.training.metrics import Profile
+from elmojax.training.prefetch import prefetched
+from elmojax.training.step import compile_train_step
+
+BATCH, FINISH = "waiting for the batch", "step before, on a CPU"
+HANDING, NUMBERS = "handing the step over", "numbers of the step before"
+LABELS = (BATCH, FINISH, HANDING, NUMBERS)
 
 
 class Clocks:
     """Seconds a step, by what the main thread did."""
 
     def __init__(self) -> None:
-        self.batch: list[float] = []
-        self.handing: list[float] = []
-        self.numbers: list[float] = []
-        self.finish: list[float] = []
+        self.spent: dict[str, list[float]] = defaultdict(list)
         self.begins: list[float] = []
         self.in_time: list[bool] = []
         self._last: Any = None
 
-    def prefetched(self, plain: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
-        def batches(*args: Any) -> Iterator[Any]:
-            stream = plain(*args)
-            while True:
-                begin = time.perf_counter()
-                try:
-                    batch = next(stream)
-                except StopIteration:
-                    return
-                self.begins.append(begin)
-                self.batch.append(time.perf_counter() - begin)
-                yield batch
-
-        return batches
-
-    def compiled(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        def make(*args: Any) -> Callable[..., Any]:
-            step = plain(*args)
-
-            def handed(*arguments: Any) -> Any:
-                last, begin = self._last, time.perf_counter()
-                state, metrics = step(*arguments)
-                self.handing.append(time.perf_counter() - begin)
-                busy = last is not None and not last["gradient_norm"].is_ready()
-                self.in_time.append(busy)
-                self._last = metrics
-                return state, metrics
-
-            handed.lower = step.lower
-            return handed
-
-        return make
-
-    @staticmethod
-    def timed(plain: Callable[[Any], None], into: list[float]) -> Callable[[Any], None]:
-        def call(which: Any) -> None:
+    def timed(self, plain: Callable[..., Any], label: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             begin = time.perf_counter()
-            plain(which)
-            into.append(time.perf_counter() - begin)
+            try:
+                return plain(*arguments)
+            finally:
+                self.spent[label].append(time.perf_counter() - begin)
 
         return call
 
-    def report(self, skip: int) -> dict[str, Any]:
-        ends = [*self.begins[1:], self.begins[-1]]
-        total = [b - a for a, b in zip(self.begins, ends, strict=True)][skip:-1]
-        parts = {
-            "waiting for the batch": self.batch[skip:-1],
-            "step before, on a CPU": self.finish[skip:-1],
-            "handing the step over": self.handing[skip:-1],
-            "numbers of the step before": self.numbers[skip : len(self.batch) - 1],
-        }
-        known = {name: sum(each) / sum(total) for name, each in parts.items()}
+    def prefetched(self, *args: Any) -> Iterator[Any]:
+        following = self.timed(partial(next, prefetched(*args), None), BATCH)
+        while True:
+            self.begins.append(time.perf_counter())
+            if (batch := following()) is None:
+                return
+            yield batch
+
+    def compiled(self, *args: Any) -> Callable[..., Any]:
+        step = compile_train_step(*args)
+        run = self.timed(step, HANDING)
+
+        def handed(*arguments: Any) -> Any:
+            last, found = self._last, run(*arguments)
+            busy = last is not None and not last["gradient_norm"].is_ready()
+            self.in_time.append(busy)
+            self._last = found[1]
+            return found
+
+        handed.lower = step.lower
+        return handed
+
+    def report(self, skip: int) -> Row:
+        total = [b - a for a, b in pairwise(self.begins)][skip:-1]
+        end = skip + len(total)
+        parts = {label: sum(self.spent[label][skip:end]) for label in LABELS}
+        known = {label: seconds / sum(total) for label, seconds in parts.items()}
         report = {
             "steps": len(total),
             "seconds_a_step": statistics.median(total),
@@ -140,15 +132,19 @@ def busy_share(profile: Path) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="none: the text inside the package")
-    parser.add_argument("--preset", default="mini")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--skip", type=int, default=20, help="steps that may compile")
-    parser.add_argument("--profile", action="store_true")
+    parser = harness.options(
+        __doc__,
+        data=(Path, "A prepared corpus; without it the text inside the package."),
+        preset="mini",
+        rows=64,
+        steps=(60, "Steps in all."),
+        skip=(20, "Steps that may compile, and do not count."),
+        profile=(False, "Say how much of a trace the device worked."),
+    )
     args = parser.parse_args()
-    clocks = Clocks()
+    clocks, patch = Clocks(), mock.patch.object
+    read_late = clocks.timed(loop._Loop._read_late, NUMBERS)
+    finish = clocks.timed(jax.block_until_ready, FINISH)
     with tempfile.TemporaryDirectory() as folder:
         config = replace(
             TrainConfig.preset(args.preset),
@@ -160,22 +156,10 @@ def main() -> None:
         )
         trackers = [Profile(Path(folder) / "profile")] if args.profile else []
         with (
-            mock.patch.object(loop, "prefetched", clocks.prefetched(loop.prefetched)),
-            mock.patch.object(
-                prefetch,
-                "compile_train_step",
-                clocks.compiled(prefetch.compile_train_step),
-            ),
-            mock.patch.object(
-                loop._Loop,
-                "_read_late",
-                clocks.timed(loop._Loop._read_late, clocks.numbers),
-            ),
-            mock.patch.object(
-                jax,
-                "block_until_ready",
-                clocks.timed(jax.block_until_ready, clocks.finish),
-            ),
+            patch(loop, "prefetched", clocks.prefetched),
+            patch(prefetch, "compile_train_step", clocks.compiled),
+            patch(loop._Loop, "_read_late", lambda which: read_late(which)),
+            patch(jax, "block_until_ready", finish),
         ):
             loop.pretrain(config, trackers)
         report = clocks.report(args.skip)
