@@ -3,14 +3,14 @@
 Results go to standard output (with --json exactly one JSON object), progress and
 remarks to standard error. Exit status: 0 done, 2 bad input (one clear sentence), 75
 the same command, given again, goes on (another process of the run was lost), 128 + N
-stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint).
+stopped by signal N (130 Ctrl-C, 143 SIGTERM; training saves a checkpoint). Streams
+and Ctrl-C are those of the process, in `elmojax.__main__`.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
-import signal
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -57,8 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if argv[0] not in COMMANDS:
         _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
     _quieten()
-    # Once a command is done, Ctrl-C has nothing to stop but JAX's own clearing up.
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     # What a user's own program must not move by accident, a command moves on purpose.
     jax.config.update("jax_transfer_guard", "allow")
     try:
@@ -68,9 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TryAgain as error:
         say(str(error))
         sys.exit(AGAIN)
-    except KeyboardInterrupt:
-        say("interrupted; what was whole stays, and the same command goes on.")
-        sys.exit(130)
+    except OSError as error:
+        _fail(_refused(error))
+    except RuntimeError as error:
+        if not str(error).startswith("Unable to initialize backend"):
+            raise
+        _fail(_no_backend(error))
 
 
 _report = sys.unraisablehook
@@ -88,6 +89,26 @@ def _quieten() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     warnings.filterwarnings("ignore", "Enable tracemalloc")
+
+
+def _refused(error: OSError) -> str:
+    """What the operating system refused, where nobody below knew better advice."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "The current directory is gone; change to one that is there."
+    what = error.filename2 or error.filename
+    name = "A file" if what is None else os.fsdecode(what)
+    why = error.strerror or " ".join(str(error).split())
+    return f"{name} cannot be used: {why}. Put it right, or name another."
+
+
+def _no_backend(error: RuntimeError) -> str:
+    why = " ".join(str(error).split())
+    return (
+        f"JAX cannot compute on JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} "
+        f"({why:.200}); set it to cpu, or leave it out to take what is there."
+    )
 
 
 def _fail(message: str) -> None:

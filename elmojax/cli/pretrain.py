@@ -83,13 +83,12 @@ def pretrain(argv: list[str]) -> None:
     keep_compiled_programs()
     with Stop() as stop, distributed.failing_together():
         result = _train(asked, stop)
-        if not distributed.is_first():
-            pass
-        elif asked.json:
-            print_json(dataclasses.asdict(result))
-        elif result.signal is None:
-            print(_farewell(result))
+        first = distributed.is_first()
         distributed.leave()
+    if first and asked.json:
+        print_json(dataclasses.asdict(result))
+    elif first and result.signal is None:
+        print(_farewell(result))
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
 

@@ -272,9 +272,16 @@ def expected(url: str, sha256: str | None) -> tuple[str, str | None]:
 def cache_directory(cache: str | os.PathLike[str] | None = None) -> Path:
     """Where files are kept: `cache` if it is given, else as `fetch` says."""
     chosen = cache or os.environ.get("ELMOJAX_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elmojax"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            "There is no home directory to keep files in; name a directory in "
+            "ELMOJAX_CACHE."
+        ) from error
+    return caches / "elmojax"
 
 
 def cached_name(url: str) -> str:

@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -29,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -54,6 +53,11 @@ LOST = (
     "another process of this run ended or cannot be reached, so this one ends too. See "
     "the messages of the others, then give the same command again (with any number of "
     "processes): the run goes on from its last checkpoint."
+)
+
+CRASHED = (
+    "this process crashed inside a library (SIGABRT); what that said is above. The run "
+    "goes on from its last checkpoint when the same command is given again."
 )
 
 
@@ -84,9 +88,9 @@ def join(
     if known:
         _check(*explicit)
     _end_with_a_sentence()
-    _keep_output_apart()
     # SIGTERM is for us to hear: the run stops between two steps and saves.
     jax.config.update("jax_enable_preemption_service", False)
+    before = _threads()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -109,6 +113,7 @@ def join(
             "were started, and process 0 where --coordinator says, on a free port, and "
             "try again."
         ) from error
+    _service.update(_threads() - before)
     threading.Thread(target=_listen, daemon=True).start()
 
 
@@ -131,26 +136,43 @@ def _end_with_a_sentence() -> None:
     """When JAX ends this process (it aborts), say why and leave with status 75.
 
     JAX offers no other way to hear of a lost process: it aborts from a thread of its
-    own, in which no handler of Python would run.
+    own, in which no handler of Python would run. An abort in any other thread is a
+    crash of this process: it keeps its status, and the messages that came before.
     """
 
     def aborted(_: int) -> None:
-        os.write(2, f"elmojax: {LOST}\n".encode())
-        os._exit(AGAIN)
+        if not _service or threading.get_native_id() in _service:
+            _end(AGAIN, LOST)
+        _tell(CRASHED)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
     _kept.append(handler)  # C holds no reference
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
+_service: set[int] = set()
+"""Threads of the coordination service; empty until it runs, and where the system does
+not list threads."""
+
+
+def _threads() -> set[int]:
+    try:
+        return {int(name) for name in os.listdir("/proc/self/task")}
+    except OSError:
+        return set()
+
+
+def _tell(why: str) -> None:
+    with contextlib.suppress(OSError):  # whoever does not hear it does not stop it
+        os.write(2, f"elmojax: {why}\n".encode())
+
+
+def _end(status: int, why: str) -> NoReturn:
+    _tell(why)
+    os._exit(status)
+
+
 _kept: list[Any] = []
-
-
-def _keep_output_apart() -> None:
-    """What libraries print to standard output (Gloo does) goes to standard error."""
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
 
 
 def joined() -> bool:
@@ -231,7 +253,6 @@ _barriers = itertools.count()
 def leave() -> None:
     """The end of a run, after which no process counts as lost."""
     if joined():
-        sys.stdout.flush()
         jax.distributed.shutdown()
 
 
@@ -247,7 +268,7 @@ def failing_together() -> Iterator[None]:
         if not joined():
             raise
         status, why = _verdict(error)
-        os.write(2, f"elmojax: {why}\n".encode())
+        _tell(why)
         client = global_state.client
         assert client is not None
         with contextlib.suppress(Exception):  # another one may have been first
@@ -280,8 +301,7 @@ def _listen() -> None:
                 continue
             return  # the run is over
         status, why = json.loads(answer)
-        os.write(2, f"elmojax: {why}\n".encode())
-        os._exit(status)
+        _end(status, why)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
