@@ -23,6 +23,7 @@ from elmojax.cli.common import (
     print_json,
     say,
 )
+from elmojax.config import BatchTokens, Count, Range
 from elmojax.errors import InputError
 from elmojax.text.files import expand
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from elmojax.vectors.jobs import Job
 
 Gammas = Annotated[
-    tuple[float, ...] | None,
+    tuple[Annotated[float, Range(-1e30, 1e30)], ...] | None,
     arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
 ]
 Pool = Annotated[
@@ -50,7 +51,7 @@ Compression = Annotated[
     ),
 ]
 Workers = Annotated[
-    int | None,
+    Count | None,
     arg(
         help="Workers of --engine ray; by default one for each GPU or TPU chip, or one "
         "for each machine."
@@ -98,7 +99,7 @@ class Arguments:
     """Data type of the vectors that are written; sums are float32 always."""
     pool: Pool = None
     compression: Compression = None
-    batch_tokens: int = 32_768
+    batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
     errors: BadBytes = "strict"
     overwrite: Overwrite = False

@@ -18,7 +18,6 @@ they are `<UNK>`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from elmojax.config import parse_json
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import Vocabulary, read_words
 
@@ -109,7 +109,7 @@ def _read_summary(directory: Path) -> dict[str, Any]:
         )
     path = directory / SUMMARY
     try:
-        info = json.loads(path.read_bytes())
+        info = parse_json(path.read_bytes())
         version = info["format"]
         sound = version != FORMAT or (
             all(type(info[key]) is int for key in ("types", "tokens", "sentences"))

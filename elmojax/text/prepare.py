@@ -28,6 +28,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from elmojax import atomic
+from elmojax.config import parse_json
 from elmojax.errors import InputError
 from elmojax.text import characters, files
 from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
@@ -301,7 +302,7 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        info = json.loads((out / SUMMARY).read_bytes())
+        info = parse_json((out / SUMMARY).read_bytes())
         known = info["format"] is not None
     except (OSError, ValueError, KeyError, TypeError):
         known = False

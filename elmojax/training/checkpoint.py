@@ -28,6 +28,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from elmojax.config import parse_json
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.model.ops import Precision, cast
@@ -71,7 +72,7 @@ def read(directory: Path, steps: list[int]) -> dict[int, float]:
         if not path.exists():
             continue
         try:
-            found = json.loads(path.read_bytes())
+            found = parse_json(path.read_bytes())
             if found != stored(found[NAME]):
                 raise ValueError("its perplexity is not the one that was saved")
             known[step] = found[NAME]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 
 from elmojax.atomic import replaced
+from elmojax.config import parse_json
 from elmojax.errors import InputError
 
 
@@ -83,8 +84,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
+            values = parse_json(line)
+        except ValueError:
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int):
             lines.append(values)

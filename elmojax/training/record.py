@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from elmojax.atomic import replaced
-from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
+from elmojax.config import ElmoConfig, TrainConfig, from_json, parse_json, to_json
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.metrics import read_metrics
@@ -327,7 +327,7 @@ def _seconds_left(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -12,7 +12,6 @@ float32 (`"bits": "bfloat16"` in info.json). `read_vectors` gives them their typ
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from elmojax.atomic import sync
+from elmojax.config import parse_json
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 from elmojax.vectors.partial import (
@@ -160,7 +160,7 @@ def read_vectors(directory: str | os.PathLike[str]) -> Vectors:
     """
     path = Path(directory)
     try:
-        info = json.loads((path / INFO).read_text(encoding="utf-8"))
+        info = parse_json((path / INFO).read_bytes())
         vectors = np.load(path / VECTORS, mmap_mode="r")
         offsets = None if info["pool"] else np.load(path / OFFSETS)
         rows = info["lines"] if info["pool"] else info["words"]

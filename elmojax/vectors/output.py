@@ -8,13 +8,13 @@ of .npy arrays; see the modules `hdf5`, `parquet` and `npy` for what is in them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from elmojax import __version__
+from elmojax.config import parse_json
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
 from elmojax.text.files import Text, read_text
@@ -208,7 +208,7 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
 def _is_ours(out: Path, kind: Kind) -> bool:
     info = out / (f"_{INFO}" if kind == "parquet" else INFO)
     try:
-        found = json.loads(info.read_text(encoding="utf-8"))
+        found = parse_json(info.read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("format") == "elmojax vectors"

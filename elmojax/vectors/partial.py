@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from elmojax.atomic import sync
+from elmojax.config import parse_json
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 
@@ -225,7 +226,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(
             f"{path} is damaged. Remove {path.parent} to start again."
