@@ -133,6 +133,8 @@ def size_of(count: float) -> str:
 MOST_ALONG_DATA = 64
 """Devices along `data` that a step is compiled for at most; more of them would have
 the same share each."""
+MOST_DEVICES = 256
+"""Devices that a step is compiled for at most; that takes 1 GB and two minutes."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     from elmojax.estimate.compilers import absent_devices
     from elmojax.training.sharding import make_mesh
 
-    along = min(max(config.data, 1), MOST_ALONG_DATA)
+    most = min(MOST_ALONG_DATA, max(1, MOST_DEVICES // config.model))
+    along = min(max(config.data, 1), most)
     wanted = along * config.model
     absent = absent_devices(chip, wanted) if chip is not None else ()
     if absent:
@@ -259,7 +262,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
             pass
     devices = jax.devices()
     data = config.data or max(1, len(devices) // config.model)
-    along = min(data, MOST_ALONG_DATA)
+    along = min(data, most)
     if len(devices) < along * config.model:
         devices = jax.devices("cpu")
         along = min(along, max(1, len(devices) // config.model))

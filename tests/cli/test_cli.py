@@ -596,7 +596,10 @@ def test_text_that_will_not_do(world, tmp_path, name):
         ("prepare --text --out {out}", "Give the text either as"),
         ("prepare --text {text} --out {out} --min-count 0", "--min-count is 0"),
         ("prepare --text {text} --out {out} --max-vocabulary -5", "--max-vocabulary"),
-        ("prepare --text {text} --out {out} --max-characters 1", "--max-characters is 1"),
+        (
+            "prepare --text {text} --out {out} --max-characters 1",
+            "--max-characters is 1",
+        ),
         ("prepare --text {text} --out {out} --vocabulary {text}", "first three lines"),
         ("prepare --text {text} --out {out} --vocabulary {out}", "cannot be read"),
         ("prepare --tfds lm1b --data-dir {out} --out {out}", "No TFDS data set"),
@@ -609,7 +612,10 @@ def test_text_that_will_not_do(world, tmp_path, name):
         ("evaluate {run} --data {data} --step 4", "no checkpoint of step 4 ... 3, 6"),
         ("embed {run} --text {text} --out {out}/a.hdf5", "there is no directory"),
         ("embed {run} --text {text} --out {data} --overwrite", "embed` made only"),
-        ("embed {run} --text {text} --out {out} --batch-tokens 0", "from 1 to 16777216"),
+        (
+            "embed {run} --text {text} --out {out} --batch-tokens 0",
+            "from 1 to 16777216",
+        ),
         ("pretrain --data {run} --workdir {out}", "is not a prepared corpus"),
         ("pretrain --data {out} --workdir {out}", "is not a prepared corpus"),
         ("pretrain --data {data} --heldout {out}x --workdir {out}", "not a prepared"),
