@@ -182,16 +182,31 @@ def map_array(path: Path) -> np.ndarray:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
+def parse_json(text: str | bytes, parse: Callable[[Any], Any] | None = None) -> Any:
+    """What JSON (or what `parse` reads) says.
+
+    Raises `ValueError` for anything else, brackets without an end and numbers of more
+    than 20 digits among it.
+    """
+    try:
+        return parse(text) if parse else json.loads(text, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises `ValueError` if the file holds anything else, and `OSError` if it cannot be
     read.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise ValueError("brackets in brackets without end") from error
+    found = parse_json(path.read_bytes())
     if not isinstance(found, dict):
         raise ValueError(f"it holds no JSON object but a {type(found).__name__}")
     return found

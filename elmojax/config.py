@@ -1,33 +1,201 @@
 """Frozen configurations: what a model is, how it is trained, their presets, their JSON.
 
 Every class checks itself when it is made and says which field is wrong, its value and
-what would be right. `to_json` and `from_json` are how config.json of a run directory
-holds them.
+what would be right: bounds stand beside the field, in its type. `to_json` and
+`from_json` are how config.json of a run directory holds them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import json
 import math
+import numbers
+import operator
+import os
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+from elmojax.atomic import parse_json
 from elmojax.errors import InputError
+
+
+class Range(NamedTuple):
+    """Of a number, or of the length of a tuple: bounds that stand in its type."""
+
+    least: float
+    most: float
+    infinite: bool = False
+    """Whether math.inf is good too."""
+
+    def holds(self, value: float) -> bool:
+        return self.least <= value <= self.most or (self.infinite and value == math.inf)
+
+    def __str__(self) -> str:
+        least, most = (
+            f"{bound:g}" if isinstance(bound, float) else bound for bound in self[:2]
+        )
+        return f"from {least} to {most}{', or inf' * self.infinite}"
+
+
+MOST_WORDS = 2**25
+"""Entries of the largest vocabulary; no published one has a tenth of them."""
+MOST_POSITIONS = 2**24
+"""Positions of the largest batch."""
+MOST_DEPTH = 100
+"""Layers of a kind, or filters of different widths, that a model may have."""
+
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Counter = Annotated[int, Range(0, 2**31 - 1)]
+"""A count that may be 0."""
+Width = Annotated[int, Range(1, 2**17)]
+Depth = Annotated[int, Range(1, MOST_DEPTH)]
+Highways = Annotated[int, Range(0, MOST_DEPTH)]
+Columns = Annotated[int, Range(3, 2**16)]
+Words = Annotated[int, Range(1, MOST_WORDS)]
+VocabularySize = Annotated[int, Range(4, MOST_WORDS)]
+"""Of a text: `<S>`, `</S>`, `<UNK>` and a word."""
+BatchTokens = Annotated[int, Range(1, MOST_POSITIONS)]
+Filters = Annotated[
+    tuple[tuple[Annotated[int, Range(1, 2**16)], Width], ...], Range(1, MOST_DEPTH)
+]
+Positive = Annotated[float, Range(1e-30, 1e30)]
+"""Neither 0 nor inf in float32, and its square neither 0 nor inf in float64."""
+NonNegative = Annotated[float, Range(0, 1e30)]
+Limit = Annotated[float, Range(1e-30, 1e30, infinite=True)]
+
+
+def short(value: object) -> str:
+    """A value as a sentence names it; the digits of a huge number would be a page."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def wanted(hint: Any) -> str:
+    """What a value of a type must be, for a sentence."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        bounds = [str(part) for part in arguments[1:] if isinstance(part, Range)]
+        what = wanted(arguments[0])
+        if typing.get_origin(arguments[0]) is not tuple:
+            return " ".join([what, *bounds])
+        return f"{' '.join(bounds).removeprefix('from ')} {what}"
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(map(wanted, arguments))
+    if origin is tuple and arguments[1] is Ellipsis:
+        return f"values, each {wanted(arguments[0])}"
+    if origin is tuple:
+        return f"({', '.join(map(wanted, arguments))})"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        str: "a string",
+        Path: "a path",
+        type(None): "None",
+    }
+    return names.get(hint) or f"of type {hint.__name__}"
+
+
+def fit(hint: Any, value: Any) -> Any:
+    """The value as its type has it: an int as a float, a list as a tuple.
+
+    Raises `ValueError` for what is not of the type, or out of its range.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = fit(arguments[0], value)
+        size = len(value) if isinstance(value, tuple) else value
+        bounds = [part for part in arguments[1:] if isinstance(part, Range)]
+        if all(bound.holds(size) for bound in bounds):
+            return value
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin in (typing.Union, types.UnionType):
+        for kind in arguments:
+            try:
+                return fit(kind, value)
+            except ValueError:
+                continue
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            same = len(arguments) == 2 and arguments[1] is Ellipsis
+            parts = arguments[:1] * len(value) if same else arguments
+            return tuple(fit(*pair) for pair in zip(parts, value, strict=True))
+    elif isinstance(value, bool):  # which is an int to Python
+        if hint is bool:
+            return value
+    elif hint is int and isinstance(value, numbers.Integral):
+        return operator.index(value)
+    elif hint is float and isinstance(value, numbers.Real):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    elif hint in (str, Path) and isinstance(value, (str, os.PathLike)):
+        return hint(value)
+    elif isinstance(value, hint):
+        return value
+    raise ValueError(wanted(hint))
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as its type has it; `InputError` names it where it is not."""
+    try:
+        return fit(hint, value)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{name} is {short(value)}; it must be {wanted(hint)}."
+        ) from error
+
+
+@cache
+def _hints(kind: Any) -> dict[str, tuple[str, Any]]:
+    """Fields of a dataclass: the class that declares each of them, and its type."""
+    owners = {
+        name: owner.__name__
+        for owner in reversed(kind.__mro__)
+        for name in inspect.get_annotations(owner)
+    }
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: (owners[name], hints[name]) for name in names}
+
+
+def check(owner: Any, flags: bool = False) -> None:
+    """Makes every field of a frozen dataclass what its type says.
+
+    Raises `InputError` for the first that is not, or that is out of its range.
+
+    Args:
+      flags: whether fields are named as flags of the command line.
+    """
+    for name, (kind, hint) in _hints(owner.__class__).items():
+        called = f"--{name.replace('_', '-')}" if flags else f"{kind}.{name}"
+        value = checked(called, getattr(owner, name), hint)
+        object.__setattr__(owner, name, value)
+
 
 PublishedFilters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 MiniFilters = ((1, 16), (2, 16), (3, 32), (4, 64), (5, 128))
 
 
-def _require(good: bool, owner: object, name: str, wanted: str) -> None:
+def _require(good: bool, owner: Any, name: str, wanted: str) -> None:
+    """A field that its type alone cannot judge."""
     if not good:
-        value = getattr(owner, name)
+        called = f"{_hints(owner.__class__)[name][0]}.{name}"
         raise InputError(
-            f"{type(owner).__name__}.{name} is {value!r}; it must be {wanted}."
+            f"{called} is {short(getattr(owner, name))}; it must be {wanted}."
         )
 
 
@@ -35,35 +203,28 @@ def _require(good: bool, owner: object, name: str, wanted: str) -> None:
 class CharCnnConfig:
     """Words as characters (Kim et al. 2016): embedding, convolutions, highways."""
 
-    filters: tuple[tuple[int, int], ...] = PublishedFilters
+    filters: Filters = PublishedFilters
     """Convolutions: (width in characters, number of filters) of each."""
-    embedding_dim: int = 16
+    embedding_dim: Width = 16
     """Size of a character embedding."""
-    highway_layers: int = 2
+    highway_layers: Highways = 2
     """Number of highway layers (Srivastava et al. 2015) after the convolutions."""
     activation: Literal["relu", "tanh"] = "relu"
     """Activation function of the convolutions."""
-    max_characters: int = 50
+    max_characters: Columns = 50
     """Character columns of a word, two of them for its marks. Of a longer word the
     first max_characters - 2 UTF-8 bytes count."""
-    characters: int = 261
+    characters: Annotated[int, Range(261, 2**17)] = 261
     """Rows of the character table: 256 bytes and 5 marks."""
     project: bool = True
     """End with a linear projection. Published models have none where there are as many
     filters as the LSTM takes inputs, and only there can it be left out."""
 
     def __post_init__(self) -> None:
-        pairs = all(len(f) == 2 and min(f) > 0 for f in self.filters)
-        _require(bool(self.filters) and pairs, self, "filters", "pairs above 0")
-        _require(self.embedding_dim > 0, self, "embedding_dim", "above 0")
-        _require(self.highway_layers >= 0, self, "highway_layers", "0 or more")
-        good = self.activation in ("relu", "tanh")
-        _require(good, self, "activation", "'relu' or 'tanh'")
+        check(self)
         widest = max(width for width, _ in self.filters)
-        wanted = f"3 or more and at least the widest filter ({widest})"
-        good = self.max_characters >= max(3, widest)
-        _require(good, self, "max_characters", wanted)
-        _require(self.characters >= 261, self, "characters", "261 or more")
+        good = self.max_characters >= widest
+        _require(good, self, "max_characters", f"at least the widest filter ({widest})")
 
     @property
     def filter_count(self) -> int:
@@ -74,20 +235,19 @@ class CharCnnConfig:
 class WordTableConfig:
     """Words as rows of a table, one a vocabulary entry: row = id - 1, 0 = padding."""
 
-    size: int
+    size: Words
     """Rows of the table, one for each vocabulary entry."""
-    dim: int
+    dim: Width
     """Size of a word embedding."""
-    begin_row: int = 0
+    begin_row: Counter = 0
     """Row of `<S>`."""
-    end_row: int = 1
+    end_row: Counter = 1
     """Row of `</S>`."""
 
     def __post_init__(self) -> None:
-        _require(self.size > 0, self, "size", "above 0")
-        _require(self.dim > 0, self, "dim", "above 0")
+        check(self)
         for name in ("begin_row", "end_row"):
-            good = 0 <= getattr(self, name) < max(self.size, 2)
+            good = getattr(self, name) < max(self.size, 2)
             _require(good, self, name, f"a row of the table, below {self.size}")
 
 
@@ -95,24 +255,21 @@ class WordTableConfig:
 class LstmConfig:
     """The bidirectional LSTM with projection (Sak et al. 2014)."""
 
-    dim: int = 4096
+    dim: Width = 4096
     """Cells of one direction of one layer."""
-    projection: int = 512
+    projection: Width = 512
     """Output size of one direction; an ELMo vector is twice as wide."""
-    layers: int = 2
+    layers: Depth = 2
     """Number of LSTM layers, each of which reads in both directions."""
-    cell_clip: float = 3.0
+    cell_clip: Limit = 3.0
     """Clip cell states to +-cell_clip; math.inf does not clip."""
-    projection_clip: float = 3.0
+    projection_clip: Limit = 3.0
     """Clip outputs to +-projection_clip; math.inf does not clip."""
     skip_connections: bool = True
     """Add the input of a layer to its output, from the second layer on."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "projection", "layers"):
-            _require(getattr(self, name) > 0, self, name, "above 0")
-        for name in ("cell_clip", "projection_clip"):
-            _require(getattr(self, name) > 0, self, name, "above 0")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -123,6 +280,7 @@ class ElmoConfig:
     lstm: LstmConfig = field(default_factory=LstmConfig)
 
     def __post_init__(self) -> None:
+        check(self)
         encoder = self.encoder
         if not isinstance(encoder, CharCnnConfig) or encoder.project:
             return
@@ -172,27 +330,24 @@ class HeadConfig:
     """`adaptive` and `full` compute the exact softmax; adaptive is much cheaper for a
     large vocabulary. `sampled` trains the table of `full` on random negative samples,
     as bilm-tf does."""
-    cutoffs: tuple[int, ...] = ()
+    cutoffs: Annotated[tuple[Words, ...], Range(0, MOST_DEPTH)] = ()
     """Vocabulary ranks at which the tail clusters of the adaptive softmax begin; ()
     chooses them by the word counts."""
-    div_value: float = 4.0
+    div_value: Annotated[float, Range(1, 2**17)] = 4.0
     """Factor by which each tail cluster is narrower than the one before (Grave et al.
     2017)."""
     bias: bool = True
     """Add a bias to the logits of the head cluster."""
-    samples: int = 8192
+    samples: Words = 8192
     """Negative samples of a step, for each direction, where the softmax is
     `sampled`."""
 
     def __post_init__(self) -> None:
-        good = self.kind in ("adaptive", "full", "sampled")
-        _require(good, self, "kind", "'adaptive', 'full' or 'sampled'")
-        _require(self.samples > 0, self, "samples", "above 0")
+        check(self)
         rising = all(
             a < b for a, b in zip((0, *self.cutoffs), self.cutoffs, strict=False)
         )
         _require(rising, self, "cutoffs", "above 0 and strictly increasing")
-        _require(self.div_value >= 1, self, "div_value", "1 or more")
 
     def edges(self, vocabulary: int) -> tuple[int, ...]:
         """Ranks where the tail clusters of an adaptive softmax begin, and the end."""
@@ -205,43 +360,36 @@ class OptimizerConfig:
 
     name: Literal["adagrad", "adamw", "adafactor"] = "adagrad"
     """Optimizer; the paper uses adagrad."""
-    learning_rate: float = 0.2
+    learning_rate: Positive = 0.2
     """Peak learning rate, reached after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Counter = 0
     """Steps over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """Learning-rate schedule after the warm-up. `cosine` decays to a tenth of the peak
     by the end of the schedule."""
-    gradient_norm: float = 10.0
+    gradient_norm: Limit = 10.0
     """Clip the gradient to this global norm."""
-    initial_accumulator: float = 1.0
+    initial_accumulator: NonNegative = 1.0
     """Initial value of Adagrad's sum of squares."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
-        good = self.name in ("adagrad", "adamw", "adafactor")
-        _require(good, self, "name", "'adagrad', 'adamw' or 'adafactor'")
-        _require(self.decay in ("constant", "cosine"), self, "decay", "constant|cosine")
-        _require(self.learning_rate > 0, self, "learning_rate", "above 0")
-        _require(self.gradient_norm > 0, self, "gradient_norm", "above 0")
-        for name in ("warmup_steps", "initial_accumulator", "weight_decay"):
-            _require(getattr(self, name) >= 0, self, name, "0 or more")
+        check(self)
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """The device mesh. Rows are split over `data`, wide matrices over `model`."""
 
-    data: int = 0
+    data: Annotated[int, Range(0, 2**20)] = 0
     """Devices along the mesh axis `data`, over which the rows of a batch are split; 0
     takes all that `model` leaves."""
-    model: int = 1
+    model: Annotated[int, Range(1, 256)] = 1
     """Devices along the mesh axis `model`, over which wide matrices are split."""
 
     def __post_init__(self) -> None:
-        _require(self.data >= 0, self, "data", "0 (all devices) or more")
-        _require(self.model >= 1, self, "model", "1 or more")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -268,77 +416,63 @@ class TrainConfig:
     init_from: str | None = None
     """Model whose weights and shape a fresh run starts from: a run directory, HDF5
     files or an address."""
-    freeze_steps: int = 0
+    freeze_steps: Counter = 0
     """Train only the softmax for this many steps, and everything after that."""
-    steps: int | None = None
+    steps: Count | None = None
     """Train for this many steps in all, whatever `epochs` says."""
-    epochs: float = 1.0
+    epochs: Annotated[float, Range(1e-9, 1e9)] = 1.0
     """Train for this many passes over the text."""
-    schedule_steps: int | None = None
+    schedule_steps: Count | None = None
     """Steps over which the cosine schedule decays; after them the learning rate stays.
     By default they are all steps that the run began with."""
-    rows: int = 64
+    rows: Annotated[int, Range(1, 2**20)] = 64
     """Global batch size: the number of continuous streams of text, each of which has
     `window` positions in a step."""
-    window: int = 20
+    window: Annotated[int, Range(1, 2**16)] = 20
     """Positions of each row in a step. Backpropagation through time is truncated where
     a window begins."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Range(0, 0.999)] = 0.1
     """Dropout rate of the inputs and outputs of the LSTM layers in training."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Random seed of the initial parameters, of dropout and of the order of
     sentences."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Data type of matrix products; `auto` is float32 on a CPU and bf16 on other
     devices."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Counter = 1000
     """Save a checkpoint every so many steps; 0 saves only the last one."""
-    evaluate_every: int = 0
+    evaluate_every: Counter = 0
     """Evaluate on `heldout` every so many steps; 0 evaluates only before and after
     training."""
-    log_every: int = 10
+    log_every: Count = 10
     """Write a line of metrics.jsonl every so many steps."""
-    keep: int = 3
+    keep: Count = 3
     """Keep this many of the newest checkpoints, and the best one."""
-    patience: int = 0
+    patience: Counter = 0
     """Stop after this many evaluations without a better perplexity; 0 never stops
     early."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, 2**20)] = 1
     """Gradient accumulation: compute each step in this many microbatches, which makes
     the same step in less memory."""
     unique_words: bool = True
     """Encode each distinct word of a batch once. Turn it off only to measure what it
     saves."""
-    skip_nonfinite: int = 0
+    skip_nonfinite: Counter = 0
     """Skip up to this many updates whose loss or gradient is not finite; one more stops
     the run."""
-    spike_guard: float = 0.0
+    spike_guard: NonNegative = 0.0
     """Treat a loss above this many times its running mean like one that is not finite;
     0 turns it off."""
     allow_unsorted_vocabulary: bool = False
     """Accept a vocabulary that is not sorted by its counts in the training text."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "workdir", "heldout", "word_vectors"):
-            if isinstance(path := getattr(self, name), str):
-                object.__setattr__(self, name, Path(path))
-        for name in ("rows", "window", "log_every", "keep", "accumulate"):
-            _require(getattr(self, name) > 0, self, name, "above 0")
-        cadences = ("checkpoint_every", "evaluate_every", "freeze_steps")
-        for name in (*cadences, "seed", "patience", "skip_nonfinite"):
-            _require(getattr(self, name) >= 0, self, name, "0 or more")
-        good = self.spike_guard == 0 or 1 < self.spike_guard < math.inf
-        _require(good, self, "spike_guard", "0 (off), or above 1 and finite")
-        _require(self.seed < 2**63, self, "seed", "below 2**63")
-        for name in ("steps", "schedule_steps"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, self, name, "above 0")
-        _require(0 < self.epochs < math.inf, self, "epochs", "above 0 and finite")
-        _require(0 <= self.dropout < 1, self, "dropout", "at least 0 and below 1")
-        good = self.precision in ("auto", "float32", "bf16")
-        _require(good, self, "precision", "'auto', 'float32' or 'bf16'")
-        good = self.encoder in ("characters", "words")
-        _require(good, self, "encoder", "'characters' or 'words'")
+        check(self)
+        most = MOST_POSITIONS // self.window
+        wanted = f"at most {most} with a window of {self.window}"
+        _require(self.rows <= most, self, "rows", wanted)
+        good = self.spike_guard == 0 or self.spike_guard > 1
+        _require(good, self, "spike_guard", "0 (off), or above 1")
         good = self.word_vectors is None or self.encoder == "words"
         _require(good, self, "word_vectors", "used with --encoder words")
         good = self.init_from is None or self.word_vectors is None
@@ -373,7 +507,7 @@ def from_json(
     cls: type[T],
     text: str,
     where: object,
-    parse: Callable[[str], Any] = json.loads,
+    parse: Callable[[Any], Any] = parse_json,
 ) -> T:
     """The configuration that `to_json` wrote; `where` names its file in errors.
 
@@ -392,26 +526,18 @@ def from_json(
 
 
 def _build(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = typing.get_type_hints(hint)
-        if unknown := sorted(value.keys() - hints.keys()):
-            raise TypeError(f"{hint.__name__} has no field {unknown[0]!r}")
-        return hint(**{name: _build(hints[name], v) for name, v in value.items()})
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        if CharCnnConfig in options:
-            known = "filters" in value
-            return _build(CharCnnConfig if known else WordTableConfig, value)
-        return _build(options[0], value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(_build(arguments[0], v) for v in value)
-    if hint is Path:
-        return Path(value)
-    if hint is float and isinstance(value, int):
-        return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
-        raise TypeError(f"{value!r} is no {hint.__name__}")
-    return value
+    """Dataclasses of dictionaries; all other values are checked by their owners."""
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if _is_config(kind)]
+    if not kinds:
+        return value
+    if not isinstance(value, dict):
+        raise TypeError(f"{short(value)} is no {kinds[0].__name__}")
+    kind = kinds[0] if len(kinds) == 1 or "filters" in value else kinds[1]
+    hints = _hints(kind)
+    if unknown := sorted(value.keys() - hints.keys()):
+        raise TypeError(f"{kind.__name__} has no field {short(unknown[0])}")
+    return kind(**{name: _build(hints[name][1], v) for name, v in value.items()})
+
+
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)

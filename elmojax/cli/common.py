@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from tqdm import tqdm
 
-from elmojax.config import HeadConfig, OptimizerConfig, TrainConfig
+from elmojax.config import Counter, HeadConfig, OptimizerConfig, TrainConfig, check
 from elmojax.errors import InputError
 from elmojax.model import ops
 from elmojax.text.characters import BEGIN, END, byte_limit
@@ -43,7 +45,8 @@ TextFiles = Annotated[
     ),
 ]
 Step = Annotated[
-    int | None, arg(help="Step of the checkpoint to use; the newest one by default.")
+    Counter | None,
+    arg(help="Step of the checkpoint to use; the newest one by default."),
 ]
 BadBytes = Annotated[Errors, arg(help="How to treat bytes that are not UTF-8.")]
 Precision = Annotated[
@@ -137,10 +140,62 @@ def keep_compiled_programs() -> None:
 
 
 def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) -> Any:
-    """The arguments of a command; --help and wrong flags end the process."""
+    """The arguments of a command, within their ranges; --help ends the process.
+
+    Raises `InputError` for flags that are unknown, missing or wrong.
+    """
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
-    prog = f"elmojax {command}"
-    return tyro.cli(kind, prog=prog, args=argv, config=plain, **more)
+    found = _tyro(kind, command, args=argv, config=plain, **more)
+    check(found, flags=True)
+    return found
+
+
+def _tyro(kind: Callable[..., Any], command: str, **more: Any) -> Any:
+    """`tyro.cli`, with one sentence in place of the box that it prints."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, prog=f"elmojax {command}", **more)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        error: BaseException | None = ended
+        while error is not None and not isinstance(error, InputError):
+            error = error.__context__
+        if error is not None:
+            raise error from None
+        raise InputError(
+            f"{_in_short(box.getvalue())}; see `elmojax {command} --help`."
+        ) from None
+
+
+PLAINER = {
+    r"^Error parsing ": "",
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"no type matching (\S+) could be instantiated from (.*)": r"\2 is not \1",
+    r"Could not find valid parse for arguments: (.*)": r"\1 cannot be its values",
+    r"Exceeds the limit .*": "a number of so many digits is out of range",
+    r"\. Expected": "; expected",
+}
+"""Words of tyro and Python in those of people."""
+
+
+def _in_short(box: str) -> str:
+    """What a box of tyro says: its first part, and the flags that it lists."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [row[2:-2].rstrip() for row in plain.splitlines()[1:-1]]
+    text = "\n".join(rows).split("\nFor full helptext")[0]
+    flags = re.findall(r"^ {4}(\S.*)", text, re.MULTILINE)
+    if text.startswith("Missing from"):
+        return f"the command lacks {' and '.join(flags)}"
+    told = " ".join(re.split(r"\n(?:[─-]{5}|\s*\n)", text)[0].split()).removesuffix(".")
+    for pattern, words in PLAINER.items():
+        told = re.sub(pattern, words, told)
+    told = told if len(told) <= 240 else f"{told[:240]}..."
+    if flags and "Perhaps you meant" in text:
+        return f"{told}; did you mean {' or '.join(flags[:2])}"
+    return told[:1].lower() + told[1:]
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -163,7 +218,7 @@ ALIASES: dict[type, dict[str, tuple[str, ...]]] = {
 # Tyro reads them with the types, and configurations are to load without tyro.
 for _kind, _fields in ALIASES.items():
     for _name, _aliases in _fields.items():
-        _type = get_type_hints(_kind)[_name]
+        _type = get_type_hints(_kind, include_extras=True)[_name]
         _kind.__annotations__[_name] = Annotated[_type, arg(aliases=_aliases)]
 
 
@@ -226,8 +281,9 @@ class Typed:
     epochs: str | None = None
 
 
-def typed(argv: list[str]) -> Typed:
+def typed(argv: list[str], command: str = "pretrain") -> Typed:
     """What was given of these flags: read before all others."""
     found: Typed
-    found, _ = tyro.cli(Typed, args=argv, add_help=False, return_unknown_args=True)
+    alone = {"add_help": False, "return_unknown_args": True}
+    found, _ = _tyro(Typed, command, args=argv, **alone)
     return found

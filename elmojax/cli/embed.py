@@ -25,6 +25,7 @@ from elmojax.cli.common import (
     remark,
     say,
 )
+from elmojax.config import BatchTokens, Count, Range
 from elmojax.errors import InputError
 from elmojax.text.files import Oddities, expand
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Told: TypeAlias = Callable[[Oddities], None]
 Gammas = Annotated[
-    tuple[float, ...] | None,
+    tuple[Annotated[float, Range(-1e30, 1e30)], ...] | None,
     arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
 ]
 Pool = Annotated[
@@ -53,7 +54,7 @@ Compression = Annotated[
     ),
 ]
 Workers = Annotated[
-    int | None,
+    Count | None,
     arg(
         help="Workers of --engine ray; by default one for each GPU or TPU chip, or one "
         "for each machine."
@@ -100,7 +101,7 @@ class Arguments:
     """Data type of the vectors that are written; sums are float32 always."""
     pool: Pool = None
     compression: Compression = None
-    batch_tokens: int = 32_768
+    batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
     errors: BadBytes = "strict"
     overwrite: Overwrite = False

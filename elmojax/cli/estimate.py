@@ -6,7 +6,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import elmojax
 from elmojax.cli.common import (
@@ -21,7 +21,7 @@ from elmojax.cli.common import (
     train_config,
     typed,
 )
-from elmojax.config import MeshConfig, TrainConfig
+from elmojax.config import MeshConfig, Range, TrainConfig, VocabularySize
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ def size_of(count: float) -> str:
 MOST_ALONG_DATA = 64
 """Devices along `data` that a step is compiled for at most; more of them would have
 the same share each."""
+MOST_DEVICES = 256
+"""Devices that a step is compiled for at most; that takes 1 GB and two minutes."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,9 @@ class EstimateArguments(RecipeArguments):
     """Accelerator to estimate for: b200, h200, h100, a100, v5e, v5p, v6e or tpu7x. The
     step is compiled by its own compiler where that is installed. By default the device
     of this machine is taken, or all of these."""
-    vocabulary: int | None = None
+    vocabulary: VocabularySize | None = None
     """Vocabulary size to assume where the text is not at hand."""
-    tokens: int | None = None
+    tokens: Annotated[int, Range(1, 10**15)] | None = None
     """Number of words and sentences of a pass to assume where the text is not at
     hand."""
     json: Json = False
@@ -155,7 +157,7 @@ def estimate(argv: list[str]) -> None:
     """memory, operations and least time of a run before it begins"""
     from elmojax.training.utilization import chip_named
 
-    given = typed(argv)
+    given = typed(argv, "estimate")
     default = defaults(EstimateArguments, given)
     asked = parse(EstimateArguments, "estimate", argv, default=default)
     chip = None if asked.chip is None else chip_named(asked.chip)
@@ -245,7 +247,8 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     from elmojax.estimate.compilers import absent_devices
     from elmojax.training.sharding import make_mesh
 
-    along = min(max(config.data, 1), MOST_ALONG_DATA)
+    most = min(MOST_ALONG_DATA, max(1, MOST_DEVICES // config.model))
+    along = min(max(config.data, 1), most)
     wanted = along * config.model
     absent = absent_devices(chip, wanted) if chip is not None else ()
     if absent:
@@ -259,7 +262,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
             pass
     devices = jax.devices()
     data = config.data or max(1, len(devices) // config.model)
-    along = min(data, MOST_ALONG_DATA)
+    along = min(data, most)
     if len(devices) < along * config.model:
         devices = jax.devices("cpu")
         along = min(along, max(1, len(devices) // config.model))
@@ -274,10 +277,6 @@ def _statistics(
     from elmojax.text.prepare import sample_corpora
     from elmojax.training import sizes
 
-    for name, least in (("vocabulary", 4), ("tokens", 1)):
-        value = getattr(asked, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} is {value}; it must be {least} or more.")
     instead = asked.vocabulary is not None or asked.tokens is not None
     if given.data is not None and instead:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import elmojax
 from elmojax.cli.common import BadBytes, Json, Model, parse, print_json
+from elmojax.config import Counter
 from elmojax.errors import InputError
 from elmojax.text.files import read_lines
 
@@ -21,7 +22,7 @@ class ConvertArguments:
     model: Model
     out: Path
     """Directory to write."""
-    step: int | None = None
+    step: Counter | None = None
     """Checkpoint of a run to convert; the newest one by default."""
     json: Json = False
 

@@ -16,7 +16,7 @@ from elmojax.cli.common import (
     print_json,
     remark,
 )
-from elmojax.config import PRESETS, TrainConfig
+from elmojax.config import PRESETS, Columns, Count, TrainConfig, VocabularySize
 from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
 from elmojax.text.corpus import Corpus
@@ -42,12 +42,12 @@ class PrepareArguments:
     """Feature of the data set that holds the text."""
     vocabulary: Path | None = None
     """Vocabulary file to use; by default a vocabulary is built from this text."""
-    max_vocabulary: int | None = None
+    max_vocabulary: VocabularySize | None = None
     """Keep at most this many words in the vocabulary, `<S> </S> <UNK>` included."""
-    min_count: int = 1
+    min_count: Count = 1
     """Leave words with fewer occurrences out of the vocabulary."""
     errors: BadBytes = "strict"
-    max_characters: int = 50
+    max_characters: Columns = 50
     """Character columns of a word. Words of more than max_characters - 2 bytes count as
     truncated."""
     overwrite: Overwrite = False

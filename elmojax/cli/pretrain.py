@@ -24,7 +24,7 @@ from elmojax.cli.common import (
     train_config,
     typed,
 )
-from elmojax.config import CharCnnConfig
+from elmojax.config import CharCnnConfig, Count, Counter
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker
 
@@ -42,9 +42,9 @@ class PretrainArguments(RecipeArguments):
     directories. Slurm, GKE, Cloud TPU and Open MPI are recognised."""
     coordinator: str | None = None
     """Address of process 0 as HOST:PORT, where no cluster manager provides it."""
-    process_id: int | None = None
+    process_id: Counter | None = None
     """Number of this process, from 0."""
-    process_count: int | None = None
+    process_count: Count | None = None
     """Number of processes of the run."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write TensorBoard events into the run directory, too."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from elmojax.config import CharCnnConfig
+from elmojax.config import BatchTokens, CharCnnConfig, Count, checked
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
     Dtype,
@@ -87,8 +87,7 @@ class Embedder:
         Raises:
           InputError: if these do not go together, or the mesh is another.
         """
-        if batch_tokens < 1:
-            raise InputError(f"batch_tokens is {batch_tokens}; it must be above 0.")
+        batch_tokens = checked("batch_tokens", batch_tokens, BatchTokens)
         if not isinstance(params.config.encoder, CharCnnConfig) and vocabulary is None:
             raise InputError(
                 "This model reads word ids, so its vocabulary is needed: give the run "
@@ -361,10 +360,7 @@ class Embedder:
         self, sentences: Iterable[Sequence[str]], batch_size: int | None
     ) -> Iterator[list[list[str]]]:
         """Successive sentences that fill a batch, or one that is longer."""
-        if not (batch_size is None or (isinstance(batch_size, int) and batch_size > 0)):
-            raise InputError(
-                f"batch_size is {batch_size!r}; it must be an integer above 0."
-            )
+        batch_size = checked("batch_size", batch_size, Count | None)
         if isinstance(sentences, (str, bytes)) or not isinstance(sentences, Iterable):
             raise InputError(
                 f"The sentences are {sentences!r:.60}; give a list of lists of words."
@@ -372,12 +368,12 @@ class Embedder:
         batch: list[list[str]] = []
         steps = 0
         for number, sentence in enumerate(sentences):
-            checked = _checked(sentence, number)
-            steps += len(checked) + 1
+            words = _checked(sentence, number)
+            steps += len(words) + 1
             if len(batch) == batch_size or (batch and steps > self._full):
                 yield batch
-                batch, steps = [], len(checked) + 1
-            batch.append(checked)
+                batch, steps = [], len(words) + 1
+            batch.append(words)
         if batch:
             yield batch
 

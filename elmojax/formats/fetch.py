@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from elmojax.atomic import parse_json
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:
@@ -388,7 +389,7 @@ def _record(part: Path) -> Path:
 def _earlier(part: Path, sha256: str | None) -> tuple[int, Version | None]:
     """The bytes that are there of a file that may be continued; else 0."""
     try:
-        version = Version(**json.loads(_record(part).read_text()))
+        version = Version(**parse_json(_record(part).read_bytes()))
         have = part.stat().st_size
     except (OSError, ValueError, TypeError):
         return 0, None

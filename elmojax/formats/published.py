@@ -12,7 +12,6 @@ in the same order.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -20,7 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig, WordTableConfig
+from elmojax.atomic import parse_json
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    LstmConfig,
+    WordTableConfig,
+)
 from elmojax.errors import InputError
 
 GATES = ("i", "j", "f", "o")  # order of the column blocks of W_0 and of B
@@ -256,13 +261,13 @@ def read_options(path: Path) -> Options:
       InputError: if there is no such file, or it holds no JSON object.
     """
     try:
-        return Options(json.loads(path.read_bytes().decode("utf-8-sig")), path)
+        return Options(parse_json(path.read_bytes().decode("utf-8-sig")), path)
     except OSError as error:
         raise InputError(
             f"The options {path} cannot be read: {error.strerror}. Give the "
             "options.json of the model."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from elmojax.config import Columns, checked
 from elmojax.errors import InputError
 
 SENTENCE_BEGIN = 256
@@ -33,14 +34,9 @@ _CHUNK = 1 << 17
 def byte_limit(max_characters: int) -> int:
     """The most bytes of a word that fit between its two marks.
 
-    `InputError` for less than one.
+    `InputError` for less than one, or for more than a word may have.
     """
-    if max_characters < 3:
-        raise InputError(
-            f"max_characters is {max_characters}; it must be 3 or more (two marks and "
-            "at least one byte of the word)."
-        )
-    return max_characters - 2
+    return checked("max_characters", max_characters, Columns) - 2
 
 
 def character_ids(words: Sequence[str], max_characters: int = 50) -> np.ndarray:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from elmojax.atomic import replaced
+from elmojax.config import Count, VocabularySize, checked
 from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")
@@ -142,13 +143,9 @@ class Vocabulary:
 
 def check_limits(max_size: int | None, min_count: int) -> None:
     """`InputError` for limits of `from_counts` that make no sense."""
-    if max_size is not None and max_size <= len(SPECIALS):
-        raise InputError(
-            f"The vocabulary size (--max-vocabulary) is {max_size}; it must be "
-            f"{len(SPECIALS) + 1} or more, as {', '.join(SPECIALS)} are counted in."
-        )
-    if min_count < 1:
-        raise InputError(f"min_count (--min-count) is {min_count}; it must be above 0.")
+    size = "the vocabulary size (--max-vocabulary)"
+    checked(size, max_size, VocabularySize | None)
+    checked("min_count (--min-count)", min_count, Count)
 
 
 def rank(words: Sequence[str], counts: Sequence[int] | np.ndarray) -> np.ndarray:

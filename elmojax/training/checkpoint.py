@@ -29,6 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from elmojax.atomic import parse_json
 from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
@@ -77,7 +78,7 @@ def read(directory: Path, steps: list[int]) -> dict[int, float]:
         if not path.exists():
             continue
         try:
-            found = json.loads(path.read_bytes())
+            found = parse_json(path.read_bytes())
             if found != stored(found[NAME]):
                 raise ValueError("its perplexity is not the one that was saved")
             known[step] = found[NAME]

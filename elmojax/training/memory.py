@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import os
 import resource
 import shlex
 from collections.abc import Callable, Iterator
@@ -88,6 +90,47 @@ def resident() -> int:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * resource.getpagesize()
     return 0
+
+
+def memory_of_machine() -> int:
+    """Bytes that this process may have: those of the machine, or of its container."""
+    most = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        path = Path("/sys/fs/cgroup/memory.max")
+        most = min(most, int(path.read_text(encoding="ascii")))
+    return most
+
+
+def require_room(config: TrainConfig, state: Any, data: int) -> None:
+    """`InputError` for a run that a CPU cannot have memory for, before it takes any.
+
+    Linux hands out more memory than there is and kills who uses it; other devices
+    refuse what they do not have. Counted is what a step takes at least: the state,
+    and the gates of the LSTM, which the backward pass reads.
+
+    Args:
+      state: of the run, as shapes and dtypes.
+      data: devices along `data`; those of a CPU share its memory.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    lstm = config.model.lstm
+    positions = config.rows * config.window // config.accumulate
+    size = 2 if config.precision == "bf16" else 4
+    gates = positions * lstm.layers * 2 * 4 * lstm.dim * size
+    leaves = jax.tree.leaves(state)
+    arrays = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    # Those of other processes are not here: at least one device along `data` is.
+    gates //= data if jax.process_count() > 1 else 1
+    arrays //= config.mesh.model if jax.process_count() > 1 else 1
+    least, most = arrays + gates, memory_of_machine()
+    if least > most:
+        raise InputError(
+            f"A step of {positions:,} positions needs {least / 1e9:,.1f} GB of memory "
+            f"or more, {arrays / 1e9:,.1f} GB of it for the parameters and their "
+            f"optimizer, and there are {most / 1e9:,.1f} GB; take fewer --rows, more "
+            "--accumulate, or a smaller model."
+        )
 
 
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "bad_alloc")

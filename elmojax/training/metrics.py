@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from elmojax.atomic import replaced
+from elmojax.atomic import parse_json, replaced
 from elmojax.errors import InputError
 
 
@@ -91,8 +91,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in text.splitlines():
         try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
+            found = parse_json(line)
+        except ValueError:
             continue
         if isinstance(found, dict) and type(found.get("step")) is int:
             values = {k: v for k, v in found.items() if v is None or _is_number(v)}

@@ -41,7 +41,7 @@ from elmojax.training.choices import (
 from elmojax.training.damage import DamagedCheckpoint
 from elmojax.training.distributed import in_turn, is_first, joined, wait_for_all
 from elmojax.training.evaluate import Evaluator
-from elmojax.training.memory import explain_out_of_memory
+from elmojax.training.memory import explain_out_of_memory, require_room
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.record import RunLock, RunRecord
 from elmojax.training.sharding import (
@@ -115,6 +115,7 @@ def start(
     optimizer = make_optimizer(config.optimizer, horizon, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
     places = shardings(mesh, shapes := jax.eval_shape(create))
+    require_room(config, shapes, mesh.shape["data"])
     patience = LOCK_PATIENCE if joined() else 0
     lock = RunLock(config.workdir, patience) if is_first() else None
     try:

@@ -117,5 +117,7 @@ def test_anything_but_lists_of_lists_of_words_is_refused(batch, part, request):
 
 
 def test_too_few_characters_are_refused():
-    with pytest.raises(InputError, match="max_characters is 2; it must be 3 or more"):
+    with pytest.raises(
+        InputError, match="max_characters is 2; it must be a whole number from 3"
+    ):
         character_ids(["a"], 2)

@@ -293,10 +293,16 @@ def test_other_peoples_files_are_never_touched(text, tmp_path):
         ({"patterns": ["{}/false.bz2"]}, ["false.bz2 is not what its ending"]),
         ({"patterns": ["{}/latin.txt"]}, ["Line 2 of", "latin.txt is not UTF-8"]),
         ({}, ["--text FILES or as --tfds NAME"]),
-        ({"patterns": ["{}/text.txt"], "max_vocabulary": 2}, ["4 or more"]),
-        ({"patterns": ["{}/text.txt"], "min_count": 0}, ["above 0"]),
+        (
+            {"patterns": ["{}/text.txt"], "max_vocabulary": 2},
+            ["max-vocabulary", "from 4 to"],
+        ),
+        ({"patterns": ["{}/text.txt"], "min_count": 0}, ["min_count", "from 1 to"]),
         ({"patterns": ["{}/text.txt"], "min_count": 50}, ["no word occurs 50 times"]),
-        ({"patterns": ["{}/text.txt"], "max_characters": 2}, ["3 or more"]),
+        (
+            {"patterns": ["{}/text.txt"], "max_characters": 2},
+            ["max_characters", "from 3 to"],
+        ),
         ({"patterns": ["{}/text.txt"], "vocabulary": "{}/nix"}, ["nix cannot be read"]),
         (
             {"patterns": ["{}/text.txt"], "vocabulary": "{}/text.txt"},

@@ -134,8 +134,8 @@ def test_files_that_cannot_be_opened_are_refused(tmp_path):
 
 def test_limits_that_leave_nothing_are_refused():
     for limits, part in [
-        ({"max_size": 3}, "must be 4 or more"),
-        ({"min_count": 0}, "must be above 0"),
+        ({"max_size": 3}, "is 3; it must be a whole number from 4 to"),
+        ({"min_count": 0}, "is 0; it must be a whole number from 1 to"),
         ({"min_count": 4}, "no word occurs 4 times"),
     ]:
         with pytest.raises(InputError, match=part):

@@ -360,7 +360,7 @@ def test_bad_input_is_one_sentence(data, tmp_path, monkeypatch):
         ("--rows 10 --mesh.data 4", "--rows 10 ... over 4 devices ... multiple of 4"),
         ("--rows 8 --accumulate 3", "--accumulate 3 ... multiple of 3"),
         (f"--data {data} --tokens 5", "leave them out, or --data"),
-        ("--vocabulary 2", "--vocabulary is 2; it must be 4 or more"),
+        ("--vocabulary 2", "--vocabulary is 2; it must be a whole number from 4"),
         ("--tokens 0", "--tokens is 0"),
         ("--data none", "none is not a prepared corpus"),
         ("--preset mini --config some.py", "not both"),
