@@ -15,7 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from elmojax.config import HeadConfig, OptimizerConfig, TrainConfig
-from elmojax.errors import InputError
+from elmojax.errors import InputError, showable
 from elmojax.model import ops
 from elmojax.text.files import Errors
 
@@ -60,7 +60,7 @@ Json = Annotated[
 
 def say(message: str) -> None:
     """A remark on standard error."""
-    tqdm.write(f"elmojax: {message}", file=sys.stderr)
+    tqdm.write(f"elmojax: {showable(message)}", file=sys.stderr)
 
 
 def keep_compiled_programs() -> None:

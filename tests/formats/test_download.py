@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,78 +42,73 @@ class Server:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     status: dict[str, int] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=lambda: {"ETag": '"one"'})
     ranges: bool = True
-    etag: str | None = '"one"'
-    modified: str | None = None
+    head: bool = True
+    """Whether HEAD is answered, which a signed address often does not allow."""
     length: str = "right"
     """Or "none" (the connection ends it), "long", "chunked"."""
-    encoding: str | None = None
     cut: int | None = None
     """Bytes after which the connection ends."""
-    cut_chunks: bool = False
     pause: threading.Event | None = None
     """Half of the file waits for it."""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and Range of each request."""
+    """Path and Range of each GET that was answered with a body."""
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: Server
 
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
     def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
         server, path = self.state, self.path.partition("?")[0]
-        wanted = self.headers["Range"]
-        server.asked.append((self.path, wanted))
         self.close_connection = True
-        data = server.files.get(path)
-        if status := server.status.get(path, 200 if data is not None else 404):
-            if status != 200:
-                return self.send_error(status)
-        if server.encoding == "gzip":
+        data = server.files.get(path, b"")
+        missing = 200 if path in server.files else 404
+        status = server.status.get(path, missing)
+        if not body and not server.head:
+            status = 403
+        if status != 200:
+            return self.send_error(status)
+        if "Content-Encoding" in server.headers:
             data = gzip.compress(data)
-        start = 0
-        if wanted and server.ranges:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
-            if start >= len(data):
-                return self.send_error(416)
-            self.send_response(206)
+        wanted = self.headers["Range"] if server.ranges else None
+        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted else 0
+        same = self.headers["If-Range"] in (None, server.headers.get("ETag"))
+        start = start if same or "ETag" not in server.headers else 0
+        self.send_response(206 if start else 200)
+        for header in server.headers.items():
+            self.send_header(*header)
+        if start:
             end = f"{start}-{len(data) - 1}/{len(data)}"
             self.send_header("Content-Range", f"bytes {end}")
-        else:
-            self.send_response(200)
-        self.send_headers(len(data) - start)
-        self.send_body(data[start:])
-
-    def send_headers(self, length: int) -> None:
-        server = self.state
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        if server.modified:
-            self.send_header("Last-Modified", server.modified)
-        if server.encoding:
-            self.send_header("Content-Encoding", server.encoding)
         if server.length == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
         elif server.length != "none":
             more = 1000 if server.length == "long" else 0
-            self.send_header("Content-Length", str(length + more))
+            self.send_header("Content-Length", str(len(data) - start + more))
         self.end_headers()
+        if body:
+            server.asked.append((self.path, self.headers["Range"]))
+            self.send_body(data[start:])
 
     def send_body(self, data: bytes) -> None:
-        server = self.state
-        if server.pause:
-            half = len(data) // 2
-            self.wfile.write(data[:half])
-            server.pause.wait(30)
-            data = data[half:]
-        if server.length == "chunked":
-            half = len(data) // 2
-            for piece in (data[:half], data[half:]):
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            if not server.cut_chunks:
-                self.wfile.write(b"0\r\n\r\n")
-        else:
+        server, half = self.state, len(data) // 2
+        with contextlib.suppress(ConnectionError):  # who only asked has gone
+            if server.length == "chunked":
+                for piece in (data[:half], data[half:]):
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                return self.wfile.write(b"" if server.cut else b"0\r\n\r\n")
+            if server.pause and len(data) > 100_000:
+                self.wfile.write(data[:half])
+                server.pause.wait(30)
+                data = b"" if server.cut else data[half:]
             self.wfile.write(data[: server.cut])
 
     def log_message(self, format: str, *args: object) -> None:
@@ -153,30 +150,44 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kept(cache: Path) -> list[Path]:
     """Files that pass for whole."""
-    auxiliary = (".lock", ".part", ".part.json")
     files = [path for path in cache.rglob("*") if path.is_file()]
-    return [path for path in files if not path.name.endswith(auxiliary)]
+    return [path for path in files if path.suffix not in (".lock", ".part")]
 
 
-def begin(server: Server, path: str = "/some/data.bin", cut: int = 700_000) -> None:
-    """A download that breaks off."""
-    server.cut = cut
-    with pytest.raises(InputError, match=r"broke off \(.*\)\. Try again"):
-        fetch(server.url + path)
-    server.cut = None
+def parts(cache: Path) -> list[Path]:
+    return list(cache.rglob("*.part"))
+
+
+@contextlib.contextmanager
+def breaking(server: Server) -> Iterator[Callable[[int, int | None], None]]:
+    """Downloads break off after the first bytes, which the yielded progress hears."""
+    server.cut, server.pause = 700_000, threading.Event()
+    with pytest.raises(InputError, match=r"cannot be downloaded \(.*try again: a down"):
+        yield lambda done, _: server.pause.set() if done and server.pause else None
+    server.cut = server.pause = None
+
+
+def begin(server: Server, sha256: str | None = None) -> Path:
+    """The part of a download that broke off."""
+    with breaking(server) as progress:
+        fetch(f"{server.url}/some/data.bin", sha256, progress=progress)
+    assert not kept(cache_directory())
+    (part,) = parts(cache_directory())
+    assert 0 < part.stat().st_size < len(DATA)
+    return part
 
 
 # --- a download, and the cache -------------------------------------------------------
 
 
-def test_file_comes_whole_and_once(server: Server, cache: Path):
+def test_file_comes_whole_and_once(server: Server, cache: Path, capfd):
     path = fetch(f"{server.url}/some/data.bin")
     assert path.read_bytes() == DATA
-    assert path.parent == cache and kept(cache) == [path]
+    assert path.parent == cache and kept(cache) == [path] and not parts(cache)
     assert re.fullmatch(r"some-data-[0-9a-f]{12}\.bin", path.name)
-    assert not list(cache.glob("*.part*"))
-    assert fetch(f"{server.url}/some/data.bin", SHA256) == path
+    assert fetch(f"HTTP{server.url[4:]}/some/data.bin", SHA256) == path
     assert len(server.asked) == 1
+    assert capfd.readouterr() == ("", "")
 
 
 def test_each_address_has_its_own_file(server: Server, cache: Path):
@@ -221,14 +232,9 @@ def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert cache_directory(tmp_path / "given") == tmp_path / "given"
 
 
-def test_nothing_is_printed(server: Server, cache: Path, capfd):
-    fetch(f"{server.url}/some/data.bin")
-    assert capfd.readouterr() == ("", "")
-
-
 def test_import_and_addresses_need_no_library():
     code = "import sys, elmojax, elmojax.formats.fetch as a; a.is_url('http://x/')\n"
-    code += "assert not {'requests', 'fsspec', 'aiohttp'} & set(sys.modules)"
+    code += "assert not {'fsspec', 'aiohttp'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -239,7 +245,7 @@ def test_sha256_is_checked(server: Server, cache: Path):
     url = f"{server.url}/some/data.bin"
     with pytest.raises(InputError, match=f"data.bin has the SHA-256 {SHA256}, not"):
         fetch(url, OTHER)
-    assert not kept(cache) and not list(cache.glob("*.part"))
+    assert not kept(cache) and not parts(cache)
     path = fetch(f"{url}#sha256={SHA256.upper()}")
     assert path == fetch(url, SHA256) == fetch(url)
 
@@ -249,18 +255,14 @@ def test_cached_file_is_checked_again(server: Server, cache: Path):
     path = fetch(url)
     path.write_bytes(DATA[:-1] + b"?")
     assert fetch(url, SHA256).read_bytes() == DATA
-    with pytest.raises(InputError, match="is not kept"):
-        fetch(url, OTHER)
-    assert not kept(cache)
-
-
-def test_cached_file_outlives_a_server_that_is_gone(server: Server, cache: Path):
-    url = f"{server.url}/some/data.bin"
-    path = fetch(url)
     server.status["/some/data.bin"] = 503
     with pytest.raises(InputError, match="503"):
         fetch(url, OTHER)
-    assert fetch(url, SHA256) == path
+    assert fetch(url, SHA256) == path  # it outlives a server that is gone
+    server.status.clear()
+    with pytest.raises(InputError, match="is not kept"):
+        fetch(url, OTHER)
+    assert not kept(cache)
 
 
 @pytest.mark.parametrize("sha256", ["", "abc", 64 * "g", SHA256 + "0"])
@@ -272,23 +274,19 @@ def test_sha256_that_is_none(server: Server, sha256: str):
 
 # --- continued -----------------------------------------------------------------------
 
+DATE = {"ETag": 'W/"weak"', "Last-Modified": "Mon, 01 Jan 2018 00:00:00 GMT"}
 
-def test_broken_download_is_continued(server: Server, cache: Path):
-    begin(server)
-    assert not kept(cache)
-    (part,) = cache.glob("*.part")
+
+@pytest.mark.parametrize("headers", [{"ETag": '"one"'}, DATE, {}])
+def test_broken_download_is_continued(server: Server, cache: Path, headers):
+    """Where an entity tag, a date or the SHA-256 tells the version."""
+    server.headers = headers
+    sha256 = None if headers else SHA256
+    url = f"{server.url}/some/data.bin"
+    part = begin(server, sha256)
     have = part.stat().st_size
-    assert 0 < have <= 700_000
-    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
+    assert fetch(url, sha256).read_bytes() == DATA
     assert [wanted for _, wanted in server.asked] == [None, f"bytes={have}-"]
-
-
-def test_date_tells_the_version_too(server: Server, cache: Path):
-    server.etag, server.modified = 'W/"weak"', "Mon, 01 Jan 2018 00:00:00 GMT"
-    begin(server)
-    server.etag = 'W/"weaker"'
-    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
-    assert len(server.asked) == 2 and server.asked[1][1]
 
 
 def test_server_without_ranges_starts_again(server: Server, cache: Path):
@@ -298,79 +296,47 @@ def test_server_without_ranges_starts_again(server: Server, cache: Path):
     assert len(server.asked) == 2
 
 
-def _change_tag(server: Server) -> None:
-    server.etag = '"two"'
-
-
-def _lose_tag(server: Server) -> None:
-    server.etag = None
-
-
-def _grow(server: Server) -> None:
-    server.files["/some/data.bin"] = DATA[::-1] + b"more"
-
-
-def _shrink(server: Server) -> None:
-    server.files["/some/data.bin"] = b"less"
-
-
-@pytest.mark.parametrize("change", [_change_tag, _lose_tag, _grow, _shrink])
+@pytest.mark.parametrize(
+    ("headers", "data"),
+    [
+        ({"ETag": '"two"'}, DATA[::-1]),
+        ({}, DATA[::-1]),
+        ({"ETag": '"one"'}, DATA[::-1] + b"more"),
+        ({"ETag": '"one"'}, b"less"),
+    ],
+)
 def test_another_file_at_the_address_starts_again(
-    server: Server, cache: Path, change: Callable[[Server], None]
+    server: Server, cache: Path, headers: dict[str, str], data: bytes
 ):
     begin(server)
-    server.files["/some/data.bin"] = DATA[::-1]
-    change(server)
-    path = fetch(f"{server.url}/some/data.bin")
-    assert path.read_bytes() == server.files["/some/data.bin"]
-    assert server.asked[1][1] and server.asked[2][1] is None
+    server.headers, server.files["/some/data.bin"] = headers, data
+    assert fetch(f"{server.url}/some/data.bin").read_bytes() == data
+    assert [wanted for _, wanted in server.asked] == [None, None]
+    assert not parts(cache)
 
 
 def test_nothing_tells_the_version_so_it_starts_again(server: Server, cache: Path):
-    server.etag = None
+    server.headers = {}
     begin(server)
     server.files["/some/data.bin"] = DATA[::-1]
     assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA[::-1]
     assert [wanted for _, wanted in server.asked] == [None, None]
 
 
-def test_sha256_tells_the_version(server: Server, cache: Path):
-    server.etag = None
-    begin(server)
-    assert fetch(f"{server.url}/some/data.bin", SHA256).read_bytes() == DATA
-    assert server.asked[1][1] is not None
-
-
+@pytest.mark.parametrize("size", [1000, len(DATA)])
 def test_continued_with_another_file_is_noticed_and_repeated(
-    server: Server, cache: Path
+    server: Server, cache: Path, size: int
 ):
-    server.etag = None
-    begin(server)
-    server.files["/some/data.bin"] = new = DATA[::-1]
-    sha256 = hashlib.sha256(new).hexdigest()
-    assert fetch(f"{server.url}/some/data.bin", sha256).read_bytes() == new
-    ranges = [wanted is not None for _, wanted in server.asked]
-    assert ranges == [False, True, False]
+    begin(server).write_bytes(b"?" * size)
+    assert fetch(f"{server.url}/some/data.bin", SHA256).read_bytes() == DATA
+    wanted = [None, "bytes=1000-", None] if size == 1000 else [None, None]
+    assert [wanted for _, wanted in server.asked] == wanted
 
 
 def test_killed_between_the_last_byte_and_the_name(server: Server, cache: Path):
-    begin(server)
-    (part,) = cache.glob("*.part")
-    part.write_bytes(DATA)
+    begin(server).write_bytes(DATA)
     assert fetch(f"{server.url}/some/data.bin", SHA256).read_bytes() == DATA
     assert len(server.asked) == 1
-
-
-@pytest.mark.parametrize("record", ["", "{", "[]", '{"size": 1}', None])
-def test_part_of_unknown_origin_is_not_used(
-    server: Server, cache: Path, record: str | None
-):
-    begin(server)
-    (part,), (file,) = cache.glob("*.part"), cache.glob("*.part.json")
-    part.write_bytes(b"?" * 1000)
-    file.unlink() if record is None else file.write_text(record)
-    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
-    assert server.asked[1][1] is None
 
 
 # --- what goes wrong -----------------------------------------------------------------
@@ -379,60 +345,53 @@ def test_part_of_unknown_origin_is_not_used(
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (404, "There is no file at .*404 Not Found"),
-        (403, "none that we may read, at .*403 Forbidden"),
-        (500, "the server answers 500 Internal Server Error. Try again later"),
-        (416, "the server answers 416"),
+        (404, r"There is no file that we may read at .*data.bin \(404 Not Found\)"),
+        (403, r"There is no file that we may read at .*data.bin \(403 Forbidden\)"),
+        (500, r"data.bin cannot be downloaded \(500 Internal Server Error\)"),
+        (416, r"data.bin cannot be downloaded \(416 "),
     ],
 )
 def test_status(server: Server, cache: Path, status: int, words: str):
     server.status["/some/data.bin"] = status
+    url = f"//user:secret@{server.url[7:]}/some/data.bin?key=secret"
     with pytest.raises(InputError, match=words) as caught:
-        fetch(f"{server.url}/some/data.bin?key=secret")
-    assert server.url + "/some/data.bin" in str(caught.value)
-    assert "secret" not in str(caught.value)
+        fetch(f"http:{url}")
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert not kept(cache)
+    server.status.clear()
+    fetch(f"http:{url}")
+    assert not [path for path in cache.rglob("*") if "secret" in path.name]
 
 
-def test_nobody_listens(server: Server, cache: Path):
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    with pytest.raises(
-        InputError, match=r"cannot be reached \(Connection refused\)"
-    ) as caught:
-        fetch(f"http://user:word@127.0.0.1:{port}/x")
-    assert "word" not in str(caught.value)
-
-
-def test_no_such_host(cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch):
     def unknown(*args: object, **kwargs: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setenv("NO_PROXY", "*")
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match=r"/x cannot be downloaded \(Connect call fai"):
+        fetch(f"http://127.0.0.1:{port}/x")
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(InputError, match=r"reached \(Name or service not known\)"):
+    with pytest.raises(InputError, match=r"\(Name or service not known\). Check the"):
         fetch("https://nowhere.invalid/x")
 
 
 @pytest.mark.parametrize(
     "url",
-    ["", "weights.hdf5", "ftp://127.0.0.1/x", "file:///etc/hosts", "http://", "s3:/"],
+    "weights.hdf5 ftp://127.0.0.1/x file:///etc/hosts http:// s3:/ http://[::1 "
+    "http://127.0.0.1:x/ http://u:sec/ret@h/ gs://u:ret@b/x".split(),
 )
 def test_address_that_is_none(cache: Path, url: str):
-    with pytest.raises(InputError, match="no address that begins with http, https"):
+    with pytest.raises(InputError, match="no address that begins with http, h") as no:
         fetch(url)
-
-
-@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:x/", "http://.x/"])
-def test_address_that_requests_refuses(cache: Path, url: str):
-    with pytest.raises(InputError, match="cannot be reached"):
-        fetch(url)
+    assert "ret@" not in str(no.value)
 
 
 def test_wrong_length(server: Server, cache: Path):
     server.length = "long"
     for _ in range(2):
-        with pytest.raises(InputError, match="broke off"):
+        with pytest.raises(InputError, match="cannot be downloaded"):
             fetch(f"{server.url}/some/data.bin")
     assert not kept(cache)
 
@@ -445,19 +404,16 @@ def test_connection_that_says_no_length(server: Server, cache: Path):
     assert fetch(f"{server.url}/some/data.bin", SHA256).read_bytes() == DATA
 
 
-def test_chunks_have_an_end(server: Server, cache: Path):
-    server.length, server.cut_chunks = "chunked", True
-    with pytest.raises(InputError, match="broke off"):
+@pytest.mark.parametrize("odd", ["chunked", "gzip", "head"])
+def test_answers_of_other_forms(server: Server, cache: Path, odd: str):
+    if odd == "chunked":
+        server.length = odd
+    elif odd == "gzip":
+        server.headers["Content-Encoding"] = odd
+    server.head, server.cut = odd != "head", 1000
+    with pytest.raises(InputError, match="cannot be downloaded"):
         fetch(f"{server.url}/some/data.bin")
     assert not kept(cache)
-    server.cut_chunks = False
-    assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
-
-
-def test_compressed_answer_is_unpacked(server: Server, cache: Path):
-    server.encoding, server.cut = "gzip", 1000
-    with pytest.raises(InputError, match="broke off"):
-        fetch(f"{server.url}/some/data.bin")
     server.cut = None
     assert fetch(f"{server.url}/some/data.bin").read_bytes() == DATA
 
@@ -466,6 +422,10 @@ def test_cache_that_cannot_be_written(server: Server, tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"file/sub cannot be written: Not a direct"):
         fetch(f"{server.url}/some/data.bin", cache=tmp_path / "file" / "sub")
+    (tmp_path / "read").mkdir(mode=0o500)
+    if not os.access(tmp_path / "read", os.W_OK):
+        with pytest.raises(InputError, match=r"cannot be written: Permission denied"):
+            fetch(f"{server.url}/some/data.bin", cache=tmp_path / "read")
     assert not server.asked
 
 
@@ -479,10 +439,9 @@ def test_no_room(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_disk_gets_full(server: Server, cache: Path):
-    name = fetch(f"{server.url}/some/data.bin").name
-    shutil.rmtree(cache)
-    cache.mkdir()
-    (cache / f"{name}.part").symlink_to("/dev/full")
+    part = begin(server)
+    part.unlink()
+    part.symlink_to("/dev/full")
     with pytest.raises(InputError, match=os.strerror(errno.ENOSPC)):
         fetch(f"{server.url}/some/data.bin")
     assert not kept(cache)
@@ -501,29 +460,25 @@ def test_threads_share_one_download(server: Server, cache: Path):
     assert len(server.asked) == 1
 
 
-def test_processes_share_one_download(server: Server, cache: Path):
-    server.pause = threading.Event()
-    url = f"{server.url}/some/data.bin"
-    code = f"from elmojax.formats.fetch import fetch; fetch({url!r}, {SHA256!r})"
-    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    threading.Timer(1.0, server.pause.set).start()
-    assert [process.wait(60) for process in running] == [0, 0]
-    assert len(server.asked) == 1 and len(kept(cache)) == 1
-
-
-def test_killed_process_leaves_what_can_be_continued(server: Server, cache: Path):
+def test_processes_share_one_download_and_one_may_be_killed(
+    server: Server, cache: Path
+):
     server.pause = threading.Event()
     url = f"{server.url}/some/data.bin"
     code = f"from elmojax.formats.fetch import fetch\nfetch({url!r}, progress=print)"
     command = [sys.executable, "-u", "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for _ in range(2):
-            process.stdout.readline()
-        process.kill()
-    server.pause.set()
-    assert not kept(cache)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        first.stdout.readline()  # some bytes are there
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as second:
+            time.sleep(0.5)
+            first.kill()
+            assert not kept(cache)
+            server.pause.set()
+            assert second.wait(60) == 0
     assert fetch(url).read_bytes() == DATA
+    assert len(server.asked) == 2 and server.asked[1][1]
 
 
 # --- gs and s3 -----------------------------------------------------------------------
@@ -540,44 +495,38 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def read(self, size: int | None = -1) -> bytes:
             if state["cut"] <= self.tell() < len(DATA):
                 raise ConnectionResetError("reset")
-            return super().read(size)
+            return super().read(min(size or 0, state["cut"]))
 
     class Bucket(fsspec.AbstractFileSystem):
-        cachable = False
+        protocol = "s3"
 
         def info(self, path: str, **kwargs: object) -> dict[str, object]:
             found = {"bucket/some/data.bin": "file", "bucket/some": "directory"}
-            if path not in found:
+            if (path := self._strip_protocol(path)) not in found:
                 raise FileNotFoundError(path)
             return {"type": found[path], "size": len(DATA), "ETag": state["tag"]}
 
         def _open(self, path: str, mode: str = "rb", **kwargs: object) -> Reader:
             return Reader(DATA)
 
-    def url_to_fs(url: str) -> tuple[Bucket, str]:
-        return Bucket(), url.removeprefix("s3://")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    monkeypatch.setattr(fsspec, "filesystem", lambda *args, **kwargs: Bucket())
     return state
 
 
 def test_bucket(bucket: dict[str, Any], cache: Path):
-    path = fetch("s3://bucket/some/data.bin")
+    path = fetch("S3://bucket/some/data.bin")
     assert path.read_bytes() == DATA and path.suffix == ".bin"
-    with pytest.raises(InputError, match=r"There is no file.* s3://bucket/none"):
-        fetch("s3://bucket/none")
-    with pytest.raises(InputError, match=r"There is no file.* s3://bucket/some"):
-        fetch("s3://bucket/some")
+    for name in ("none", "some"):
+        with pytest.raises(InputError, match=rf"There is no file.* s3://bucket/{name}"):
+            fetch(f"s3://bucket/{name}")
 
 
 @pytest.mark.parametrize("tag", ["one", "two"])
 def test_bucket_is_continued(bucket: dict[str, Any], cache: Path, tag: str):
     bucket["cut"] = len(DATA) // 2
-    with pytest.raises(InputError, match=r"broke off \(reset\)"):
+    with pytest.raises(InputError, match=r"cannot be downloaded \(reset\)"):
         fetch("s3://bucket/some/data.bin")
-    assert not kept(cache)
-    (part,) = cache.glob("*.part")
-    assert 0 < part.stat().st_size < len(DATA)
+    assert not kept(cache) and parts(cache)
     calls: list[int] = []
     bucket |= {"cut": len(DATA), "tag": tag}
     path = fetch("s3://bucket/some/data.bin", progress=lambda n, _: calls.append(n))
@@ -679,11 +628,9 @@ def test_web_page_is_no_model(model: Server, cache: Path, file: str, what: str):
 
 
 def test_broken_model_is_continued(model: Server, cache: Path):
-    model.cut = 300_000
-    with pytest.raises(InputError, match=r"weights.hdf5 broke off"):
-        fetch_model(f"{model.url}/plain")
+    with breaking(model) as progress:
+        fetch_model(f"{model.url}/plain", progress=progress)
     assert [path.name for path in kept(cache)] == ["options.json"]
-    model.cut = None
     folder = fetch_model(f"{model.url}/plain")
     assert (folder / "weights.hdf5").read_bytes() == model.files["/plain/weights.hdf5"]
     assert model.asked[-1][1] is not None
@@ -728,10 +675,3 @@ def test_what_is_an_address(tmp_path: Path):
         assert is_url(url)
     for path in ("runs/a", "original", "C:/x", "http", tmp_path, "file:///x", "httpx"):
         assert not is_url(path)
-
-
-def test_reasons_are_one_line():
-    error = OSError(2, "No such\n file")
-    outer = ValueError("outer", RuntimeError("inner", error))
-    assert fetching._reason(outer) == "No such file"
-    assert fetching._reason(KeyError()) == "KeyError"
