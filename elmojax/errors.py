@@ -1,12 +1,39 @@
 """The exceptions of elmojax for what people can do something about."""
 
+import re
+
+_END = r"(?=['\"`<>(){}\[\],;:.]*(?:\s|$))"
+_ADDRESS = re.compile(
+    r"(?P<scheme>\b[a-z][\w+.-]*:/+)"
+    # USER@, and passwords with a /, ? or # that should have been percent-encoded.
+    r"(?:[^/?#\s]*@|[^/\s:\[]*:(?!\d*(?:[/?#\s]|$))\S*@)?"
+    r"(?P<path>[^?#\s]*)"
+    rf"(?:\?\S*?(?=#sha256=|{_END}))?"
+    r"(?P<sha256>#sha256=[0-9a-f]{64})?"
+    rf"(?:[?#]\S*?{_END})?",
+    re.IGNORECASE,
+)
+
+
+def showable(text: str) -> str:
+    """A text whose addresses are without what may be a password, token or key.
+
+    Of each address (`https://USER:WORD@HOST/PATH?QUERY#FRAGMENT`) scheme, host and path
+    stay, and `#sha256=...`. Whatever is printed, raised or stored goes through this.
+    """
+    return _ADDRESS.sub(lambda m: m["scheme"] + m["path"] + (m["sha256"] or ""), text)
+
 
 class InputError(ValueError):
     """Bad input: the message says what is wrong, where, and what to do about it.
 
-    The command line prints the message as one sentence and exits with status 2.
-    Anything that is not an `InputError` is a bug of elmojax and keeps its traceback.
+    Addresses in it are `showable`. The command line prints the message as one sentence
+    and exits with status 2. Anything that is not an `InputError` is a bug of elmojax
+    and keeps its traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(showable(message))
 
 
 AGAIN = 75

@@ -23,7 +23,7 @@ from elmojax.config import (
     WordTableConfig,
     from_json,
 )
-from elmojax.errors import InputError
+from elmojax.errors import InputError, showable
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params
@@ -87,7 +87,7 @@ def begun(
     if config.init_from is not None:
         config, initialize, kept = with_model(config)
         softmax = "with its softmax" if kept else "with a new softmax"
-        remark(f"The weights are those of {config.init_from}, {softmax}.")
+        remark(showable(f"The weights are those of {config.init_from}, {softmax}."))
     return config, initialize
 
 

@@ -12,7 +12,9 @@ import pytest
 import elmojax
 
 HEAVY = (
+    "aiohttp",
     "array_record",
+    "fsspec",
     "grain",
     "h5py",
     "matplotlib",
@@ -43,7 +45,7 @@ def _installed() -> importlib.metadata.Distribution:
 
 def test_import_is_light():
     loaded = _run(
-        "import sys, elmojax\n"
+        "import sys, elmojax, elmojax.formats.fetch\n"
         f"print(*sorted({{m.partition('.')[0] for m in sys.modules}} & {set(HEAVY)}))"
     )
     assert loaded.split() == []

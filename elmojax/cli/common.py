@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from elmojax.config import Counter, HeadConfig, OptimizerConfig, TrainConfig, check
-from elmojax.errors import InputError
+from elmojax.errors import InputError, showable
 from elmojax.model import ops
 from elmojax.text.characters import BEGIN, END, byte_limit
 from elmojax.text.files import Errors, Oddities
@@ -71,7 +71,7 @@ Json = Annotated[
 
 def say(message: str) -> None:
     """A remark on standard error."""
-    tqdm.write(f"elmojax: {message}", file=sys.stderr)
+    tqdm.write(f"elmojax: {showable(message)}", file=sys.stderr)
 
 
 def remark(odd: Oddities, max_characters: int | None) -> list[str]:

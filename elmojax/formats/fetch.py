@@ -1,221 +1,30 @@
 """Models named by an address: found, downloaded once, and kept in a cache.
 
-    http, https    with requests
-    gs, s3         with fsspec, which needs the extra `cloud` (gcsfs, s3fs)
-
-Only this module knows these libraries, and imports them when they are used. Whatever
-goes wrong in them is an `InputError`. Nothing is downloaded unless it is asked for, and
-a file that is in the cache is not asked for again. While one comes, it is NAME.part;
-NAME.part.json says of which version of the remote file, and NAME.lock makes other
-processes wait.
+fsspec reads http and https (with aiohttp), gs and s3 (with gcsfs and s3fs, the extra
+`cloud`). Only this module knows these libraries, and imports them when they are used;
+whatever goes wrong in them is an `InputError`. Nothing is downloaded unless it is asked
+for. While a file comes it is NAME.VERSION.part, and NAME.lock makes others wait.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
-from elmojax.atomic import parse_json
-from elmojax.errors import InputError
-
-if TYPE_CHECKING:
-    import requests
-import fcntl
 import hashlib
-import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
-WEB = ("http", "https")
-SCHEMES = (*WEB, "gs", "s3")
-TIMEOUT = (20.0, 60.0)  # seconds: to connect, and without a byte
-BLOCK = 1 << 18
+from filelock import FileLock
+
+from elmojax.errors import InputError, showable
+
+SCHEMES = ("http", "https", "gs", "s3")
+BLOCK = 1 << 20
 CLOUD_BLOCK = 1 << 24  # bytes a request
-
-
-class Missing(InputError):
-    """The server has no such file, or does not show it to us."""
-
-
-class Version(NamedTuple):
-    """Which file an address gives, as far as the server says."""
-
-    size: int | None
-    validator: str
-    """Its entity tag or the time of its last change; empty if there is neither."""
-
-
-class Body(NamedTuple):
-    """What comes: the bytes from `start` on."""
-
-    start: int
-    version: Version
-    chunks: Iterator[bytes]
-    framed: bool
-    """Whether `chunks` raises if the connection ends before the file does."""
-    close: Callable[[], object]
-
-
-def open_url(url: str, have: int = 0, known: Version | None = None) -> Body:
-    """The file at an address, from byte `have` on if it is still the `known` version.
-
-    Raises:
-      Missing: if there is none, or it is not shown to us.
-      InputError: if the address is none or does not answer as it should.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme.lower() not in SCHEMES or not rest.strip("/"):
-        known_schemes = ", ".join(SCHEMES)
-        raise InputError(
-            f"{shown(url)!r} is no address that begins with {known_schemes}."
-        )
-    return (_from_web if scheme.lower() in WEB else _from_cloud)(url, have, known)
-
-
-def shown(url: str) -> str:
-    """An address without the passwords and keys that it may hold."""
-    return re.sub(r"(?<=://)[^/]*@", "", url.partition("?")[0])
-
-
-# --- where it comes from -------------------------------------------------------------
-
-
-def _from_web(url: str, have: int, known: Version | None) -> Body:
-    """An http address, from byte `have` on if it still gives the `known` file."""
-    with _reading(url):
-        response = _get(url, have)
-        changed = response.status_code == 206 and _version(response, have) != known
-        if have and (changed or response.status_code == 416):
-            response.close()
-            have, response = 0, _get(url, 0)
-    continued = response.status_code == 206 and have > 0
-    if not continued and response.status_code != 200:
-        response.close()
-        raise _refused(url, response.status_code, response.reason)
-    headers = response.headers
-    encoded = "Content-Encoding" in headers
-    chunks = response.raw.stream(BLOCK, decode_content=encoded)
-    return Body(
-        have if continued else 0,
-        _version(response, have),
-        _until_it_breaks(chunks, url),
-        "Content-Length" in headers or "Transfer-Encoding" in headers,
-        response.close,
-    )
-
-
-def _get(url: str, start: int) -> requests.Response:
-    """Without If-Range: with it the answer may leave out what tells the version."""
-    import requests
-
-    headers = {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-
-
-def _version(response: requests.Response, start: int) -> Version:
-    headers = response.headers
-    if headers.get("Content-Encoding"):
-        return Version(None, "")  # what is counted is not what arrives
-    if response.status_code == 206:
-        content = headers.get("Content-Range", "")
-        match = re.fullmatch(rf"bytes {start}-(\d+)/(\d+)", content)
-        length = match[2] if match and int(match[1]) + 1 == int(match[2]) else ""
-    else:
-        length = headers.get("Content-Length", "")
-    tag = headers.get("ETag", "")
-    if not tag or tag.startswith("W/"):  # a weak one is not about single bytes
-        tag = headers.get("Last-Modified", "")
-    return Version(int(length) if length.isdecimal() else None, tag)
-
-
-def _from_cloud(url: str, have: int, known: Version | None) -> Body:
-    """A gs or s3 address, from byte `have` on if it still gives the `known` file."""
-    with _reading(url):
-        import fsspec  # type: ignore[import-untyped]
-
-        files, path = fsspec.core.url_to_fs(url)
-        files.invalidate_cache()
-        info = files.info(path)
-        if info["type"] != "file":
-            raise FileNotFoundError(path)
-        version = Version(info["size"], info.get("ETag") or info.get("etag") or "")
-        start = have if version == known else 0
-        file = files.open(path, "rb", block_size=CLOUD_BLOCK)
-        file.seek(start)
-    chunks = iter(lambda: file.read(BLOCK), b"")
-    return Body(start, version, _until_it_breaks(chunks, url), False, file.close)
-
-
-# --- what goes wrong -----------------------------------------------------------------
-
-
-def _refused(url: str, status: int, reason: str) -> InputError:
-    answer = f"{status} {reason}".strip()
-    if status in (404, 410):
-        return Missing(
-            f"There is no file at {shown(url)} ({answer}): mend the address."
-        )
-    if status in (401, 403):  # S3 also says 403 where there is nothing
-        return Missing(
-            f"There is no file, or none that we may read, at {shown(url)} ({answer})."
-        )
-    return InputError(
-        f"{shown(url)} cannot be downloaded: the server answers {answer}. Try again "
-        "later, or check the address."
-    )
-
-
-@contextlib.contextmanager
-def _reading(url: str) -> Iterator[None]:
-    """What goes wrong before the first byte is an `InputError`."""
-    try:
-        yield
-    except ImportError as error:
-        raise InputError(
-            f"{shown(url)} cannot be downloaded without the extra `cloud`: pip install "
-            f"'elmojax[cloud]' ({error})."
-        ) from error
-    except (FileNotFoundError, PermissionError) as error:
-        raise Missing(
-            f"There is no file, or none that we may read, at {shown(url)} ({error})."
-        ) from error
-    except Exception as error:  # of any library below
-        raise InputError(
-            f"{shown(url)} cannot be reached ({_reason(error)}). Check the address, "
-            "the network and, where they are needed, the credentials."
-        ) from error
-
-
-def _until_it_breaks(chunks: Iterator[bytes], url: str) -> Iterator[bytes]:
-    try:
-        yield from chunks
-    except Exception as error:  # of any library below
-        raise broken(url, _reason(error)) from error
-
-
-def broken(url: str, what: str) -> InputError:
-    return InputError(
-        f"The download of {shown(url)} broke off ({what}). Try again: it goes on from "
-        "there if the server can do that."
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost of nested errors, in one line."""
-    inner: BaseException | None = error
-    while inner is not None:
-        error = inner
-        nested = (getattr(error, "reason", None), *error.args, error.__cause__)
-        inner = next((x for x in nested if isinstance(x, BaseException)), None)
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:200]
-
 
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the bytes that are there and, where it is known, those of the whole."""
@@ -251,77 +60,63 @@ def fetch(
         connection breaks off, or the file has another SHA-256 (it is not kept); if the
         cache cannot be written or is full.
     """
-    url, sha256 = expected(url, sha256)
+    url, sha256 = _expected(url, sha256)
     ending = re.search(r"(\.\w{1,8})?$", url.partition("?")[0], flags=re.ASCII)
-    path = cache_directory(cache) / f"{cached_name(url)}{ending and ending[0]}"
-    return fetch_to(path, url, sha256, progress)
-
-
-# --- names ---------------------------------------------------------------------------
-
-
-def expected(url: str, sha256: str | None) -> tuple[str, str | None]:
-    """The address without `#sha256=...`, and the SHA-256 that its file must have."""
-    url, mark, fragment = url.partition("#sha256=")
-    if sha256 is None and mark:
-        sha256 = fragment
-    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256.strip()):
-        raise InputError(f"{sha256!r} is no SHA-256: give 64 hexadecimal digits.")
-    return url, sha256 and sha256.strip().lower()
+    path = cache_directory(cache) / f"{_cached_name(url)}{ending and ending[0]}"
+    return _fetch_to(path, url, sha256, progress)
 
 
 def cache_directory(cache: str | os.PathLike[str] | None = None) -> Path:
     """Where files are kept: `cache` if it is given, else as `fetch` says."""
     chosen = cache or os.environ.get("ELMOJAX_CACHE")
-    try:
-        if chosen:
-            return Path(chosen).expanduser()
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError as error:
-        raise InputError(
-            "There is no home directory to keep files in; name a directory in "
-            "ELMOJAX_CACHE."
-        ) from error
-    return caches / "elmojax"
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elmojax"
 
 
-def cached_name(url: str) -> str:
+def _expected(url: str, sha256: str | None) -> tuple[str, str | None]:
+    """The address without `#sha256=...`, and the SHA-256 that its file must have."""
+    scheme, colon, rest = url.partition("://")
+    rest, mark, fragment = rest.partition("#sha256=")
+    if sha256 is None and mark:
+        sha256 = fragment
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256.strip()):
+        raise InputError(f"The SHA-256 of {url} is none: give 64 hexadecimal digits.")
+    return f"{scheme.lower()}{colon}{rest}", sha256 and sha256.strip().lower()
+
+
+def _cached_name(url: str) -> str:
     """A name to recognize an address by, and a hash to be sure of it."""
-    path = shown(url).partition("://")[2].strip("/")
+    path = showable(url).partition("://")[2].strip("/")
     words = re.sub(r"\.\w{1,8}$", "", path, flags=re.ASCII).split("/")[-2:]
     readable = re.sub(r"[^\w.]+", "-", "-".join(words), flags=re.ASCII)[-80:]
-    digest = hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()[:12]
-    return f"{readable.strip('-.')}-{digest}".lstrip("-")
+    return f"{readable.strip('-.')}-{_short_hash(url)}".lstrip("-")
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 # --- one file ------------------------------------------------------------------------
 
 
-def fetch_to(
+def _fetch_to(
     path: Path, url: str, sha256: str | None, progress: Progress | None
 ) -> Path:
     """`path`, downloaded if it is not there or has not the SHA-256."""
-    with writing(path):
+    try:
         if _is_whole(path, sha256):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{path}.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_whole(path, sha256):  # another process may have brought it
-                _download(path, url, sha256, progress)
-    return path
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What goes wrong with a file of the cache is an `InputError`."""
-    try:
-        yield
+        with FileLock(f"{path}.lock"):
+            while not _is_whole(path, sha256):  # another process may have brought it
+                _download(path, url, sha256, progress or (lambda *_: None))
     except OSError as error:
         raise InputError(
             f"{error.filename or path} cannot be written: {error.strerror or error}. "
             "Name another directory, with room in it, in ELMOJAX_CACHE."
         ) from error
+    return path
 
 
 def _is_whole(path: Path, sha256: str | None) -> bool:
@@ -333,118 +128,215 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(
-    path: Path, url: str, sha256: str | None, progress: Progress | None
-) -> None:
-    part = Path(f"{path}.part")
-    continued = _transfer(part, url, sha256, progress)
-    while sha256 and (found := _digest(part)) != sha256:
+def _download(path: Path, url: str, sha256: str | None, progress: Progress) -> None:
+    """Brings `path`; or nothing, where an earlier part proved to be of another file."""
+    remote = _ask(url)
+    version = f"{remote.size} {remote.tag or sha256}"
+    part = path.with_name(f"{path.name}.{_short_hash(version)}.part")
+    for other in path.parent.glob(f"{path.name}.*part*"):
+        if other != part or not (remote.tag or sha256):
+            other.unlink()  # not known to be of this very file
+    continued = _transfer(remote, part, sha256, progress)
+    if sha256 and (found := _digest(part)) != sha256:
         part.unlink()
-        if not continued:
-            path.unlink(missing_ok=True)
-            raise InputError(
-                f"{shown(url)} has the SHA-256 {found}, not {sha256}; it is not kept. "
-                "Either the file is not the one you want or the SHA-256 is another's."
-            )
-        continued = _transfer(part, url, sha256, progress)
+        if continued:
+            return
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{url} has the SHA-256 {found}, not {sha256}; it is not kept. Either the "
+            "file is not the one you want or the SHA-256 is another's."
+        )
+    what, pattern = BEGINNINGS.get(path.name, ("", b""))
+    with open(part, "rb") as file:
+        start = file.read(4096)
+    if not re.match(pattern, start):
+        part.unlink()
+        raise InputError(
+            f"{url} gives something that is not {what}; it begins with {start[:20]!r} "
+            "and is not kept. Is that the address of the file itself?"
+        )
     os.replace(part, path)
-    _record(part).unlink(missing_ok=True)
 
 
 def _transfer(
-    part: Path, url: str, sha256: str | None, progress: Progress | None
+    remote: _Remote, part: Path, sha256: str | None, progress: Progress
 ) -> bool:
     """Completes `part`, or raises. Returns whether it continued an earlier one."""
-    have, known = _earlier(part, sha256)
-    if known and have == known.size:
+    size, have = remote.size, part.stat().st_size if part.exists() else 0
+    if have and have == size:
         return True
-    body = open_url(url, have, known)
-    done, size = body.start, body.version.size
-    with contextlib.closing(body), open(part, "ab" if done else "wb") as file:
-        if not done:
-            _record(part).write_text(json.dumps(body.version._asdict()))
-        if size is None and not (body.framed or sha256):
+    file, start = _open(remote, have if have < (size or 0) else 0)
+    with contextlib.closing(file):
+        free = shutil.disk_usage(part.parent).free
+        if size is not None and size - start > free:
             raise InputError(
-                f"{shown(url)} does not say how long it is, so that nobody could tell "
+                f"{part.parent} has room for {free} bytes, and {size - start} are to "
+                "come. Make room there, or name another directory in ELMOJAX_CACHE."
+            )
+        ends = {"Content-Length", "Transfer-Encoding"}
+        if size is None and sha256 is None and ends.isdisjoint(file.r.headers):
+            raise InputError(
+                f"{remote.url} does not say how long it is, so that nobody could tell "
                 "whether it came whole; give its SHA-256."
             )
-        _require_room(part.parent, size, done)
-        if progress is not None:
-            progress(done, size)
-        for chunk in body.chunks:
-            done += file.write(chunk)
-            if progress is not None:
-                progress(done, size)
-        file.flush()
-        os.fsync(file.fileno())
+        with open(part, "ab" if start else "wb") as out:
+            progress(start, size)
+            for chunk in _chunks(file, remote.url):
+                out.write(chunk)
+                progress(out.tell(), size)
+            os.fsync(out.fileno())
+            done = out.tell()
     if size is not None and done != size:
-        raise broken(url, f"after {done} of {size} bytes")
-    return body.start > 0
+        raise _failed(remote.url, f"it ended after {done} of {size} bytes")
+    return start > 0
 
 
-def _record(part: Path) -> Path:
-    return Path(f"{part}.json")
+# --- fsspec --------------------------------------------------------------------------
 
 
-def _earlier(part: Path, sha256: str | None) -> tuple[int, Version | None]:
-    """The bytes that are there of a file that may be continued; else 0."""
+class _Remote(NamedTuple):
+    """The file at an address, as the server describes it."""
+
+    url: str
+    files: Any
+    """The file system."""
+    size: int | None
+    tag: str
+    """Its entity tag or the time of its last change; empty if there is neither."""
+
+
+def _ask(url: str) -> _Remote:
     try:
-        version = Version(**parse_json(_record(part).read_bytes()))
-        have = part.stat().st_size
-    except (OSError, ValueError, TypeError):
-        return 0, None
-    recognizable = version.validator or sha256
-    if not recognizable or version.size is None or not 0 < have <= version.size:
-        return 0, None
-    return have, version
-
-
-def _require_room(folder: Path, size: int | None, done: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if size is not None and size - done > free:
+        parts = urlsplit(url)
+        options: dict[str, Any] = {"skip_instance_cache": True}
+        # What stands for a port and is no number is part of a password, and raises.
+        good = parts.scheme in SCHEMES and parts.hostname and parts.port != 0
+        good = good and (url.startswith("http") or "@" not in parts.netloc)
+    except ValueError:
+        good = False
+    if not good:
         raise InputError(
-            f"{folder} has room for {free} bytes, and {size - done} are to come. Make "
-            "room there, or name another directory in ELMOJAX_CACHE."
+            f"{showable(url)!r} is no address that begins with {', '.join(SCHEMES)} "
+            "and has a host or bucket. In a password / ? # @ are written %2F %3F %23 "
+            "%40; with gs and s3 it has no place in the address."
         )
+    with _answering(url):
+        import fsspec  # type: ignore[import-untyped]
 
+        if url.startswith("http"):
+            from aiohttp import ClientTimeout
+
+            options["client_kwargs"] = {
+                "timeout": ClientTimeout(total=None, sock_connect=20, sock_read=60),
+                "headers": {"Accept-Encoding": "identity"},
+                "trust_env": True,  # proxies
+            }
+        files = fsspec.filesystem(parts.scheme, **options)
+        info = files.info(url)
+        if info["type"] != "file":
+            raise FileNotFoundError(url)
+    tags = [info.get(name) or "" for name in ("ETag", "etag", "Last-Modified")]
+    # A weak tag is not about single bytes.
+    strong = (tag for tag in tags if tag and not tag.startswith("W/"))
+    return _Remote(url, files, info["size"], next(strong, ""))
+
+
+def _open(remote: _Remote, have: int) -> tuple[Any, int]:
+    """The file from byte `have` on if the server can do that, else from the first."""
+    with _answering(remote.url):
+        if not remote.url.startswith("http"):
+            file = remote.files.open(remote.url, block_size=CLOUD_BLOCK)
+            file.seek(have)
+            return file, have
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        if have and remote.tag:
+            headers["If-Range"] = remote.tag
+        # Blocks of 0 bytes are one stream; with a size nobody asks for it once more.
+        file = remote.files.open(remote.url, block_size=0, size=1, headers=headers)
+        return file, have if file.r.status == 206 else 0
+
+
+def _chunks(file: Any, url: str) -> Iterator[bytes]:
+    with _answering(url):
+        while chunk := file.read(BLOCK):
+            yield chunk
+
+
+@contextlib.contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """What goes wrong in a library is an `InputError`, and not raised from its own
+    exception, which may hold passwords and keys."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"{url} cannot be downloaded without the extra `cloud`: pip install "
+            f"'elmojax[cloud]' ({error})."
+        ) from None
+    except Exception as error:
+        inner: BaseException = error
+        while nested := [inner.__cause__, *inner.args]:
+            found = [x for x in nested if isinstance(x, BaseException)]
+            if not found:
+                break
+            inner = found[0]
+        status = getattr(inner, "status", "")
+        why = getattr(inner, "message", "") or getattr(inner, "strerror", "")
+        why = " ".join(f"{status} {why or inner or type(inner).__name__}".split())[:200]
+        absent = isinstance(error, FileNotFoundError | PermissionError)
+        if status in (401, 403, 404, 410) or (absent and not url.startswith("http")):
+            raise _Missing(
+                f"There is no file that we may read at {url} ({why}). Check the "
+                "address and, where they are needed, the credentials."
+            ) from None
+        raise _failed(url, why) from None
+
+
+def _failed(url: str, why: str) -> InputError:
+    return InputError(
+        f"{url} cannot be downloaded ({why}). Check the address, the network and, "
+        "where they are needed, the credentials, and try again: a download that broke "
+        "off goes on from there if the server can do that."
+    )
+
+
+class _Missing(InputError):
+    """The server has no such file, or does not show it to us."""
+
+
+# --- models --------------------------------------------------------------------------
 
 OPTIONS, WEIGHTS = "options.json", "weights.hdf5"
 REGISTERED = "allennlp:"
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-HDF5_STARTS = (0, 512, 1024, 2048)  # where it may stand, as a rule at 0
-
-Published: TypeAlias = tuple[str, str, str | None]
+BEGINNINGS = {
+    OPTIONS: ("a JSON object", rb"\s*\{"),
+    WEIGHTS: ("HDF5", rb"(?s:.{512}|.{1024}|.{2048})?\x89HDF\r\n\x1a\n"),
+}
+"""What the files of a model are, and how these begin."""
 ALLENNLP = "https://s3-us-west-2.amazonaws.com/allennlp/models/elmo/"
 
-
-def _published(folder: str, options: str, weights: str) -> Published:
-    return f"{ALLENNLP}{folder}/{options}", f"{ALLENNLP}{folder}/{weights}", None
+Published: TypeAlias = tuple[str, str, str | None]
 
 
-def _named(folder: str, name: str) -> Published:
-    return _published(folder, f"elmo_{name}_options.json", f"elmo_{name}_weights.hdf5")
-
-
-def _original(name: str) -> Published:
-    return _named(name, name)
+def _published(
+    folder: str, name: str | None = None, weights: str = WEIGHTS
+) -> Published:
+    start = f"{ALLENNLP}{folder}/" + (f"elmo_{folder}_" if name is None else name)
+    return f"{start}{OPTIONS}", f"{start}{weights}", None
 
 
 REGISTRY: dict[str, Published] = {
-    "small": _original("2x1024_128_2048cnn_1xhighway"),
-    "medium": _original("2x2048_256_2048cnn_1xhighway"),
-    "original": _original("2x4096_512_2048cnn_2xhighway"),
-    "original-5.5B": _original("2x4096_512_2048cnn_2xhighway_5.5B"),
-    "pt": _named("contributed/pt", "pt"),
-    "pt-wikipedia": _published(
-        "contributed/pt/wikipedia", "options.json", "elmo_pt_weights.hdf5"
-    ),
-    "pt-brwac": _published(
-        "contributed/pt/brwac", "options.json", "elmo_pt_weights_dgx1.hdf5"
-    ),
+    "small": _published("2x1024_128_2048cnn_1xhighway"),
+    "medium": _published("2x2048_256_2048cnn_1xhighway"),
+    "original": _published("2x4096_512_2048cnn_2xhighway"),
+    "original-5.5B": _published("2x4096_512_2048cnn_2xhighway_5.5B"),
+    "pt": _published("contributed/pt", "elmo_pt_"),
+    "pt-wikipedia": _published("contributed/pt/wikipedia", "", "elmo_pt_weights.hdf5"),
+    "pt-brwac": _published("contributed/pt/brwac", "", "elmo_pt_weights_dgx1.hdf5"),
     "pubmed": _published(
         "contributed/pubmed",
-        "elmo_2x4096_512_2048cnn_2xhighway_options.json",
-        "elmo_2x4096_512_2048cnn_2xhighway_weights_PubMed_only.hdf5",
+        "elmo_2x4096_512_2048cnn_2xhighway_",
+        "weights_PubMed_only.hdf5",
     ),
 }
 """Name -> (options, weights, SHA-256 of the weights; None: none was published).
@@ -455,10 +347,9 @@ The models of https://allennlp.org/elmo. `allennlp:NAME` is their address for sh
 
 def is_url(model: object) -> bool:
     """Whether a model is named by an address, as `fetch_model` takes them."""
-    return isinstance(model, str) and (
-        model.startswith(REGISTERED)
-        or ("://" in model and model.partition("://")[0].lower() in SCHEMES)
-    )
+    start, colon, _ = str(model).partition("://")
+    known = bool(colon) and start.lower() in SCHEMES
+    return isinstance(model, str) and (known or model.startswith(REGISTERED))
 
 
 def fetch_model(
@@ -486,22 +377,24 @@ def fetch_model(
       InputError: as `fetch` does; and if the registry has no such name, the other file
         is not found, or what came is not JSON or not HDF5 (then it is not kept).
     """
-    url, sha256 = expected(url, sha256)
-    options, weights, published = _files(url)
-    folder = cache_directory(cache) / cached_name(weights)
-    for i, address in enumerate(options):
-        try:
-            path = fetch_to(folder / OPTIONS, address, None, progress)
-            break
-        except Missing as error:
-            if i == len(options) - 1:
-                raise _no_model(url, error) from error
-    _require(path, address, "a JSON object", lambda data: data.lstrip()[:1] == b"{")
+    url, sha256 = _expected(url, sha256)
+    (options, *others), weights, published = _files(url)
+    folder = cache_directory(cache) / _cached_name(weights)
     try:
-        path = fetch_to(folder / WEIGHTS, weights, sha256 or published, progress)
-    except Missing as error:
-        raise _no_model(url, error) from error
-    _require(path, weights, "HDF5", _is_hdf5)
+        try:
+            _fetch_to(folder / OPTIONS, options, None, progress)
+        except _Missing:
+            if not others:
+                raise
+            _fetch_to(folder / OPTIONS, others[0], None, progress)
+        sha256 = sha256 or published
+        _fetch_to(folder / WEIGHTS, weights, sha256, progress)
+    except _Missing as error:
+        raise InputError(
+            f"{error} A model at {url} is two files side by side, options.json and "
+            "weights.hdf5 or ..._options.json and ..._weights.hdf5; where they have "
+            "other names, download both and give a directory that holds them."
+        ) from None
     return folder
 
 
@@ -531,29 +424,3 @@ def _files(url: str) -> tuple[list[str], str, str | None]:
         return [f"{folder}/{name}{query}" for name in names], url, None
     folder = path.rstrip("/")
     return [f"{folder}/{OPTIONS}{query}"], f"{folder}/{WEIGHTS}{query}", None
-
-
-def _no_model(url: str, error: Missing) -> InputError:
-    return InputError(
-        f"{error} A model at {shown(url)} is two files side by side, options.json and "
-        "weights.hdf5 or ..._options.json and ..._weights.hdf5; where they have other "
-        "names, download both and give a directory that holds them."
-    )
-
-
-def _require(path: Path, url: str, what: str, fits: Callable[[bytes], bool]) -> None:
-    """`InputError` for a web page or the like; then the cache does not keep it."""
-    with writing(path):
-        with open(path, "rb") as file:
-            start = file.read(HDF5_STARTS[-1] + len(HDF5_SIGNATURE))
-        if fits(start):
-            return
-        path.unlink()
-    raise InputError(
-        f"{shown(url)} gives something that is not {what}; it begins with "
-        f"{start[:20]!r} and is not kept. Is that the address of the file itself?"
-    )
-
-
-def _is_hdf5(start: bytes) -> bool:
-    return any(start[i:].startswith(HDF5_SIGNATURE) for i in HDF5_STARTS)

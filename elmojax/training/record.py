@@ -21,7 +21,7 @@ from typing import Any
 
 from elmojax.atomic import read_object, replaced
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
-from elmojax.errors import InputError
+from elmojax.errors import InputError, showable
 from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.metrics import read_metrics
 from elmojax.training.step import LanguageModel
@@ -196,7 +196,7 @@ def replace_record(run: Path, record: RunRecord) -> None:
 
 def _write(run: Path, record: RunRecord) -> None:
     with replaced(run / "config.json") as partial:
-        partial.write_text(to_json(record), encoding="utf-8")
+        partial.write_text(showable(to_json(record)), encoding="utf-8")
 
 
 def _unwritable(run: Path, error: OSError) -> InputError:
