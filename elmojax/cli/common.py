@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from tqdm import tqdm
 
+from elmojax.atomic import local
 from elmojax.config import HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.errors import InputError
 from elmojax.model import ops
@@ -82,7 +83,18 @@ def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) 
     """The arguments of a command; --help and wrong flags end the process."""
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
     prog = f"elmojax {command}"
-    return tyro.cli(kind, prog=prog, args=argv, config=plain, **more)
+    return _local(tyro.cli(kind, prog=prog, args=argv, config=plain, **more))
+
+
+Parsed = TypeVar("Parsed")
+
+
+def _local(asked: Parsed) -> Parsed:
+    """Arguments whose paths are of this machine; `InputError` for an address."""
+    for value in vars(asked).values():
+        if isinstance(value, Path):
+            local(value)
+    return asked
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -172,4 +184,4 @@ def typed(argv: list[str]) -> Typed:
     """What was given of these flags: read before all others."""
     found: Typed
     found, _ = tyro.cli(Typed, args=argv, add_help=False, return_unknown_args=True)
-    return found
+    return _local(found)

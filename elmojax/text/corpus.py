@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from elmojax.atomic import local
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import Vocabulary, read_words
 
@@ -63,7 +64,7 @@ class Corpus:
         Raises `InputError` for a directory that is not a prepared corpus, or one
         whose parts are missing, cut short or do not belong together.
         """
-        directory = Path(directory)
+        directory = local(directory)
         info = _read_summary(directory)
         for name, part in info["parts"].items():
             path = directory / name

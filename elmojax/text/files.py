@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from elmojax.atomic import local
 from elmojax.errors import InputError
 
 Errors = Literal["strict", "replace"]
@@ -53,6 +54,7 @@ def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
     found: dict[str, Path] = {}
     for given in patterns:
         pattern = os.path.expanduser(os.fspath(given))
+        local(pattern)
         names = [pattern]
         if not os.path.exists(pattern) and glob.has_magic(pattern):
             names = sorted(glob.glob(pattern, recursive=True))

@@ -28,6 +28,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from elmojax.atomic import install, new_directory
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.model.ops import Precision, cast
@@ -82,12 +83,11 @@ def read(directory: Path, steps: list[int]) -> dict[int, float]:
 
 def add(checkpoint: Path, perplexity: float) -> None:
     """Gives a perplexity to a checkpoint that has none, whole or not at all."""
-    partial = checkpoint / ".metrics.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    (partial / PLACE.name).write_text(json.dumps(stored(perplexity)))
-    (partial / "commit_success.txt").touch()
-    os.replace(partial, checkpoint / PLACE.parent)
+    out = checkpoint / PLACE.parent
+    with new_directory(out) as partial:
+        (partial / PLACE.name).write_text(json.dumps(stored(perplexity)))
+        (partial / "commit_success.txt").touch()
+        install(partial, out, replaces=False)
 
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves

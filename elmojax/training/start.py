@@ -21,6 +21,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from elmojax.atomic import Lock
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError, TryAgain
 from elmojax.shapes import Params
@@ -43,7 +44,7 @@ from elmojax.training.distributed import in_turn, is_first, joined, wait_for_all
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.memory import room_for
 from elmojax.training.optim import make_optimizer, make_schedule
-from elmojax.training.record import RunLock, RunRecord
+from elmojax.training.record import RunRecord
 from elmojax.training.sharding import local_shards, make_mesh, shardings
 from elmojax.training.sizes import training_text
 from elmojax.training.step import LanguageModel, TrainState, init_state
@@ -73,7 +74,7 @@ class Run:
     evaluator: Evaluator | None
     notes: tuple[str, ...]
     """What was found damaged or is not as it was, in sentences for people."""
-    lock: RunLock | None
+    lock: Lock | None
     """Held by the first process."""
 
 
@@ -109,7 +110,7 @@ def start(
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
     places = shardings(mesh, shapes := jax.eval_shape(create))
     patience = LOCK_PATIENCE if joined() else 0
-    lock = RunLock(config.workdir, patience) if is_first() else None
+    lock = records.lock_run(config.workdir, patience) if is_first() else None
     try:
         if fresh:
             in_turn(partial(_create, config, record, corpus))

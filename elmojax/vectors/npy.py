@@ -21,7 +21,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from elmojax.atomic import sync
+from elmojax.atomic import local, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 from elmojax.vectors.partial import (
@@ -158,7 +158,7 @@ def read_vectors(directory: str | os.PathLike[str]) -> Vectors:
     Raises:
       InputError: if it is not such a directory, or is cut short.
     """
-    path = Path(directory)
+    path = local(directory)
     try:
         info = json.loads((path / INFO).read_text(encoding="utf-8"))
         vectors = np.load(path / VECTORS, mmap_mode="r")

@@ -365,7 +365,8 @@ def test_goes_on_where_it_stopped(text, tmp_path):
 def test_killed_at_every_step(tmp_path, name):
     """A process of its own: it forks, and every child kills itself one step later."""
     call = f"kill_at_every_step({name!r}, {str(tmp_path)!r})"
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [
             sys.executable,
