@@ -398,7 +398,7 @@ def _require_own_features(path: Path) -> None:
                 visit(inner)
 
     try:
-        visit(json.loads(path.read_bytes()) if path.exists() else {})
+        visit(json.loads(path.read_text("utf-8")) if path.exists() else {})
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
