@@ -1,4 +1,8 @@
-"""Files and directories that are whole or not there, and arrays written as a stream."""
+"""Where files are written: whole or not at all, by one process, in no other place.
+
+Files and directories that are whole or not there (`replaced`, `new_directory`), locks
+(`Lock`), paths of this machine alone (`local`), and arrays written as a stream.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,39 @@ import os
 import re
 import shutil
 import socket
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import filelock
 import numpy as np
 
-from elmojax.errors import InputError
+from elmojax.errors import InputError, Remark
+
+
+def local(path: str | os.PathLike[str]) -> Path:
+    """A path of this machine. `InputError` for an address, such as gs://bucket/run."""
+    name = os.fspath(path)  # a Path has made gs:/ of gs://
+    if isinstance(name, str) and (
+        match := re.match(r"([a-z][a-z0-9+.-]+):(/+|$)", name, re.IGNORECASE)
+    ):
+        rest = re.sub(r"^[^/]*@", "", name[match.end() :].partition("?")[0])
+        raise InputError(
+            f"{match[1]}://{rest} is an address, and only a model can be named by one. "
+            "Give a path of this machine: where that place is mounted, or a copy."
+        )
+    return Path(path)
+
+
+def linked(path: Path) -> InputError:
+    """The refusal to write where a symbolic link stands."""
+    return InputError(
+        f"{path} is a symbolic link, and nothing is written through it. Put what it "
+        "names in its place, or remove it."
+    )
 
 
 @contextmanager
@@ -27,6 +56,7 @@ def replaced(path: Path) -> Iterator[Path]:
     Where the block fails, what it wrote is removed and `path` is as it was.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.unlink(missing_ok=True)  # a link may stand there, which leads elsewhere
     try:
         yield partial
         os.replace(partial, path)
@@ -67,7 +97,7 @@ def new_directory(out: Path) -> Iterator[Path]:
     `install` makes it `out`. A file system that refuses (no space, no permission, a
     file in the way) raises `InputError`; `out` is then as it was before.
     """
-    partial = _hidden(out, "partial")
+    partial = _hidden(local(out), "partial")
     try:
         for parent in out.parents:
             if parent.exists() and not parent.is_dir():
@@ -134,6 +164,113 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class Taken(Exception):
+    """Another process has the lock; the message names it."""
+
+
+class Lock:
+    """Held on a file until `release`, or until the process ends, however it ends.
+
+    The file stays. It names who had the lock last, which means nothing by itself.
+    """
+
+    def __init__(self, path: Path, patience: float = 0.0) -> None:
+        """Makes the file, and its directory, if need be.
+
+        Where the file system has no locks, that is a `Remark`, and it goes on without.
+
+        Args:
+          patience: seconds to wait for another process; `math.inf` for as long as it
+            takes.
+
+        Raises:
+          Taken: if another process has it.
+          InputError: if a symbolic link stands there.
+          OSError: if the file cannot be made.
+        """
+        self._file = -1
+        # One that only looks (`is_locked`) has it for less than a moment.
+        end = time.monotonic() + max(patience, 0.1)
+        while (owner := self._take(local(path))) is not None:
+            if time.monotonic() > end:
+                raise Taken(owner or "unnamed")
+            time.sleep(0.05)
+
+    def _take(self, path: Path) -> str | None:
+        """None once it is ours, else what the file says of who has it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise linked(path)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            return ""  # another process has just removed the directory
+        try:
+            if not _locked(file, path):
+                return os.read(file, 100).decode("utf-8", "replace").strip()
+            # It may be a file that another process has removed meanwhile.
+            if not os.fstat(file).st_nlink:
+                return ""
+            self._file, file = file, -1
+        finally:
+            if file >= 0:
+                os.close(file)
+        with contextlib.suppress(OSError):  # a full disk must not cost the lock
+            os.ftruncate(self._file, 0)
+            owner = f"process {os.getpid()} on {socket.gethostname()}"
+            os.pwrite(self._file, owner.encode(), 0)
+        return None
+
+    @property
+    def held(self) -> bool:
+        """Whether it is not released yet."""
+        return self._file >= 0
+
+    def release(self) -> None:
+        """Lets others in. Safe to call again."""
+        if self.held:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _locked(file: int, path: Path) -> bool:
+    """Whether no other process has the lock of an open file; never waits."""
+    try:
+        return filelock.lock_descriptor(file, blocking=False)
+    except OSError as error:
+        warnings.warn(
+            f"{path} cannot be locked ({error.strerror or error}): where the file "
+            "system has no locks, nothing keeps a second process out. See to it that "
+            "only one runs there.",
+            Remark,
+            stacklevel=2,
+        )
+        return True
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process has the `Lock` of a file; None where nobody can know."""
+    try:  # network file systems lock only what is open for writing
+        mode = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY
+        file = os.open(path, mode | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        return not filelock.lock_descriptor(file, blocking=False)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
 
 
 def sync(path: Path) -> None:

@@ -36,6 +36,13 @@ class InputError(ValueError):
         super().__init__(showable(message))
 
 
+class Remark(UserWarning):
+    """Something that people should know, in a sentence; the work goes on.
+
+    The command line prints it on standard error.
+    """
+
+
 AGAIN = 75
 """Exit status of `TryAgain`: EX_TEMPFAIL of sysexits.h."""
 

@@ -29,7 +29,7 @@ from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
 from elmojax.cli.runs import runs
 from elmojax.cli.score import score
-from elmojax.errors import AGAIN, InputError, TryAgain
+from elmojax.errors import AGAIN, InputError, Remark, TryAgain
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
@@ -83,9 +83,26 @@ def _report_others(unraisable: Any) -> None:
         _report(unraisable)
 
 
+_formatted = warnings.formatwarning
+
+
+def _plain(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A `Remark` as all that commands say; other warnings as Python has them."""
+    if issubclass(category, Remark):
+        return f"elmojax: {message}\n"
+    return _formatted(message, category, filename, lineno, line)
+
+
 def _quieten() -> None:
     """What Orbax leaves behind of a file that it cannot read or write, we say once."""
     sys.unraisablehook = _report_others
+    warnings.formatwarning = _plain
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     warnings.filterwarnings("ignore", "Enable tracemalloc")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from tqdm import tqdm
 
+from elmojax.atomic import local
 from elmojax.config import Counter, HeadConfig, OptimizerConfig, TrainConfig, check
 from elmojax.errors import InputError, showable
 from elmojax.model import ops
@@ -145,7 +146,7 @@ def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) 
     Raises `InputError` for flags that are unknown, missing or wrong.
     """
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
-    found = _tyro(kind, command, args=argv, config=plain, **more)
+    found = _local(_tyro(kind, command, args=argv, config=plain, **more))
     check(found, flags=True)
     return found
 
@@ -196,6 +197,17 @@ def _in_short(box: str) -> str:
     if flags and "Perhaps you meant" in text:
         return f"{told}; did you mean {' or '.join(flags[:2])}"
     return told[:1].lower() + told[1:]
+
+
+Parsed = TypeVar("Parsed")
+
+
+def _local(asked: Parsed) -> Parsed:
+    """Arguments whose paths are of this machine; `InputError` for an address."""
+    for value in vars(asked).values():
+        if isinstance(value, Path):
+            local(value)
+    return asked
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -286,4 +298,4 @@ def typed(argv: list[str], command: str = "pretrain") -> Typed:
     found: Typed
     alone = {"add_help": False, "return_unknown_args": True}
     found, _ = _tyro(Typed, command, args=argv, **alone)
-    return found
+    return _local(found)

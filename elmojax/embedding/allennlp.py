@@ -18,6 +18,7 @@ import h5py
 import jax
 import numpy as np
 
+from elmojax.atomic import local
 from elmojax.errors import InputError
 from elmojax.text.files import read_blocks
 
@@ -75,7 +76,7 @@ def write_sentences(
     names = list(sentences) if as_keys else [str(i) for i in range(len(sentences))]
     if as_keys:
         _check_names(names)
-    if out.is_dir() or (out.exists() and not overwrite):
+    if local(out).is_dir() or (out.exists() and not overwrite):
         raise InputError(
             f"{out} is there already; give another output_file_path, or overwrite=True "
             "to replace a file."

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.atomic import replaced
+from elmojax.atomic import local, replaced
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
@@ -153,7 +153,7 @@ def _config(name: str, value: int) -> Iterator[None]:
 
 def check_out(out: Path, overwrite: bool = False) -> None:
     """`InputError` if a file `out` cannot be made there, or would replace another."""
-    if out.exists() and not (overwrite and out.is_file()):
+    if local(out).exists() and not (overwrite and out.is_file()):
         raise InputError(
             f"{out} is there already; give another --out, or --overwrite to replace "
             "it (a file only)."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -18,8 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
+from elmojax.atomic import Lock, local, sha256_of
 from elmojax.errors import InputError, showable
 
 SCHEMES = ("http", "https", "gs", "s3")
@@ -70,7 +70,7 @@ def cache_directory(cache: str | os.PathLike[str] | None = None) -> Path:
     """Where files are kept: `cache` if it is given, else as `fetch` says."""
     chosen = cache or os.environ.get("ELMOJAX_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return local(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elmojax"
 
 
@@ -107,8 +107,7 @@ def _fetch_to(
     try:
         if _is_whole(path, sha256):
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with Lock(Path(f"{path}.lock"), math.inf):
             while not _is_whole(path, sha256):  # another process may have brought it
                 _download(path, url, sha256, progress or (lambda *_: None))
     except OSError as error:
@@ -120,12 +119,7 @@ def _fetch_to(
 
 
 def _is_whole(path: Path, sha256: str | None) -> bool:
-    return path.is_file() and (sha256 is None or _digest(path) == sha256)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and (sha256 is None or sha256_of(path) == sha256)
 
 
 def _download(path: Path, url: str, sha256: str | None, progress: Progress) -> None:
@@ -137,7 +131,7 @@ def _download(path: Path, url: str, sha256: str | None, progress: Progress) -> N
         if other != part or not (remote.tag or sha256):
             other.unlink()  # not known to be of this very file
     continued = _transfer(remote, part, sha256, progress)
-    if sha256 and (found := _digest(part)) != sha256:
+    if sha256 and (found := sha256_of(part)) != sha256:
         part.unlink()
         if continued:
             return

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.atomic import replaced
+from elmojax.atomic import local, replaced
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
@@ -184,7 +184,10 @@ def to_jax(
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to read from. What goes wrong with it is an `InputError`."""
+    """An HDF5 file to read from. What goes wrong with it is an `InputError`.
+
+    So is a file whose data lie in other files, which could be any of this machine.
+    """
     try:
         with open(path, "rb") as plain:
             start = plain.read(8)
@@ -198,11 +201,30 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         )
     try:
         with h5py.File(path, "r") as file:
+            _require_own_data(file, path)
             yield file
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path} is damaged or cut short ({error}). Get it again, whole."
         ) from error
+
+
+def _require_own_data(file: h5py.File, path: Path) -> None:
+    names: list[str] = []
+    with _damage():
+        file.visit_links(names.append)  # h5py bears no error inside of a visit
+        for name in names:
+            link = file.get(name, getlink=True)
+            item = file[name] if isinstance(link, h5py.HardLink) else link
+            if isinstance(item, h5py.Dataset):
+                outside = item.is_virtual or item.external
+            else:  # a soft link stays in this file
+                outside = isinstance(item, h5py.ExternalLink)
+            if outside:
+                raise InputError(
+                    f"{path}: {name} lies in another file, which is not read. Get a "
+                    "file that holds all of its arrays itself."
+                )
 
 
 def shapes_of(file: h5py.File) -> dict[str, Shape | None]:
@@ -225,6 +247,8 @@ def _damage() -> Iterator[None]:
     """h5py stumbles over a damaged file in many ways; for `open_hdf5` they are one."""
     try:
         yield
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise OSError(str(error)) from error
 
@@ -272,7 +296,7 @@ def save_hdf5(
     arrays = {WEIGHTS: dict(_arrays(params))}
     if head is not None:
         arrays[SOFTMAX] = head_arrays(head)
-    with staged(Path(directory), overwrite) as stage:
+    with staged(local(directory), overwrite) as stage:
         for name, content in arrays.items():
             write_arrays(stage / name, content)
         if vocabulary is not None:

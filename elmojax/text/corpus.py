@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from elmojax.atomic import Record, map_array, read_object, sha256_of
+from elmojax.atomic import Record, local, map_array, read_object, sha256_of
 from elmojax.errors import InputError
 from elmojax.text.characters import byte_lengths
 from elmojax.text.vocabulary import Vocabulary, read_words
@@ -68,7 +68,7 @@ class Corpus:
         Raises `InputError` for a directory that is not a prepared corpus, or one
         whose parts are missing, changed, cut short or do not belong together.
         """
-        directory = Path(directory)
+        directory = local(directory)
         info = _read_summary(directory)
         for name in PARTS:
             _check_part(directory / name, info["parts"][name])

@@ -32,6 +32,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
+from elmojax.atomic import local
 from elmojax.errors import InputError
 from elmojax.text.characters import BEGIN, END, byte_limit
 
@@ -64,6 +65,7 @@ def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
     found: dict[str, Path] = {}
     for given in patterns:
         pattern = os.path.expanduser(os.fspath(given))
+        local(pattern)
         names = [pattern]
         if not os.path.exists(pattern) and glob.has_magic(pattern):
             names = sorted(glob.glob(pattern, recursive=True))

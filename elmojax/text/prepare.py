@@ -14,6 +14,7 @@ Four.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 import os
@@ -229,7 +230,7 @@ def prepare(
     replaces a prepared corpus, and nothing else.
     """
     started = time.perf_counter()
-    out = Path(os.path.realpath(out))
+    out = Path(os.path.realpath(atomic.local(out)))
     request, sources = _sources(patterns, tfds, errors)
     given = _settings(vocabulary, max_vocabulary, min_count)
     characters.byte_limit(max_characters)
@@ -336,6 +337,8 @@ def _same(one: Path, other: Path) -> bool:
 def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], Source]:
     """A TFDS split as a source, and what corpus.json says about it."""
     directory = _tfds_directory(text)
+    for name in ("features.json", "dataset_info.json"):
+        _require_own_features(Path(directory, name))
     # Imported here: slow, and needed for nothing else. It never loads TensorFlow.
     import tensorflow_datasets as tfds
 
@@ -382,6 +385,42 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:200].rstrip(".: ")
 
 
+_CLASS = ("pythonClassName", "python_class_name", "type")
+_OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[\w.]+")
+
+
+def _require_own_features(path: Path) -> None:
+    """`InputError` for a file that names a class that is not TFDS's own.
+
+    TFDS imports the module of any class that it reads there: a data set from elsewhere
+    could run whatever Python finds.
+    """
+
+    def visit(value: Any) -> None:
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)  # JSON in JSON, as TFDS reads it
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                named = key in _CLASS and isinstance(inner, str) and "." in inner
+                if named and not _OWN_FEATURE.fullmatch(inner):
+                    raise InputError(
+                        f"{path} names {inner!r}, which is no feature of TFDS itself, "
+                        "and other code is not run. Prepare the data set with TFDS's "
+                        "own features."
+                    )
+                visit(inner)
+
+    try:
+        visit(json.loads(path.read_text("utf-8")) if path.exists() else {})
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it.") from error
+
+
 def _tfds_directory(text: TfdsText) -> str:
     """The directory of the newest prepared version that the name can mean.
 
@@ -389,7 +428,7 @@ def _tfds_directory(text: TfdsText) -> str:
     nothing is ever downloaded.
     """
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = Path(text.data_dir or default).expanduser()
+    root = atomic.local(text.data_dir or default).expanduser()
     name, _, version = text.name.partition(":")
     found = sorted(path.parent for path in root.glob("*/**/dataset_info.json"))
     found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]

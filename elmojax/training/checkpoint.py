@@ -29,7 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from elmojax.atomic import parse_json
+from elmojax.atomic import install, new_directory, parse_json
 from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
@@ -89,12 +89,11 @@ def read(directory: Path, steps: list[int]) -> dict[int, float]:
 
 def add(checkpoint: Path, perplexity: float) -> None:
     """Gives a perplexity to a checkpoint that has none, whole or not at all."""
-    partial = checkpoint / ".metrics.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    (partial / PLACE.name).write_text(json.dumps(stored(perplexity)))
-    (partial / "commit_success.txt").touch()
-    os.replace(partial, checkpoint / PLACE.parent)
+    out = checkpoint / PLACE.parent
+    with new_directory(out) as partial:
+        (partial / PLACE.name).write_text(json.dumps(stored(perplexity)))
+        (partial / "commit_success.txt").touch()
+        install(partial, out, replaces=False)
 
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves

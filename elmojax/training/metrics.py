@@ -181,7 +181,8 @@ def plot_losses(run: Path) -> Path | None:
     axes.grid(alpha=0.3)
     axes.legend()
     path = run / "loss.png"
-    figure.savefig(path, dpi=120)
+    with replaced(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     return path
 
 

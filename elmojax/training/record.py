@@ -2,13 +2,12 @@
 
 config.json     what the run is (`RunRecord`); vocabulary.txt is its vocabulary
 status.json     how it stands (`Status`)
-.lock           held by the process that trains there (`RunLock`)
+.lock           held by the process that trains there (`lock_run`)
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from elmojax.atomic import read_object, replaced
+from elmojax.atomic import Lock, Taken, is_locked, local, read_object, replaced
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
 from elmojax.errors import InputError, showable
 from elmojax.text.vocabulary import Vocabulary, write_words
@@ -94,7 +93,7 @@ def read_record(run: Path) -> RunRecord:
 
     Raises `InputError` when there is none or it cannot be read.
     """
-    path = run / "config.json"
+    path = local(run) / "config.json"
     if not path.is_file():
         what = "has no config.json" if run.is_dir() else "is no directory"
         raise InputError(
@@ -212,70 +211,24 @@ def language_model(record: RunRecord, **options: Any) -> LanguageModel:
     return LanguageModel(train.model, record.vocabulary, train.head, **options)
 
 
-class RunLock:
-    """Held on `.lock` of a run directory until `release`, or the end of the process.
+def lock_run(run: Path, patience: float = 0.0) -> Lock:
+    """Keeps other processes from training in a run directory, made if need be.
 
-    However a process ends, its lock ends with it; the file stays and means nothing.
+    Waits up to `patience` seconds: a lock may outlive a machine for a while. Raises
+    `InputError` if another process has it, naming that process.
     """
-
-    def __init__(self, run: Path, patience: float = 0.0) -> None:
-        """Waits up to `patience` seconds: a lock may outlive a machine for a while.
-
-        Raises `InputError` if another process has it, naming that process.
-        """
-        path = run / ".lock"
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise InputError(
-                f"The run directory {run} cannot be written: "
-                f"{error.strerror or error}. Choose another --workdir."
-            ) from error
-        try:
-            self._take(time.monotonic() + patience)
-        except OSError as error:
-            owner = os.read(self._file, 100).decode("utf-8", "replace").strip()
-            os.close(self._file)
-            raise InputError(
-                f"Another process trains in {run} ({owner or 'unnamed'}); wait for it, "
-                "stop it, or choose another --workdir."
-            ) from error
-        os.ftruncate(self._file, 0)
-        os.write(self._file, f"process {os.getpid()} on {os.uname().nodename}".encode())
-
-    def _take(self, until: float) -> None:
-        while True:
-            try:
-                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() >= until:
-                    raise
-                time.sleep(1)
-
-    def release(self) -> None:
-        """Lets others in. Safe to call again."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-
-def is_locked(run: Path) -> bool:
-    """Whether a process trains in a run directory just now."""
     try:
-        file = os.open(run / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(file)
-    return False
+        return Lock(run / LOCK, patience)
+    except Taken as owner:
+        raise InputError(
+            f"Another process trains in {run} ({owner}); wait for it, stop it, or "
+            "choose another --workdir."
+        ) from owner
+    except OSError as error:
+        raise _unwritable(run, error) from error
 
 
-FILE = "status.json"
+FILE, LOCK = "status.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -352,7 +305,7 @@ def describe(run: Path) -> dict[str, Any]:
     ]
     state = "unknown" if said is None else said.state
     if state == "training":
-        state = "training" if is_locked(run) else "killed"
+        state = "killed" if is_locked(run / LOCK) is False else "training"
     saved = checkpoint_steps(run)
     saved_scores = [score for score in scores if score[1]]  # at step 0 nothing is saved
     best = min(saved_scores, default=(None, None))

@@ -21,6 +21,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from elmojax.atomic import Lock
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError, TryAgain
 from elmojax.shapes import Params
@@ -43,7 +44,7 @@ from elmojax.training.distributed import in_turn, is_first, joined, wait_for_all
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.memory import explain_out_of_memory, require_room
 from elmojax.training.optim import make_optimizer, make_schedule
-from elmojax.training.record import RunLock, RunRecord
+from elmojax.training.record import RunRecord
 from elmojax.training.sharding import (
     local_shards,
     make_mesh,
@@ -78,7 +79,7 @@ class Run:
     evaluator: Evaluator | None
     notes: tuple[str, ...]
     """What was found damaged or is not as it was, in sentences for people."""
-    lock: RunLock | None
+    lock: Lock | None
     """Held by the first process."""
 
 
@@ -117,7 +118,7 @@ def start(
     places = shardings(mesh, shapes := jax.eval_shape(create))
     require_room(config, shapes, mesh.shape["data"])
     patience = LOCK_PATIENCE if joined() else 0
-    lock = RunLock(config.workdir, patience) if is_first() else None
+    lock = records.lock_run(config.workdir, patience) if is_first() else None
     try:
         if fresh:
             in_turn(partial(_create, config, record, corpus))

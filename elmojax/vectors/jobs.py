@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elmojax import __version__
+from elmojax.atomic import Lock, Taken
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
 from elmojax.embedding.engine import Dtype, Select, local_mesh, whole
@@ -34,7 +35,7 @@ from elmojax.model.ops import precision_of
 from elmojax.text.files import Errors, Oddities
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.vectors.output import Form, Text, check_replaceable, open_output, read_text
-from elmojax.vectors.partial import TextProgress, locked, writing
+from elmojax.vectors.partial import TextProgress, writing
 
 ProgressCallback = Callable[[int, int], None]
 """Called with words done (those of an earlier run too) and words in all."""
@@ -314,37 +315,35 @@ def require_seen(task: Task, machines: dict[int, str]) -> None:
 
 @contextlib.contextmanager
 def _alone(task: Task, number: int) -> Iterator[None]:
-    """Holds a text. Its lock file has a line for each worker that died with it.
+    """Holds a text. A file beside its lock has a line for each worker it died with.
 
     A worker that is thought to be dead, or whose command was killed, may live on for a
     while; the next one waits for it.
     """
     name, found = task.names[number], TextProgress.read(task.directory, number)
     place = f"{task.run} {found.done if found else 0}"
-    with writing(task.directory):
-        path = task.directory / f"_{number:05d}.lock"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    path = task.directory / f"_{number:05d}.lock"
+    died = path.with_suffix(".died")
     try:
-        end = time.monotonic() + _PATIENCE
-        while not locked(lock):
-            if time.monotonic() > end:
-                raise InputError(
-                    f"Another process is writing vectors of {name}. End it, and run "
-                    "the same command again to go on."
-                )
-            time.sleep(0.1)
-        deaths = os.pread(lock, 1 << 20, 0).decode().splitlines().count(place)
+        with writing(task.directory):
+            lock = Lock(path, _PATIENCE)
+    except Taken as owner:
+        raise InputError(
+            f"Another process is writing vectors of {name} ({owner}). End it, and run "
+            "the same command again to go on."
+        ) from owner
+    with lock:
+        before = died.read_text() if died.exists() else ""
+        deaths = before.splitlines().count(place)
         if deaths >= _DEATHS:
             raise InputError(
                 f"{deaths} workers died with {name} at line {place.split()[1]} (from "
                 "0): killed, or out of memory. Give fewer --workers or --batch-tokens, "
                 "and run the command again."
             )
-        with writing(task.directory):
-            os.write(lock, f"{place}\n".encode())
+        with writing(task.directory), open(died, "a") as file:
+            file.write(f"{place}\n")
         try:
             yield
         finally:
-            os.ftruncate(lock, 0)
-    finally:
-        os.close(lock)
+            died.unlink(missing_ok=True)

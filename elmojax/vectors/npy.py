@@ -20,7 +20,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from elmojax.atomic import map_array, read_object, sync
+from elmojax.atomic import local, map_array, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text, split
 from elmojax.vectors.partial import (
@@ -166,7 +166,7 @@ def read_vectors(directory: str | os.PathLike[str]) -> Vectors:
       InputError: if it is not such a directory, or its files are damaged, cut short
         or do not fit together.
     """
-    path = Path(directory)
+    path = local(directory)
     try:
         info = read_object(path / INFO)
         vectors = map_array(path / VECTORS)

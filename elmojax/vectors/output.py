@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from elmojax import __version__
-from elmojax.atomic import read_object
+from elmojax.atomic import local, read_object
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
 from elmojax.text.files import Text, read_text
@@ -182,7 +182,7 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
     Only a file is replaced by a file, and only a directory that elmojax wrote by
     another, whatever `overwrite` says.
     """
-    if not out.name:
+    if not local(out).name:
         raise InputError(f"--out {out} is not a name to make; give another --out.")
     if not out.parent.is_dir():
         raise InputError(

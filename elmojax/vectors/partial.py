@@ -7,7 +7,6 @@ any process can write any of them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 import google_crc32c as crc32c
 import numpy as np
 
-from elmojax.atomic import read_object, sync
+from elmojax.atomic import Lock, Taken, linked, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 
@@ -29,7 +28,7 @@ _LOCK, _REQUEST, _PROGRESS = "_lock", "_request.json", "_progress.json"
 class Partial:
     """`OUT.partial`, a directory in which one process at a time makes OUT.
 
-        _lock           held by that process (flock)
+        _lock           held by that process
         _request.json   what is being made; an other request does not go on with it
         _progress.json  {"done": sentences of the text that are on the disk, and what
                         the format needs to know them again}
@@ -52,7 +51,7 @@ class Partial:
         self.result = self.directory / "result"
         self._replaced = self.directory / "replaced"
         with writing(out):
-            self._lock: int | None = self._take()
+            self._lock = self._take()
             there = (self.directory / _REQUEST).exists()
             try:
                 self._begin(json.loads(json.dumps(request)), overwrite)
@@ -87,7 +86,7 @@ class Partial:
 
     def close(self, keep: bool) -> None:
         """Lets go of the directory; removes it unless it is to be taken up again."""
-        if self._lock is None:
+        if not self._lock.held:
             return
         if not keep:
             self._clear()
@@ -95,16 +94,17 @@ class Partial:
                 (self.directory / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.directory.rmdir()
-        os.close(self._lock)
-        self._lock = None
+        self._lock.release()
 
     def _restore(self) -> None:
         """Gives back its name to what was to be replaced, if nothing has it."""
         if self._replaced.exists() and not self.out.exists():
             os.rename(self._replaced, self.out)
 
-    def _take(self) -> int:
+    def _take(self) -> Lock:
         ours = {_LOCK, _REQUEST, f"{_REQUEST}.new"}
+        if self.directory.is_symlink():
+            raise linked(self.directory)
         if self.directory.is_dir():
             names = set(os.listdir(self.directory))
             if _REQUEST not in names and names - ours:
@@ -112,23 +112,18 @@ class Partial:
                     f"{self.directory} is in the way: it is no unfinished output of "
                     "elmojax. Move it, or choose another --out."
                 )
-        while True:
-            self.directory.mkdir(exist_ok=True)
-            try:
-                lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:
-                continue  # Another process has just finished here.
-            with contextlib.suppress(FileNotFoundError):
-                if not locked(lock):
-                    os.close(lock)
-                    raise InputError(
-                        f"Another process is writing {self.out}. Wait for it, end it, "
-                        "or choose another --out."
-                    )
-                # The file locked may be one that a process has removed meanwhile.
-                if os.path.samestat(os.fstat(lock), os.stat(self.directory / _LOCK)):
-                    return lock
-            os.close(lock)
+        try:
+            lock = Lock(self.directory / _LOCK)
+        except Taken as owner:
+            raise InputError(
+                f"Another process is writing {self.out} ({owner}). Wait for it, end "
+                "it, or choose another --out."
+            ) from owner
+        for path in self.directory.rglob("*"):
+            if path.is_symlink():
+                lock.release()
+                raise linked(path)
+        return lock
 
     def _begin(self, request: dict[str, Any], overwrite: bool) -> None:
         self._restore()
@@ -159,15 +154,6 @@ class Partial:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def locked(handle: int) -> bool:
-    """Whether an open file is now locked for this process alone; never waits."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -214,7 +200,8 @@ def write_at(handle: int, array: np.ndarray, position: int) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces a small JSON file at once: the old one or the new one is there."""
     new = path.with_name(f"{path.name}.new")
-    with open(new, "w", encoding="utf-8") as file:
+    new.unlink(missing_ok=True)  # a link may stand there, which leads elsewhere
+    with open(new, "x", encoding="utf-8") as file:
         json.dump(value, file, indent=2)
         file.write("\n")
         file.flush()

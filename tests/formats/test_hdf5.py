@@ -477,6 +477,38 @@ def test_files_cut_short_and_damaged(model):
             assert "weights.hdf5" in str(error)
 
 
+@pytest.mark.parametrize("kind", ["external storage", "external link", "virtual"])
+def test_arrays_of_other_files_are_not_read(model, tmp_path, kind):
+    """A file that was downloaded could show what else lies on this machine."""
+    name, other = "CNN_proj/b_proj", tmp_path / "other"
+    with weights(model) as file:
+        values = file[name][:]
+        del file[name]
+        if kind == "external storage":
+            other.write_bytes(values.tobytes())
+            where = [(str(other), 0, values.nbytes)]
+            file.create_dataset(name, values.shape, values.dtype, external=where)
+        else:
+            with h5py.File(other, "w") as elsewhere:
+                elsewhere["b"] = values
+            if kind == "external link":
+                file[name] = h5py.ExternalLink(str(other), "b")
+            else:
+                layout = h5py.VirtualLayout(values.shape, values.dtype)
+                layout[:] = h5py.VirtualSource(str(other), "b", values.shape)
+                file.create_virtual_dataset(name, layout)
+    for read in (load, lambda model: check_hdf5(*map(model.joinpath, files(model)))):
+        with pytest.raises(InputError, match=rf"5: {name} lies in another file"):
+            read(model)
+
+
+def test_a_soft_link_beside_the_arrays_is_no_harm(model):
+    with weights(model) as file:
+        file["of_this_file"] = h5py.SoftLink("/CNN_proj/b_proj")
+        file["of_none"] = h5py.SoftLink("/nowhere")
+    load(model)
+
+
 # --- writing -------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from elmojax import atomic
 from elmojax.errors import InputError
 from elmojax.text import files
 from elmojax.text.corpus import PARTS, Corpus
-from elmojax.text.prepare import prepare
+from elmojax.text.prepare import TfdsText, prepare
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 TEXT = """\
@@ -592,6 +592,38 @@ def test_a_tfds_data_set_is_the_same_corpus_as_its_text(tfds_run):
     assert again == "unchanged"
     assert part == 2
     assert not tensorflow_loaded
+
+
+FEATURES = "tensorflow_datasets.core.features"
+TEXT_FEATURE = {"pythonClassName": f"{FEATURES}.text_feature.Text", "text": {}}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": "planted.Text"},
+        {"python_class_name": "planted.Text"},
+        {"type": "planted.Text", "content": {}},
+        {"pythonClassName": f"{FEATURES}_of_others.Text"},
+        {"pythonClassName": "tensorflow_datasets.testing.Text"},
+        {"jsonFeature": {"json": json.dumps({"a": [{"type": "planted.Text"}]})}},
+        {"featuresDict": {"features": {"a": {"pythonClassName": "planted.Text"}}}},
+    ],
+)
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_tfds_runs_no_code_of_a_data_set(tmp_path, monkeypatch, features, name):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "planted.py").write_text("raise SystemExit('run')")
+    data = tmp_path / "mine" / "1.0.0"
+    data.mkdir(parents=True)
+    fine = {"pythonClassName": f"{FEATURES}.features_dict.FeaturesDict"}
+    inner = {"featuresDict": {"features": {"type": TEXT_FEATURE, "text": features}}}
+    info = {"name": "mine", "version": "1.0.0"}
+    (data / "dataset_info.json").write_text(json.dumps(info))
+    (data / name).write_text(json.dumps({**info, "features": {**fine, **inner}}))
+    with pytest.raises(InputError, match="is no feature of TFDS itself"):
+        prepare(tmp_path / "out", tfds=TfdsText("mine", data_dir=tmp_path))
+    assert not (tmp_path / "out").exists() and "planted" not in sys.modules
 
 
 def test_tfds_refusals_name_what_there_is(tfds_run):

@@ -24,7 +24,7 @@ from elmojax.training.damage import SaveFailed
 from elmojax.training.distributed import SIGNALS
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.metrics import read_metrics
-from elmojax.training.record import RunLock, Status, describe
+from elmojax.training.record import Status, describe, lock_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
@@ -364,7 +364,7 @@ def test_runs_are_listed_with_step_perplexity_and_state(
     assert found["a"]["perplexity"] == 50.0 and found["b"]["perplexity"] is None
     assert found["c"]["state"] == "killed", "it says it trains, and nobody does"
     assert found["d"]["state"] == "unreadable"
-    lock = RunLock(folder / "c")
+    lock = lock_run(folder / "c")
     assert describe(folder / "c")["state"] == "training"
     assert describe(folder / "c")["seconds_left"] > 0
     lock.release()

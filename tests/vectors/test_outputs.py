@@ -507,7 +507,8 @@ def test_every_byte_that_was_committed_counts(text, tmp_path, name):
 def test_killed_at_every_step(tmp_path, name):
     """A process of its own: it forks, and every child kills itself one step later."""
     call = f"kill_at_every_step({name!r}, {str(tmp_path)!r})"
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [
             sys.executable,
