@@ -323,6 +323,22 @@ def test_another_configuration_is_refused_by_name(world, tmp_path, old, new, nam
             read(run)
 
 
+def test_an_edited_run_does_not_go_on(world, tmp_path):
+    """What is edited may be read with the model, and may be harmless."""
+    run = tmp_path / "run"
+    shutil.copytree(world.run, run)
+    path = run / "config.json"
+    text = path.read_text().replace('"log_every": 10', '"log_every": 7')
+    path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    assert_same(elmojax.restore(run).tree, elmojax.restore(world.run).tree)
+    says = "was trained with seed = 0, and config.json says 1"
+    flags = ["--data", world.data, "--heldout", world.data, "--steps", 3]
+    refused("pretrain", *flags, "--workdir", run, says=says)
+    assert [step.name for step in (run / "checkpoints").iterdir()] == ["2"]
+    path.write_text(text)
+    done("pretrain", *flags[:-2], "--workdir", run)
+
+
 # --- checkpoints of earlier versions -------------------------------------------------
 
 
