@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from elmojax.arguments import checked, checked_fields
 from elmojax.errors import InputError
 
 PublishedFilters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
@@ -31,6 +32,7 @@ def _require(good: bool, owner: object, name: str, wanted: str) -> None:
         )
 
 
+@checked_fields
 @dataclass(frozen=True)
 class CharCnnConfig:
     """Words as characters (Kim et al. 2016): embedding, convolutions, highways."""
@@ -70,6 +72,7 @@ class CharCnnConfig:
         return sum(count for _, count in self.filters)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class WordTableConfig:
     """Words as rows of a table, one a vocabulary entry: row = id - 1, 0 = padding."""
@@ -91,6 +94,7 @@ class WordTableConfig:
             _require(good, self, name, f"a row of the table, below {self.size}")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class LstmConfig:
     """The bidirectional LSTM with projection (Sak et al. 2014)."""
@@ -115,6 +119,7 @@ class LstmConfig:
             _require(getattr(self, name) > 0, self, name, "above 0")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ElmoConfig:
     """The shape of a biLM without its softmax: encoder of words, then LSTM."""
@@ -134,6 +139,7 @@ class ElmoConfig:
         _require(good, encoder, "project", wanted)
 
     @classmethod
+    @checked
     def preset(cls, name: str) -> ElmoConfig:
         """`mini`, `small`, `medium` or `original` (the published sizes)."""
         if name not in PRESETS:
@@ -158,6 +164,7 @@ PRESETS = {
 }
 
 
+@checked_fields
 @dataclass(frozen=True)
 class HeadConfig:
     """The softmax over the vocabulary, shared by both directions."""
@@ -193,6 +200,7 @@ class HeadConfig:
         return (*(self.cutoffs if self.kind == "adaptive" else ()), vocabulary)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How gradients move parameters."""
@@ -223,6 +231,7 @@ class OptimizerConfig:
             _require(getattr(self, name) >= 0, self, name, "0 or more")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class MeshConfig:
     """The device mesh. Rows are split over `data`, wide matrices over `model`."""
@@ -238,6 +247,7 @@ class MeshConfig:
         _require(self.model >= 1, self, "model", "1 or more")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class TrainConfig:
     """One pretraining run: model, text, recipe, cadence."""
@@ -339,6 +349,7 @@ class TrainConfig:
         _require(good, self, "init_from", "given without --word-vectors")
 
     @classmethod
+    @checked
     def preset(cls, name: str) -> TrainConfig:
         """The recipe of each model size; `original` is the paper's."""
         model = ElmoConfig.preset(name)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elmojax.arguments import checked
 from elmojax.atomic import install, new_directory
 from elmojax.config import HeadConfig, TrainConfig
 from elmojax.embedding.engine import whole
@@ -169,6 +170,7 @@ def _words(path: Path) -> Vocabulary | None:
     return Vocabulary.read(file) if file.exists() else None
 
 
+@checked
 def load(
     model: str | os.PathLike[str],
     *,
@@ -192,6 +194,7 @@ def load(
     return open_model(model, head=False, sharding=sharding).cast(precision).params
 
 
+@checked
 def load_language_model(
     model: str | os.PathLike[str],
     step: int | None = None,
@@ -213,6 +216,7 @@ def load_language_model(
     return LanguageModelParams(opened.params, tree["head"]), vocabulary
 
 
+@checked
 def score(
     model: str | os.PathLike[str] | Model,
     sentences: Iterable[Sequence[str]],

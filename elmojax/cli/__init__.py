@@ -85,7 +85,8 @@ def _report_others(unraisable: Any) -> None:
 def _quieten() -> None:
     """What Orbax leaves behind of a file that it cannot read or write, we say once."""
     sys.unraisablehook = _report_others
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     warnings.filterwarnings("ignore", "Enable tracemalloc")
 

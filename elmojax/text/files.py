@@ -20,10 +20,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from elmojax.arguments import checked, require
 from elmojax.errors import InputError
 
 Errors = Literal["strict", "replace"]
@@ -44,14 +45,20 @@ class TextBlock(NamedTuple):
     """How far reading has come: bytes of the file as it lies on disk."""
 
 
-def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The text files that names and globs (`*`, `?`, `[...]`, `**`) stand for.
+Patterns: TypeAlias = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+
+
+@checked
+def expand(patterns: Patterns) -> list[Path]:
+    """The text files that names and globs (`*`, `?`, `[...]`, `**`) stand for, one or
+    several.
 
     In the order given, each glob sorted, every file once. Raises `InputError` for a
     name or glob that matches no file, and for a directory.
     """
     found: dict[str, Path] = {}
-    for given in patterns:
+    for given in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
+        require("A name in patterns", given, str | os.PathLike)
         pattern = os.path.expanduser(os.fspath(given))
         names = [pattern]
         if not os.path.exists(pattern) and glob.has_magic(pattern):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import struct
@@ -28,6 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from elmojax.arguments import checked
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.model.ops import Precision, cast
@@ -89,8 +89,6 @@ def add(checkpoint: Path, perplexity: float) -> None:
     (partial / "commit_success.txt").touch()
     os.replace(partial, checkpoint / PLACE.parent)
 
-
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves
 
 GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
@@ -409,6 +407,7 @@ def open_existing(run: Path) -> Checkpoints:
     return found
 
 
+@checked
 def restore(
     run_directory: str | os.PathLike[str],
     step: int | None = None,

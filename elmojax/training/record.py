@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from elmojax.arguments import checked
 from elmojax.atomic import replaced
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
 from elmojax.errors import InputError
@@ -71,6 +72,7 @@ def read_record(run: Path) -> RunRecord:
     return record
 
 
+@checked
 def model_config(run_directory: str | os.PathLike[str]) -> ElmoConfig:
     """The configuration of the model that a run trains, from its config.json.
 

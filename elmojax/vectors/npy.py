@@ -21,6 +21,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from elmojax.arguments import checked
 from elmojax.atomic import sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
@@ -150,6 +151,7 @@ class Vectors(Sequence[np.ndarray]):
         return [line.split() for line in text.split("\n")[:-1]]
 
 
+@checked
 def read_vectors(directory: str | os.PathLike[str]) -> Vectors:
     """Opens a directory that `elmojax embed` wrote.
 
