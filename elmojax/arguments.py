@@ -57,7 +57,7 @@ def checked(function: Callable[P, T], owner_name: str = "") -> Callable[P, T]:
 
 def checked_fields(kind: type[T]) -> type[T]:
     """A dataclass that refuses values which are not what its fields say."""
-    kind.__init__ = checked(kind.__init__, f"{kind.__name__}.")  # type: ignore[misc]
+    kind.__init__ = checked(kind.__init__, f"{kind.__name__}.")  # type: ignore[method-assign]
     return kind
 
 
@@ -212,7 +212,8 @@ def _shape(value: Any) -> tuple[Any, ...] | None:
         shapes = {_shape(each) for each in value}
         if len(shapes) > 1 or None in shapes:
             return None
-        return (len(value), *(shapes.pop() if shapes else ()))  # type: ignore[misc]
+        (inner,) = shapes or {()}
+        return (len(value), *(inner or ()))
     if isinstance(value, numbers.Real):
         return ()
     if not hasattr(value, "__array__") and not hasattr(value, "__jax_array__"):

@@ -107,6 +107,7 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
     """
     words, encoder = jnp.asarray(words), params.config.encoder
     characters = isinstance(encoder, CharCnnConfig)
+    rows = encoder.characters if isinstance(encoder, CharCnnConfig) else encoder.size
     if not words.ndim >= characters or not jnp.issubdtype(words.dtype, jnp.integer):
         raise InputError(
             f"words are {words.dtype} of shape {words.shape}; give int32 ids."
@@ -120,7 +121,6 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
         vectors = bilm.encode_words(BiLM(params.config), params.tree, words)
         # Not in the encoder itself, which would look up another row: training has ids
         # of its own making, and need not look at them.
-        rows = encoder.characters if characters else encoder.size
         known = (words >= 0) & (words <= rows)
         known = known.all(axis=-1) if characters else known
         return jnp.where(known[..., None], vectors, jnp.nan)

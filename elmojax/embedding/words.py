@@ -250,7 +250,7 @@ def word_index(words: Words) -> WordIndex:
     """
     if isinstance(words, WordIndex):
         return words
-    return WordIndex(words.words if isinstance(words, Vocabulary) else words)
+    return WordIndex(tuple(words.words if isinstance(words, Vocabulary) else words))
 
 
 @checked
