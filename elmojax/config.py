@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+from elmojax.arguments import checked
 from elmojax.atomic import parse_json
 from elmojax.errors import InputError
 
@@ -149,7 +150,7 @@ def fit(hint: Any, value: Any) -> Any:
     raise ValueError(wanted(hint))
 
 
-def checked(name: str, value: Any, hint: Any) -> Any:
+def checked_value(name: str, value: Any, hint: Any) -> Any:
     """The value as its type has it; `InputError` names it where it is not."""
     try:
         return fit(hint, value)
@@ -182,7 +183,7 @@ def check(owner: Any, flags: bool = False) -> None:
     """
     for name, (kind, hint) in _hints(owner.__class__).items():
         called = f"--{name.replace('_', '-')}" if flags else f"{kind}.{name}"
-        value = checked(called, getattr(owner, name), hint)
+        value = checked_value(called, getattr(owner, name), hint)
         object.__setattr__(owner, name, value)
 
 
@@ -292,6 +293,7 @@ class ElmoConfig:
         _require(good, encoder, "project", wanted)
 
     @classmethod
+    @checked
     def preset(cls, name: str) -> ElmoConfig:
         """`mini`, `small`, `medium` or `original` (the published sizes)."""
         if name not in PRESETS:
@@ -479,6 +481,7 @@ class TrainConfig:
         _require(good, self, "init_from", "given without --word-vectors")
 
     @classmethod
+    @checked
     def preset(cls, name: str) -> TrainConfig:
         """The recipe of each model size; `original` is the paper's."""
         model = ElmoConfig.preset(name)

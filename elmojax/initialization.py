@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from elmojax.arguments import checked
 from elmojax.config import (
     PRESETS,
     CharCnnConfig,
@@ -39,6 +40,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomlli
 """What reads configurations in files of these endings."""
 
 
+@checked
 def pretrain(
     config: TrainConfig,
     trackers: Sequence[Tracker] = (),

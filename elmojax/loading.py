@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elmojax.arguments import checked
 from elmojax.atomic import install, new_directory
 from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
 from elmojax.embedding.engine import whole
@@ -173,6 +174,7 @@ def _words(path: Path, params: ElmoParams, head: bool) -> Vocabulary | None:
     return Vocabulary.read(file, trained=True) if file.exists() else None
 
 
+@checked
 def load(
     model: str | os.PathLike[str],
     *,
@@ -196,6 +198,7 @@ def load(
     return open_model(model, head=False, sharding=sharding).cast(precision).params
 
 
+@checked
 def load_language_model(
     model: str | os.PathLike[str],
     step: int | None = None,
@@ -217,6 +220,7 @@ def load_language_model(
     return LanguageModelParams(opened.params, tree["head"]), vocabulary
 
 
+@checked
 def score(
     model: str | os.PathLike[str] | Model,
     sentences: Iterable[Sequence[str]],

@@ -43,6 +43,9 @@ Tokens: TypeAlias = jax.Array | np.ndarray
 Numbers: TypeAlias = ArrayLike | Sequence[float]
 """What users write where an array of weights is meant."""
 
+Key: TypeAlias = Any
+"""Of `jax.random.key`."""
+
 Mask: TypeAlias = Bool[jax.Array, "batch time"]
 Layers: TypeAlias = Float[jax.Array, "batch layers time vector"]
 Mix: TypeAlias = Float[jax.Array, "*mixes batch time vector"]

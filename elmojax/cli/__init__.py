@@ -103,7 +103,8 @@ def _quieten() -> None:
     """What Orbax leaves behind of a file that it cannot read or write, we say once."""
     sys.unraisablehook = _report_others
     warnings.formatwarning = _plain
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     warnings.filterwarnings("ignore", "Enable tracemalloc")
 

@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Literal
+from threading import Lock
+from typing import IO, Any, Literal
 
 import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from elmojax.config import BatchTokens, CharCnnConfig, Count, checked
+from elmojax.arguments import checked, sentence_words
+from elmojax.config import BatchTokens, CharCnnConfig, Count, checked_value
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
     Dtype,
@@ -32,7 +34,7 @@ from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords, WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import Precision, cast
+from elmojax.model.ops import Precision, cast, require_own_process
 from elmojax.shapes import Numbers
 from elmojax.text.files import words_of
 from elmojax.text.vocabulary import Vocabulary
@@ -51,11 +53,15 @@ class Embedder:
     batch is read in chunks, exactly. While the device works on one batch, the host
     prepares the next.
 
+    Threads may share one: its batches begin one after the other. A process that is
+    forked from one that has used JAX cannot embed, and says so.
+
     On a mesh every device reads a batch of its own at the same time. They exchange the
     vectors of new words, of which each encodes a share, and nothing else. Batches are
     those of one device, and so are vectors within float32 rounding.
     """
 
+    @checked
     def __init__(
         self,
         params: ElmoParams,
@@ -87,7 +93,8 @@ class Embedder:
         Raises:
           InputError: if these do not go together, or the mesh is another.
         """
-        batch_tokens = checked("batch_tokens", batch_tokens, BatchTokens)
+        require_own_process()
+        batch_tokens = checked_value("batch_tokens", batch_tokens, BatchTokens)
         if not isinstance(params.config.encoder, CharCnnConfig) and vocabulary is None:
             raise InputError(
                 "This model reads word ids, so its vocabulary is needed: give the run "
@@ -103,6 +110,13 @@ class Embedder:
         self._selection = make_selection(params, layers, gammas, dtype)
         words = max(self._devices * batch_tokens, CHUNK)
         self._table = EncodedWords(params, vocabulary, words, mesh)
+        self._turn = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _turn=Lock())
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -110,6 +124,7 @@ class Embedder:
         rows and words of one device."""
         return shapes(self.batch_tokens)
 
+    @checked
     def blocks(
         self,
         sentences: Iterable[Sequence[str]],
@@ -135,6 +150,7 @@ class Embedder:
         blocks = self._dispatch(sentences, skip)
         yield from blocks if on_device else self._fetched(blocks)
 
+    @checked
     def embed_sentences(
         self, sentences: Iterable[Sequence[str]], batch_size: int | None = None
     ) -> Iterator[np.ndarray]:
@@ -166,6 +182,7 @@ class Embedder:
                     parts = []
             parts = [part.copy() for part in parts]  # lets go of the block
 
+    @checked
     def embed_sentence(self, sentence: Sequence[str]) -> np.ndarray:
         """One sentence: [layers + 1, words, vector], or [words, vector].
 
@@ -176,7 +193,8 @@ class Embedder:
         """
         return next(self.embed_sentences([sentence]))
 
-    def embed_batch(self, batch: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    @checked
+    def embed_batch(self, batch: Iterable[Sequence[str]]) -> list[np.ndarray]:
         """Vectors of each sentence of a list, as `embed_sentences` yields them.
 
         Stands in for AllenNLP's `ElmoEmbedder.embed_batch`.
@@ -187,7 +205,7 @@ class Embedder:
         return list(self.embed_sentences(batch))
 
     def batch_to_embeddings(
-        self, batch: Sequence[Sequence[str]]
+        self, batch: Iterable[Sequence[str]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of a list of sentences in one array, 0 past their ends.
 
@@ -213,6 +231,7 @@ class Embedder:
             row[..., : vectors.shape[-2], :] = vectors
         return padded, mask
 
+    @checked
     def embed_file(
         self,
         input_file: str | os.PathLike[str] | IO[str],
@@ -255,10 +274,6 @@ class Embedder:
         formats: dict[str, tuple[Select, tuple[float, ...] | None]]
         formats = {"all": ("all", None), "top": ("top", None)}
         formats["average"] = ("mix", (1 / count,) * count)
-        if output_format not in formats:
-            raise InputError(
-                f"output_format is {output_format!r}; it must be all, top or average."
-            )
         layers, gammas = formats[output_format]
         embedder = Embedder(
             self.params,
@@ -288,23 +303,30 @@ class Embedder:
         """Starts batch after batch, one on each device."""
         done = 0
         for group in self._groups(self._batches(sentences, batch_size)):
-            ends = done + np.cumsum([len(batch) for batch in group])
-            before, done = done, int(ends[-1])
-            words = list(chain.from_iterable(chain.from_iterable(group)))
-            if self._is_document(group[0]):
-                if done <= skip:
-                    pass_over(self._table, words)
-                else:
-                    yield from self._document(words)
-                continue
-            rows = self._table.rows(words)
-            if done <= skip:
-                continue
-            if skip > before and skip not in ends:
-                raise InputError(f"No batch of this text ends at sentence {skip}.")
-            for end, block in zip(ends, self._run(group, rows), strict=True):
-                if end > skip:
-                    yield block
+            yield from _in_turn(self._turn, self._begin(group, done, skip))
+            done += sum(map(len, group))
+
+    def _begin(
+        self, group: list[list[list[str]]], done: int, skip: int
+    ) -> Iterator[Block]:
+        """The blocks of batches after sentence `done`. The word table is nobody else's
+        from one block to the next."""
+        ends = done + np.cumsum([len(batch) for batch in group])
+        words = list(chain.from_iterable(chain.from_iterable(group)))
+        if self._is_document(group[0]):
+            if ends[-1] <= skip:
+                pass_over(self._table, words)
+            else:
+                yield from self._document(words)
+            return
+        rows = self._table.rows(words)
+        if ends[-1] <= skip:
+            return
+        if skip > done and skip not in ends:
+            raise InputError(f"No batch of this text ends at sentence {skip}.")
+        for end, block in zip(ends, self._run(group, rows), strict=True):
+            if end > skip:
+                yield block
 
     def _groups(
         self, batches: Iterable[list[list[str]]]
@@ -360,20 +382,15 @@ class Embedder:
         self, sentences: Iterable[Sequence[str]], batch_size: int | None
     ) -> Iterator[list[list[str]]]:
         """Successive sentences that fill a batch, or one that is longer."""
-        batch_size = checked("batch_size", batch_size, Count | None)
-        if isinstance(sentences, (str, bytes)) or not isinstance(sentences, Iterable):
-            raise InputError(
-                f"The sentences are {sentences!r:.60}; give a list of lists of words."
-            )
+        batch_size = checked_value("batch_size", batch_size, Count | None)
         batch: list[list[str]] = []
         steps = 0
-        for number, sentence in enumerate(sentences):
-            words = _checked(sentence, number)
-            steps += len(words) + 1
+        for sentence in sentence_words(sentences):
+            steps += len(sentence) + 1
             if len(batch) == batch_size or (batch and steps > self._full):
                 yield batch
-                batch, steps = [], len(words) + 1
-            batch.append(words)
+                batch, steps = [], len(sentence) + 1
+            batch.append(sentence)
         if batch:
             yield batch
 
@@ -385,6 +402,17 @@ class Embedder:
                 yield _on_host(late.popleft())
             late.append(block)
         yield from map(_on_host, late)
+
+
+def _in_turn(turn: Lock, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Each block made while no other thread makes one."""
+    while True:
+        require_own_process()
+        with turn:
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
 
 
 def _on_host(block: Block) -> Block:
@@ -403,16 +431,3 @@ def _layers_first(parts: list[np.ndarray]) -> np.ndarray:
     if vectors.ndim == 2:
         return vectors
     return np.ascontiguousarray(vectors.swapaxes(0, 1))
-
-
-def _checked(sentence: Sequence[str], number: int) -> list[str]:
-    if isinstance(sentence, (str, bytes)) or not isinstance(sentence, Iterable):
-        kind = "the string " if isinstance(sentence, str) else ""
-        raise InputError(
-            f"Sentence {number} is {kind}{sentence!r:.42}; give a list of words."
-        )
-    words = list(sentence)
-    for word in words:
-        if not isinstance(word, str):
-            raise InputError(f"Sentence {number} has {word!r}, which is no word.")
-    return words

@@ -19,11 +19,12 @@ import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.arguments import checked
+from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.mix import mix_layers
-from elmojax.model.ops import automatic, cast, varying_as
+from elmojax.model.ops import automatic, cast, require_own_process, varying_as
 from elmojax.model.state import LstmState
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
 from elmojax.text.characters import PADDING, SENTENCE_END, sentence_mark_ids
@@ -39,6 +40,7 @@ class Encoded(NamedTuple):
     state: LstmState
 
 
+@checked
 def encode(
     params: ElmoParams,
     tokens: Tokens,
@@ -65,22 +67,27 @@ def encode(
       Positions past a sentence's end are exactly zero. All of it is split over
       devices as the sentences of `tokens` are.
 
+    An id that the model has no row for (below 0, above 261 for characters, past a word
+    table) gives NaN in the vectors of its sentence, and so does padding between words.
+
     Raises:
-      InputError: if `tokens` do not fit the model, or hold `<S>` and `</S>` already.
+      InputError: if `tokens` or `state` do not fit the model, or `tokens` hold `<S>`
+        and `</S>` already.
     """
-    tokens = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
-    check_tokens(params.config, tokens)
-    return _encode(params, jnp.asarray(tokens), state, sentence_marks)
+    require_own_process()
+    tokens = checked_tokens(params.config, tokens)
+    return _encode(params, tokens, state, sentence_marks)
 
 
 @partial(jax.jit, static_argnums=3)
 def _encode(
     params: ElmoParams, tokens: Array, state: LstmState | None, marks: bool
 ) -> Encoded:
-    mask = tokens > 0 if tokens.ndim == 2 else (tokens > 0).any(axis=-1)
+    mask = tokens != 0 if tokens.ndim == 2 else (tokens != 0).any(axis=-1)
     return contextualize(params, encode_words(params, tokens), mask, state, marks)
 
 
+@checked
 @jax.jit
 def encode_words(params: ElmoParams, words: Tokens) -> Array:
     """Vectors of words, each by itself: the token layer, before any context.
@@ -91,19 +98,37 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
         as `encode` takes them; what stands at id 0 means nothing.
 
     Returns:
-      float32 [..., projection], split over devices as `words` are.
+      float32 [..., projection], split over devices as `words` are; NaN for a word with
+      an id that the model has no row for.
+
+    Raises:
+      InputError: if `words` do not fit the model.
     """
-    words = jnp.asarray(words)
+    words, encoder = jnp.asarray(words), params.config.encoder
+    characters = isinstance(encoder, CharCnnConfig)
+    rows = encoder.characters if isinstance(encoder, CharCnnConfig) else encoder.size
+    if not words.ndim >= characters or not jnp.issubdtype(words.dtype, jnp.integer):
+        raise InputError(
+            f"words are {words.dtype} of shape {words.shape}; give int32 ids."
+        )
+    if jnp.iinfo(words.dtype).bits < 32:
+        words = words.astype(jnp.int32)
     split = jax.typeof(words).sharding.spec
-    places = P(*split[: words.ndim - isinstance(params.config.encoder, CharCnnConfig)])
+    places = P(*split[: words.ndim - characters])
 
     def run(params: ElmoParams, words: Array) -> Array:
         apply: Any = partial(BiLM(params.config).apply, method="encode_words")
-        return apply({"params": params.tree}, words)
+        vectors = apply({"params": params.tree}, words)
+        # Not in the encoder itself, which would look up another row: training has ids
+        # of its own making, and need not look at them.
+        known = (words >= 0) & (words <= rows)
+        known = known.all(axis=-1) if characters else known
+        return jnp.where(known[..., None], vectors, jnp.nan)
 
     return automatic(run, places)(params, words)
 
 
+@checked
 @partial(jax.jit, static_argnums=4)
 def contextualize(
     params: ElmoParams,
@@ -125,8 +150,12 @@ def contextualize(
 
     Returns:
       Encoded, as from `encode`.
+
+    Raises:
+      InputError: if `words`, `mask` or `state` have another shape.
     """
-    words, mask = jnp.asarray(words), jnp.asarray(mask)
+    words, mask = jnp.asarray(words), jnp.asarray(mask).astype(bool)
+    _check_shapes(params.config.lstm, words, mask, state)
     split = jax.typeof(words).sharding.spec[0]
     rows: Any = P(split)
     carried: Any = P(None, None, split)
@@ -152,6 +181,8 @@ def _read(
         last[..., None], end, jnp.where((time == 0)[..., None], begin, words)
     )
     words = jnp.where(valid[..., None], words, 0.0)
+    torn = (mask != (time[:, 2:] < lengths[:, None])).any(axis=1)
+    words = jnp.where(torn[:, None, None], jnp.nan, words)
     flip = jnp.where(valid, lengths[:, None] - 1 - time, time)[..., None]
     inputs = jnp.stack([words, jnp.take_along_axis(words, flip, axis=1)])
     first = params.initial_state
@@ -178,6 +209,7 @@ def _read(
     return Encoded(layers, mask, after)
 
 
+@checked
 def embed(
     params: ElmoParams, tokens: Tokens, gammas: Numbers, bias: Numbers = 0.0
 ) -> Mix:
@@ -211,20 +243,41 @@ def embed(
             f"gammas have shape {gammas.shape}; this model mixes {wanted} layers, so "
             f"give [{wanted}] or [mixes, {wanted}]."
         )
-    return mix_layers(encode(params, tokens).layers, gammas, jnp.asarray(bias))
+    bias = jnp.asarray(bias, jnp.float32)
+    if bias.ndim and bias.shape != gammas.shape[:-1]:
+        raise InputError(
+            f"bias has shape {bias.shape} and gammas {gammas.shape}; give one number, "
+            "or one a mix."
+        )
+    return mix_layers(encode(params, tokens).layers, gammas, bias)
 
 
-def check_tokens(config: ElmoConfig, tokens: Tokens) -> None:
-    """`InputError` if ids cannot be what the model reads.
+def as_ids(name: str, ids: Any, axes: int, wanted: str) -> Array:
+    """Ids from outside as an array of JAX; `InputError` for another form."""
+    if not isinstance(ids, jax.Array):
+        ids = np.asarray(ids)
+        if ids.dtype.kind in "iu" and ids.dtype.itemsize > 4:
+            # JAX would keep the lower half of a number, which may be that of a row.
+            least, most = max(-1, np.iinfo(ids.dtype).min), np.iinfo(np.int32).max
+            ids = ids.clip(least, most).astype(np.int32)
+    if ids.ndim != axes:
+        raise InputError(
+            f"{name} have shape {ids.shape}; this model takes ids {wanted}."
+        )
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"{name} are {ids.dtype}; give int32 ids {wanted}.")
+    return jnp.asarray(ids)
+
+
+def checked_tokens(config: ElmoConfig, tokens: Tokens) -> Array:
+    """Ids of sentences; `InputError` if they cannot be what the model reads.
 
     Shapes are always checked; numbers where they are known, not while JAX traces them
     and not where other processes hold some of them.
     """
     encoder = config.encoder
-    if not isinstance(encoder, CharCnnConfig):
-        _check_form(tokens, 2, "[batch, time]")
-    else:
-        _check_form(tokens, 3, "[batch, time, characters]")
+    if isinstance(encoder, CharCnnConfig):
+        tokens = as_ids("tokens", tokens, 3, "[batch, time, characters]")
         columns, most = tokens.shape[-1], encoder.max_characters
         widest = max(max(width for width, _ in encoder.filters), 4)
         if columns < widest:
@@ -238,10 +291,10 @@ def check_tokens(config: ElmoConfig, tokens: Tokens) -> None:
                 f"of a word; make them with batch_to_ids(sentences, {most}), where "
                 f"{most} is params.config.encoder.max_characters."
             )
-    if isinstance(tokens, jax.core.Tracer):
-        return
-    if isinstance(tokens, jax.Array) and not tokens.is_fully_addressable:
-        return
+    else:
+        tokens = as_ids("tokens", tokens, 2, "[batch, time]")
+    if isinstance(tokens, jax.core.Tracer) or not tokens.is_fully_addressable:
+        return tokens
     ids = np.asarray(jax.device_get(tokens))
     if isinstance(encoder, CharCnnConfig):
         # Max-pooling sees windows of nothing but padding in the full width. In fewer
@@ -253,15 +306,31 @@ def check_tokens(config: ElmoConfig, tokens: Tokens) -> None:
                 f"batch_to_ids(sentences, {most})."
             )
     _refuse_marks(config, ids)
+    return tokens
 
 
-def _check_form(tokens: Tokens, axes: int, wanted: str) -> None:
-    if tokens.ndim != axes:
+def _check_shapes(
+    lstm: LstmConfig, words: Array, mask: Array, state: LstmState | None
+) -> None:
+    wanted = f"[batch, time, {lstm.projection}]"
+    if words.ndim != 3 or words.shape[2] != lstm.projection:
+        raise InputError(f"words have shape {words.shape}; this model takes {wanted}.")
+    if mask.shape != words.shape[:2]:
         raise InputError(
-            f"tokens have shape {tokens.shape}; this model takes ids {wanted}."
+            f"mask has shape {mask.shape} and words {words.shape}; give [batch, time]."
         )
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise InputError(f"tokens are {tokens.dtype}; give int32 ids {wanted}.")
+    if state is None:
+        return
+    cell, hidden = np.shape(state.cell), np.shape(state.hidden)
+    rows = cell[2:-1]
+    if len(rows) > 1 or (cell, hidden) != tuple(
+        (lstm.layers, 2, *rows, size) for size in (lstm.dim, lstm.projection)
+    ):
+        raise InputError(
+            f"state has cells {cell} and hidden {hidden}; this model takes "
+            f"[{lstm.layers}, 2, batch, {lstm.dim}] and [{lstm.layers}, 2, batch, "
+            f"{lstm.projection}], as it returns them."
+        )
 
 
 def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
@@ -294,6 +363,7 @@ def _mark_ids(config: ElmoConfig) -> np.ndarray:
     return np.array([config.encoder.begin_row, config.encoder.end_row], np.int32) + 1
 
 
+@checked
 def warm(
     params: ElmoParams,
     tokens: Tokens | None = None,
@@ -324,12 +394,12 @@ def warm(
         columns = encoder.max_characters if isinstance(encoder, CharCnnConfig) else None
         shape = (1, 1) if columns is None else (1, 1, columns)
         tokens = jnp.zeros(shape, jnp.int32)
-    check_tokens(params.config, tokens)
+    tokens = checked_tokens(params.config, tokens)
     # Products in bfloat16 would leave the state moving by more than the tolerance.
     exact, read = cast(params, "float32"), jax.jit(automatic(_last_state))
     state, change = LstmState.zeros(params.config.lstm, 1), float("inf")
     for _ in range(limit):
-        state, difference = read(exact, jnp.asarray(tokens), state)
+        state, difference = read(exact, tokens, state)
         change = float(difference)
         if change <= tolerance:
             start = LstmState(state.cell[:, :, 0], state.hidden[:, :, 0])

@@ -7,13 +7,14 @@ https://tfhub.dev/google/elmo/3 has two signatures, "default" (strings) and "tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from elmojax.arguments import checked, sentence_lists, shown
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.functions import encode
 from elmojax.embedding.pooling import pool
@@ -24,9 +25,10 @@ from elmojax.shapes import Numbers
 from elmojax.text.characters import batch_to_ids
 
 
+@checked
 def hub_default(
     params: ElmoParams,
-    sentences: Sequence[str] | np.ndarray,
+    sentences: Iterable[str],
     *,
     gammas: Numbers | None = None,
 ) -> dict[str, Array]:
@@ -57,26 +59,21 @@ def hub_default(
       InputError: if `sentences` are not a sequence of strings, `gammas` do not fit, or
         the model reads word ids.
     """
-    rows = sentences.tolist() if isinstance(sentences, np.ndarray) else sentences
-    if isinstance(rows, (str, bytes)) or not hasattr(rows, "__len__"):
-        raise InputError(
-            f"hub_default takes a list of sentences, not {sentences!r:.60}; put a list "
-            "around one sentence."
-        )
     batch = []
-    for row, sentence in enumerate(rows):
+    for row, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise InputError(
-                f"Sentence {row} is {sentence!r:.60}; hub_default takes strings "
+                f"Sentence {row} is {shown(sentence)}; hub_default takes strings "
                 "(hub_tokens takes lists of words)."
             )
         batch.append([word for word in sentence.split(" ") if word])
     return _outputs(params, batch, max(map(len, batch), default=0), gammas)
 
 
+@checked
 def hub_tokens(
     params: ElmoParams,
-    tokens: Sequence[Sequence[str]] | np.ndarray,
+    tokens: Iterable[Sequence[str]],
     sequence_len: ArrayLike | Sequence[int],
     *,
     gammas: Numbers | None = None,
@@ -99,20 +96,9 @@ def hub_tokens(
       InputError: if `tokens` are not lists of strings, `sequence_len` does not fit
         them, `gammas` do not fit, or the model reads word ids.
     """
-    rows = tokens.tolist() if isinstance(tokens, np.ndarray) else tokens
-    if isinstance(rows, (str, bytes)) or not hasattr(rows, "__len__"):
-        raise InputError(
-            f"tokens are {tokens!r:.60}; hub_tokens takes a list of lists of words "
-            "(hub_default takes strings)."
-        )
-    for row, words in enumerate(rows):
-        if isinstance(words, (str, bytes)) or not hasattr(words, "__len__"):
-            raise InputError(
-                f"Row {row} of tokens is {words!r:.60}; hub_tokens takes lists of "
-                "words (hub_default takes strings)."
-            )
+    rows = list(sentence_lists(tokens))
     lengths = _lengths(sequence_len, [len(words) for words in rows])
-    batch = [list(words[:n]) for words, n in zip(rows, lengths, strict=True)]
+    batch = [words[:n] for words, n in zip(rows, lengths, strict=True)]
     return _outputs(params, batch, max(map(len, rows), default=0), gammas)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from elmojax.embedding.functions import encode
+from elmojax.arguments import checked
+from elmojax.embedding.functions import as_ids, encode
 from elmojax.embedding.words import padded_ids
 from elmojax.errors import InputError
 from elmojax.model import softmax
@@ -49,17 +50,19 @@ class SentenceLoss(NamedTuple):
     """bool [batch, time + 1]: where there is a prediction."""
 
 
+@checked
 def target_ids(
-    vocabulary: Vocabulary, sentences: Sequence[Sequence[str]]
+    vocabulary: Vocabulary, sentences: Iterable[Sequence[str]]
 ) -> np.ndarray:
     """Vocabulary ids of a batch of tokenised sentences: what `sentence_loss` predicts.
 
     Returns int32 [batch, time], 2 (`<UNK>`) for a word outside the vocabulary, 0 past
-    the end of a sentence. Raises `InputError` for a sentence that is one string.
+    the end of a sentence. Raises `InputError` for what is no list of words.
     """
     return padded_ids(sentences, vocabulary.ids)
 
 
+@checked
 def sentence_loss(
     params: LanguageModelParams, tokens: Tokens, targets: Tokens
 ) -> SentenceLoss:
@@ -77,13 +80,13 @@ def sentence_loss(
     Raises:
       InputError: if `tokens` do not fit the model, or `targets` do not fit `tokens`.
     """
+    targets = as_ids("targets", targets, 2, "[batch, time]")
     if np.shape(targets) != np.shape(tokens)[:2]:
         raise InputError(
             f"targets have shape {np.shape(targets)} and tokens {np.shape(tokens)}; "
             "give target_ids of the sentences that the tokens are of."
         )
     encoded = encode(params.elmo, tokens, sentence_marks=True)
-    targets = jnp.asarray(targets, jnp.int32)
     return _loss(params.head, encoded.layers[:, -1], encoded.mask, targets)
 
 

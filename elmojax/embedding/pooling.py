@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from elmojax.arguments import checked
 from elmojax.errors import InputError
 
 
@@ -26,6 +27,7 @@ class Block(NamedTuple):
 Pooling = Literal["mean", "max", "first-last"]
 
 
+@checked
 def pool(vectors: Array, mask: Array, how: Pooling) -> Array:
     """Sentence vectors from the vectors of words, padding left out.
 
@@ -43,9 +45,17 @@ def pool(vectors: Array, mask: Array, how: Pooling) -> Array:
       [..., batch, vector]; zeros for a sentence without words.
 
     Raises:
-      InputError: for another `how`.
+      InputError: for another `how`, or a mask that does not fit the vectors.
     """
-    _check(how)
+    vectors, mask = jnp.asarray(vectors), jnp.asarray(mask).astype(bool)
+    if (
+        not 0 < mask.ndim < vectors.ndim
+        or mask.shape != vectors.shape[-1 - mask.ndim : -1]
+    ):
+        raise InputError(
+            f"mask has shape {mask.shape} and vectors {vectors.shape}; give a mask "
+            "[batch, time] of vectors [batch, time, vector]."
+        )
     here = jnp.broadcast_to(mask, vectors.shape[:-1])[..., None]
     count = here.sum(axis=-2)
     if how == "mean":
@@ -70,9 +80,9 @@ class Pooler:
     and the places where blocks part it, not on what came before.
     """
 
+    @checked
     def __init__(self, how: Pooling) -> None:
         """Raises `InputError` for another `how`."""
-        _check(how)
         self._how, self._open = how, False
         self._count = 0
         self._part: np.ndarray = np.zeros(())
@@ -126,11 +136,3 @@ class Pooler:
             return np.maximum(first, second)
         half = first.shape[-1] // 2
         return np.concatenate([second[..., :half], first[..., half:]], axis=-1)
-
-
-def _check(how: str) -> None:
-    choices = get_args(Pooling)
-    if how not in choices:
-        raise InputError(
-            f"There is no pooling {how!r}; choose one of {', '.join(choices)}."
-        )

@@ -9,9 +9,12 @@ the list + 1, and 0 for no word.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +23,15 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from elmojax.arguments import checked, require, sentence_words
 from elmojax.config import CharCnnConfig, WordTableConfig
 from elmojax.embedding.engine import on_each, whole
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
-from elmojax.text.characters import character_ids
-from elmojax.text.vocabulary import SPECIALS, Vocabulary
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import TypeAlias
-
-from elmojax.text.characters import BEGIN, END
-from elmojax.text.vocabulary import listed_words
+from elmojax.text.characters import BEGIN, END, character_ids
+from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 
 BLOCKS = (512, 64, 16)
 """Words that go through the encoder of a device at once; new words are cut into these
@@ -191,6 +184,7 @@ class WordIndex:
     words: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        require("words", self.words, Iterable[str])
         words = tuple(self.words)
         wrong = next((word for word in words if not isinstance(word, str)), None)
         if wrong is not None:
@@ -199,7 +193,8 @@ class WordIndex:
         object.__setattr__(self, "words", words + marks)
 
     @classmethod
-    def read(cls, path: Path | str) -> WordIndex:
+    @checked
+    def read(cls, path: str | os.PathLike[str]) -> WordIndex:
         """The words of a vocabulary file of bilm-tf: UTF-8, one a line, any order.
 
         Raises:
@@ -220,6 +215,7 @@ class WordIndex:
         last_first = range(len(self.words) - 1, -1, -1)
         return {self.words[row]: row for row in last_first}
 
+    @checked
     def ids(self, words: Sequence[str]) -> np.ndarray:
         """The row of each word, from 0 (as `Vocabulary.ids`): int32 [words].
 
@@ -253,12 +249,11 @@ def word_index(words: Words) -> WordIndex:
     """
     if isinstance(words, WordIndex):
         return words
-    if isinstance(words, str):
-        raise InputError(f"Words are a list of strings; {words!r} is one string.")
-    return WordIndex(words.words if isinstance(words, Vocabulary) else tuple(words))
+    return WordIndex(tuple(words.words if isinstance(words, Vocabulary) else words))
 
 
-def word_ids(words: Words, batch: Sequence[Sequence[str]]) -> np.ndarray:
+@checked
+def word_ids(words: Words, batch: Iterable[Sequence[str]]) -> np.ndarray:
     """Ids of a batch of tokenised sentences, for the params of `cache_words`.
 
     Args:
@@ -276,19 +271,16 @@ def word_ids(words: Words, batch: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def padded_ids(
-    batch: Sequence[Sequence[str]], ids_of: Callable[[Sequence[str]], np.ndarray]
+    batch: Iterable[Sequence[str]], ids_of: Callable[[Sequence[str]], np.ndarray]
 ) -> np.ndarray:
     """int32 [batch, time]: ids of the words of each sentence, 0 past its end.
 
-    Raises `InputError` for a sentence that is one string; what `ids_of` raises names
-    the sentence too.
+    Raises `InputError` for what is no list of words; what `ids_of` raises names the
+    sentence too.
     """
-    ids = np.zeros((len(batch), max(map(len, batch), default=0)), np.int32)
-    for row, sentence in enumerate(batch):
-        if isinstance(sentence, str):
-            raise InputError(
-                f"Sentence {row} is the string {sentence!r}; give a list of words."
-            )
+    sentences = list(sentence_words(batch))
+    ids = np.zeros((len(sentences), max(map(len, sentences), default=0)), np.int32)
+    for row, sentence in enumerate(sentences):
         try:
             ids[row, : len(sentence)] = ids_of(sentence)
         except InputError as error:
@@ -296,6 +288,7 @@ def padded_ids(
     return ids
 
 
+@checked
 def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
     """The same model over a fixed list of words, without its character CNN.
 
@@ -305,8 +298,8 @@ def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
 
     Returns:
       ElmoParams that take int32 word ids [batch, time] in `embed` and `encode`, as
-      `word_ids(words, ...)` makes them, and give the vectors of `params`. An id past
-      the table gives NaN.
+      `word_ids(words, ...)` makes them, and give the vectors of `params`. An id
+      outside the table gives NaN.
 
     Raises:
       InputError: if `params` read word ids already, or words are not strings.

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elmojax.arguments import checked
 from elmojax.atomic import local, replaced
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.embedding.functions import encode_words
@@ -118,6 +119,7 @@ HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}
 # --- reading -------------------------------------------------------------------------
 
 
+@checked
 def load_hdf5(
     options_file: PathLike, weights_file: PathLike, *, sharding: Placement = None
 ) -> ElmoParams:
@@ -268,6 +270,7 @@ def read_array(file: h5py.File, name: str, into: np.ndarray, where: object) -> N
 # --- writing -------------------------------------------------------------------------
 
 
+@checked
 def save_hdf5(
     params: ElmoParams,
     directory: PathLike,

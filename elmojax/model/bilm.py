@@ -13,13 +13,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from elmojax.arguments import checked, require, shown
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.errors import InputError
 from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.model.lstm import BiLstm, Reset
-from elmojax.model.ops import Dtype, Platform
+from elmojax.model.ops import Dtype, Platform, require_own_process
 from elmojax.model.state import LstmState
-from elmojax.shapes import Inputs, Lengths, Params
+from elmojax.shapes import Inputs, Key, Lengths, Params
 
 
 class BiLM(nn.Module):
@@ -101,6 +102,7 @@ class ElmoParams:
     def __post_init__(self) -> None:
         if not isinstance(self.initial_state, LstmState):
             raise InputError(f"initial_state is no LstmState: {self.initial_state!r}.")
+        require("config", self.config, ElmoConfig)
         try:
             constant = self.initial_state.constant()
         except jax.errors.TracerArrayConversionError as error:
@@ -135,7 +137,8 @@ def tree_shapes(config: ElmoConfig) -> Params:
     )
 
 
-def from_tree(config: ElmoConfig, tree: Params) -> ElmoParams:
+@checked
+def from_tree(config: ElmoConfig, tree: dict) -> ElmoParams:
     """`ElmoParams` of a tree of parameters, for example as Orbax gives them.
 
     Args:
@@ -147,13 +150,16 @@ def from_tree(config: ElmoConfig, tree: Params) -> ElmoParams:
       InputError: if an array is missing, or has another shape than `config` says.
     """
     parts: Params = {}
+    require_own_process()
     for part, wanted in tree_shapes(config).items():
         nested = tree.get(part, {})
+        require(f"tree[{part!r}]", nested, dict)
         parts[part] = {}
         for name, shape in wanted.items():
             found = nested.get(name, tree.get(f"{part}.{name}"))
-            if found is None or tuple(found.shape) != shape.shape:
-                what = "is missing" if found is None else f"has shape {found.shape}"
+            size = None if found is None else getattr(found, "shape", ())
+            if size is None or tuple(size) != shape.shape:
+                what = "is missing" if size is None else f"has shape {size}"
                 raise InputError(
                     f"{part}.{name} {what}, and the configuration calls for "
                     f"{shape.shape}; give arrays and configuration of one model."
@@ -195,7 +201,8 @@ def placements(config: ElmoConfig, sharding: Placement) -> Params:
         ) from error
 
 
-def init(config: ElmoConfig, key: Array) -> ElmoParams:
+@checked
+def init(config: ElmoConfig, key: Key) -> ElmoParams:
     """Untrained parameters of a configuration.
 
     Args:
@@ -204,5 +211,14 @@ def init(config: ElmoConfig, key: Array) -> ElmoParams:
 
     Returns:
       ElmoParams with float32 leaves, initialised as bilm-tf does.
+
+    Raises:
+      InputError: if `key` is none.
     """
+    try:
+        jax.eval_shape(jax.random.bits, key)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"key is {shown(key)}; it must be one of jax.random.key(seed)."
+        ) from error
     return from_tree(config, jax.jit(init_tree, static_argnums=0)(config, key))

@@ -13,6 +13,7 @@ accelerators (the numbers are the same), dropout, and sums over chunks of positi
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -23,10 +24,29 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from elmojax.arguments import checked, shown
 from elmojax.errors import InputError
 
 Result = TypeVar("Result")
 Tree = TypeVar("Tree")
+
+
+_process: int | None = None
+
+
+def require_own_process() -> None:
+    """`InputError` in a process that was forked from one in which elmojax used JAX.
+
+    The threads of JAX are not there any more, and it would wait for them forever.
+    """
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise InputError(
+            "This process was forked from one that had used JAX, which does not work "
+            "any more here; start it by `multiprocessing.get_context('spawn')`, or "
+            "load the model after the fork only."
+        )
 
 
 def varying_as(other: Array, leaf: Array) -> Array:
@@ -162,6 +182,7 @@ Precision = Literal["float32", "bf16"]
 DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
 
+@checked
 def cast(params: Tree, precision: Precision) -> Tree:
     """Parameters whose matrix products run in another precision.
 
@@ -177,10 +198,12 @@ def cast(params: Tree, precision: Precision) -> Tree:
       gradient of `embed(cast(params, "bf16"), ...)` in float32 `params` is float32.
 
     Raises:
-      InputError: for another precision.
+      InputError: for another precision, or what is no tree of arrays.
     """
-    if precision not in DTYPES:
-        raise InputError(f"precision is {precision!r}; it must be float32 or bf16.")
+    leaves = jax.tree.leaves(params) or [params]
+    wrong = [leaf for leaf in leaves if not hasattr(leaf, "dtype")]
+    if wrong:
+        raise InputError(f"params hold {shown(wrong[0])}; give a tree of arrays.")
 
     def of(path: Any, leaf: Any) -> Any:
         dtype = jnp.float32 if is_bias(path) else DTYPES[precision]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elmojax.arguments import checked
 from elmojax.config import LstmConfig
 
 
@@ -25,6 +26,7 @@ class LstmState:
     hidden: Any
 
     @classmethod
+    @checked
     def zeros(cls, config: LstmConfig, *batch: int) -> LstmState:
         """The state before any text, for `batch` rows (or none: one for all)."""
         lead = (config.layers, 2, *batch)

@@ -7,12 +7,12 @@ bilm-tf's `UnicodeCharsVocabulary` and AllenNLP's `ELMoCharacterMapper`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elmojax.config import Columns, checked
-from elmojax.errors import InputError
+from elmojax.arguments import checked, sentence_words
+from elmojax.config import Columns, checked_value
 
 SENTENCE_BEGIN = 256
 SENTENCE_END = 257
@@ -36,7 +36,7 @@ def byte_limit(max_characters: int) -> int:
 
     `InputError` for less than one, or for more than a word may have.
     """
-    return checked("max_characters", max_characters, Columns) - 2
+    return checked_value("max_characters", max_characters, Columns) - 2
 
 
 def character_ids(words: Sequence[str], max_characters: int = 50) -> np.ndarray:
@@ -91,47 +91,24 @@ def byte_lengths(words: Sequence[str]) -> np.ndarray:
     return np.fromiter(sizes, np.int64, len(words))
 
 
+@checked
 def batch_to_ids(
-    batch: Sequence[Sequence[str]], max_characters: int = 50
+    batch: Iterable[Sequence[str]], max_characters: int = 50
 ) -> np.ndarray:
     """Character ids of a batch of tokenised sentences.
 
     Returns int32 [batch, time, max_characters], time being the words of the longest
     sentence; 0 marks positions past the end of a shorter one. Each distinct word is
     encoded once. An empty batch, or one of empty sentences, has time 0.
-    Raises `InputError` for anything but a sequence of sequences of strings.
+    Raises `InputError` for anything but sentences that are lists of strings.
     """
     rows: dict[str, int] = {}
-    time = max(map(len, _sentences(batch)), default=0)
-    index = np.zeros((len(batch), time), np.int64)
-    for i, sentence in enumerate(batch):
+    sentences = list(sentence_words(batch))
+    time = max(map(len, sentences), default=0)
+    index = np.zeros((len(sentences), time), np.int64)
+    for i, sentence in enumerate(sentences):
         for j, word in enumerate(sentence):
-            if not isinstance(word, str):
-                raise InputError(
-                    f"Word {j} of sentence {i} is {word!r}, which is not a string. "
-                    "batch_to_ids takes a list of sentences, each a list of words."
-                )
             index[i, j] = rows.setdefault(word, len(rows) + 1)
     table = np.zeros((len(rows) + 1, max_characters), np.int32)
     table[1:] = character_ids(list(rows), max_characters)
     return table[index]
-
-
-def _sentences(batch: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-    wanted = 'batch_to_ids takes a list of sentences, such as [["The", "bank"], ["Hi"]]'
-    if isinstance(batch, (str, bytes)) or not hasattr(batch, "__len__"):
-        raise InputError(f"{wanted}; it was given {_short(batch)}.")
-    for i, sentence in enumerate(batch):
-        if isinstance(sentence, (str, bytes)):
-            raise InputError(
-                f"{wanted}; item {i} is the string {_short(sentence)}. Split it into "
-                "words, or put one list around a single sentence."
-            )
-        if not hasattr(sentence, "__len__"):
-            raise InputError(f"{wanted}; item {i} is {_short(sentence)}.")
-    return batch
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -28,10 +28,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from elmojax.arguments import checked, require
 from elmojax.atomic import local
 from elmojax.errors import InputError
 from elmojax.text.characters import BEGIN, END, byte_limit
@@ -56,14 +57,20 @@ class TextBlock(NamedTuple):
     """How far reading has come: bytes of the file as it lies on disk."""
 
 
-def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The text files that names and globs (`*`, `?`, `[...]`, `**`) stand for.
+Patterns: TypeAlias = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+
+
+@checked
+def expand(patterns: Patterns) -> list[Path]:
+    """The text files that names and globs (`*`, `?`, `[...]`, `**`) stand for, one or
+    several.
 
     In the order given, each glob sorted, every file once. Raises `InputError` for a
     name or glob that matches no file, and for a directory.
     """
     found: dict[str, Path] = {}
-    for given in patterns:
+    for given in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
+        require("A name in patterns", given, str | os.PathLike)
         pattern = os.path.expanduser(os.fspath(given))
         local(pattern)
         names = [pattern]

@@ -21,7 +21,7 @@ import os
 import re
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -29,6 +29,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from elmojax import atomic
+from elmojax.arguments import checked
 from elmojax.errors import InputError
 from elmojax.text import characters, files
 from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
@@ -202,10 +203,11 @@ class TfdsText(NamedTuple):
     feature: str = "text"
 
 
+@checked
 def prepare(
     out: str | os.PathLike[str],
     *,
-    patterns: Sequence[str | os.PathLike[str]] = (),
+    patterns: files.Patterns = (),
     tfds: TfdsText | None = None,
     vocabulary: str | os.PathLike[str] | None = None,
     max_vocabulary: int | None = None,
@@ -276,15 +278,11 @@ def _settings(
 
 
 def _sources(
-    patterns: Sequence[str | os.PathLike[str]],
+    patterns: files.Patterns,
     tfds: TfdsText | None,
     errors: files.Errors,
 ) -> tuple[dict[str, Any], list[Source]]:
     """What goes into corpus.json about the text, and the text itself."""
-    if errors not in ("strict", "replace"):
-        raise InputError(f"errors is {errors!r}; it must be 'strict' or 'replace'.")
-    if isinstance(patterns, (str, os.PathLike)):
-        patterns = [patterns]
     if bool(patterns) == (tfds is not None):
         raise InputError("Give the text either as --text FILES or as --tfds NAME.")
     if tfds is not None:

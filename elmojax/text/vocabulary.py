@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from elmojax.atomic import replaced
-from elmojax.config import Count, VocabularySize, checked
+from elmojax.config import Count, VocabularySize, checked_value
 from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")
@@ -144,8 +144,8 @@ class Vocabulary:
 def check_limits(max_size: int | None, min_count: int) -> None:
     """`InputError` for limits of `from_counts` that make no sense."""
     size = "the vocabulary size (--max-vocabulary)"
-    checked(size, max_size, VocabularySize | None)
-    checked("min_count (--min-count)", min_count, Count)
+    checked_value(size, max_size, VocabularySize | None)
+    checked_value("min_count (--min-count)", min_count, Count)
 
 
 def rank(words: Sequence[str], counts: Sequence[int] | np.ndarray) -> np.ndarray:

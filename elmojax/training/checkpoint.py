@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import shutil
 import struct
@@ -29,6 +28,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from elmojax.arguments import checked
 from elmojax.atomic import install, new_directory, parse_json
 from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError
@@ -95,8 +95,6 @@ def add(checkpoint: Path, perplexity: float) -> None:
         (partial / "commit_success.txt").touch()
         install(partial, out, replaces=False)
 
-
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails, we say ourselves
 
 GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
@@ -454,6 +452,7 @@ def open_existing(run: Path, config: TrainConfig | None = None) -> Checkpoints:
     return found
 
 
+@checked
 def restore(
     run_directory: str | os.PathLike[str],
     step: int | None = None,

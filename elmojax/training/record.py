@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from elmojax.arguments import checked
 from elmojax.atomic import Lock, Taken, is_locked, local, read_object, replaced
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
 from elmojax.errors import InputError, showable
@@ -109,6 +110,7 @@ def read_record(run: Path) -> RunRecord:
     return record
 
 
+@checked
 def model_config(run_directory: str | os.PathLike[str]) -> ElmoConfig:
     """The configuration of the model that a run trains, from its config.json.
 

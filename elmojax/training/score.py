@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from elmojax.arguments import sentence_words
 from elmojax.model.lstm import Reset
+from elmojax.model.ops import require_own_process
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import Batch, heldout_sizes, located_batches
@@ -63,6 +65,7 @@ class Scorer:
         vocabulary: Vocabulary,
         initial_state: LstmState,
     ) -> None:
+        require_own_process()
         self.lm, self.params, self.vocabulary = lm, params, vocabulary
         self.initial_state = initial_state
         self._devices = 1 if lm.mesh is None else lm.mesh.shape["data"]
@@ -72,8 +75,8 @@ class Scorer:
         """One `Score` a sentence, in order; memory is bounded by the longest one."""
         block: list[list[str]] = []
         positions = 0
-        for sentence in sentences:
-            block.append(list(sentence))
+        for sentence in sentence_words(sentences):
+            block.append(sentence)
             positions += len(block[-1]) + 1
             if positions >= BLOCK * self._devices:
                 yield from self._score_block(block)

@@ -20,6 +20,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from elmojax.arguments import checked
 from elmojax.atomic import local, map_array, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text, split
@@ -157,6 +158,7 @@ class Vectors(Sequence[np.ndarray]):
         return [split(line) for line in lines]
 
 
+@checked
 def read_vectors(directory: str | os.PathLike[str]) -> Vectors:
     """Opens a directory that `elmojax embed` wrote.
 

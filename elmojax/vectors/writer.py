@@ -137,20 +137,42 @@ class Writer(abc.ABC):
         """Writes a block; every so many seconds also `commit`s.
 
         Raises:
-          InputError: if the file cannot be written, or the block does not fit the
-            text, which has then changed.
+          InputError: if the file cannot be written, a number of the block is not
+            finite, or the block does not fit the text, which has then changed.
         """
         sentence, word = self._sentence, self._word
         self._advance(block)
         if self._pooler is not None:
             block, word = self._pooler.push(block), 0
-        vectors = block.vectors.astype(self.form.numpy, copy=False)
+        with np.errstate(over="ignore"):
+            vectors = block.vectors.astype(self.form.numpy, copy=False)
         sizes = block.sizes if self._pooler is None else (1,) * len(vectors)
+        if not np.isfinite(vectors).all():
+            raise self._not_finite(sentence, sizes, vectors)
         with writing(self._out):
             self._put(sentence, word, sizes, vectors)
             if self._word == 0:
                 self._whole = self._sentence
                 self._boundary()
+
+    def _not_finite(
+        self, sentence: int, sizes: Sequence[int], vectors: np.ndarray
+    ) -> InputError:
+        """For the first line that has such a number."""
+        wrong = ~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1)
+        ends = np.cumsum(sizes)
+        line = sentence + int(np.searchsorted(ends, wrong.argmax(), side="right")) + 1
+        largest = f"{np.finfo(np.float16).max:,.0f}"
+        return InputError(
+            f"Line {line} of {self.text.path} has vectors that are not finite numbers "
+            + (
+                f"as float16, which ends at {largest}; choose --dtype bfloat16 or "
+                "float32."
+                if self.form.dtype == "float16"
+                else "; are the weights of the model (see `elmojax verify`) and the "
+                "gammas in order?"
+            )
+        )
 
     def commit(self) -> None:
         """Brings the sentences so far to the disk; a later run goes on after them."""

@@ -454,7 +454,7 @@ def test_files_that_cannot_be(params, tmp_path):
         ((text, new, "all", 0), "batch_size is 0"),
         ((text, new, "all", "64"), "batch_size is '64'"),
         ((closed, new), "cannot be read"),
-        ((None, new), "cannot be read"),
+        ((None, new), "input_file is None"),
         ((io.BytesIO(b"a b"), new), "text mode"),
         ((binary, new), "not UTF-8"),
         ((open(binary, encoding="utf-8"), new), "cannot be read"),
@@ -497,12 +497,12 @@ def test_wrong_requests_say_what_is_right(params):
             Embedder(params, **wrong)
     for sentence, message in (
         ("The bank", "Sentence 1 is the string 'The bank'; give a list of words"),
-        (["The", 3], "Sentence 1 has 3, which is no word"),
+        (["The", 3], "Word 1 of sentence 1 is 3, which is no string"),
         (None, "Sentence 1 is None; give a list of words"),
     ):
         with pytest.raises(InputError, match=message):
             Embedder(params).embed_batch([["fine"], sentence])
     for sentences in ("The bank", None, 7):
-        with pytest.raises(InputError, match="give a list of lists of words"):
+        with pytest.raises(InputError, match="it must be a list of sentences"):
             Embedder(params).embed_batch(sentences)
     assert Embedder(params).embed_batch([]) == []

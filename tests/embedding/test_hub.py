@@ -135,13 +135,25 @@ def test_refusals(params, request):
         with pytest.raises(InputError, match=match):
             function(*arguments, **more)
 
-    refused("not 'a b'; put a list", hub_default, params, "a b")
-    refused("put a list", hub_default, params, 3)
+    refused("sentences is 'a b'; it must be", hub_default, params, "a b")
+    refused("sentences is 3", hub_default, params, 3)
     refused(r"Sentence 1 is \['b'\].*hub_tokens", hub_default, params, ["a", ["b"]])
     refused("Sentence 0 is b'a'", hub_default, params, [b"a"])
-    refused("'a b'; hub_tokens takes", hub_tokens, params, "a b", [2])
-    refused("Row 1 of tokens is 'b'", hub_tokens, params, [["a"], "b"], [1, 1])
-    refused("Row 0 of tokens is 'a'", hub_tokens, params, np.array(["a", "b"]), [1, 1])
+    refused(
+        "tokens is 'a b'; it must be",
+        hub_tokens,
+        params,
+        "a b",
+        [2],
+    )
+    refused("Sentence 1 is the string 'b'", hub_tokens, params, [["a"], "b"], [1, 1])
+    refused(
+        "Sentence 0 is the str",
+        hub_tokens,
+        params,
+        np.array(["a", "b"]),
+        [1, 1],
+    )
     refused("Word 1 of sentence 0 is 7", hub_tokens, params, [["a", 7]], [2])
     refused(r"shape \(2,\).*\[1\]", hub_tokens, params, [["a"]], [1, 1])
     refused(r"shape \(\)", hub_tokens, params, [["a"]], 1)

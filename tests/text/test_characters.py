@@ -99,13 +99,13 @@ def test_long_words_are_cut_at_the_bytes_that_fit(width):
 @pytest.mark.parametrize(
     ("batch", "part"),
     [
-        ("The river", "given 'The river'"),
-        (["The", "river"], "item 0 is the string 'The'"),
-        ([["a"], "b c"], "item 1 is the string 'b c'"),
+        ("The river", "batch is 'The river'; it must be a list of sentences"),
+        (["The", "river"], "Sentence 0 is the string 'The'"),
+        ([["a"], "b c"], "Sentence 1 is the string 'b c'"),
         ([["a", 7]], "Word 1 of sentence 0 is 7"),
         ([["a"], [None]], "Word 0 of sentence 1 is None"),
-        ([["a"], 5], "item 1 is 5"),
-        (3, "given 3"),
+        ([["a"], 5], "Sentence 1 is 5"),
+        (3, "batch is 3"),
     ],
 )
 def test_anything_but_lists_of_lists_of_words_is_refused(batch, part, request):
