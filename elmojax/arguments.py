@@ -6,7 +6,10 @@ that names it. What a list holds is looked at where it is read, by `sentence_wor
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
+import math
 import numbers
 import operator
 import os
@@ -16,7 +19,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -24,7 +27,9 @@ from elmojax.errors import InputError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Fits = Callable[[Any], bool]
+Take = Callable[[Any], Any]
+"""A value as its kind has it; one of REFUSALS for a value of another kind."""
+REFUSALS = (ValueError, TypeError, OverflowError)
 
 NO_LIST = (str, bytes, bytearray, Mapping, set, frozenset)
 """Can be gone through, and are no list of anything."""
@@ -35,13 +40,31 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
 
-def checked(function: Callable[P, T], owner_name: str = "") -> Callable[P, T]:
+class Range(NamedTuple):
+    """Of a number, or of the length of a tuple: bounds that stand in its type."""
+
+    least: float
+    most: float
+    infinite: bool = False
+    """Whether math.inf is good too."""
+
+    def holds(self, value: float) -> bool:
+        return self.least <= value <= self.most or (self.infinite and value == math.inf)
+
+    def __str__(self) -> str:
+        least, most = (
+            f"{bound:g}" if isinstance(bound, float) else bound for bound in self[:2]
+        )
+        return f"from {least} to {most}{', or inf' * self.infinite}"
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, which refuses arguments that are not what its annotations say."""
     signature, owner = inspect.signature(function), inspect.unwrap(function)
 
     @cache
     def hints() -> dict[str, Any]:
-        return typing.get_type_hints(owner)
+        return typing.get_type_hints(owner, include_extras=True)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -49,27 +72,55 @@ def checked(function: Callable[P, T], owner_name: str = "") -> Callable[P, T]:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             several = signature.parameters[name].kind is SEVERAL
             for each in value if several else (value,):
-                require(owner_name + name, each, known.get(name, Any))
+                require(name, each, known.get(name, Any))
         return function(*args, **kwargs)
 
     return call
 
 
-def checked_fields(kind: type[T]) -> type[T]:
-    """A dataclass that refuses values which are not what its fields say."""
-    kind.__init__ = checked(kind.__init__, f"{kind.__name__}.")  # type: ignore[method-assign]
-    return kind
+def require(name: str, value: Any, hint: Any) -> Any:
+    """The value as the hint has it: an int as a float, a list as a tuple.
+
+    `InputError` naming the argument where the value is something else, or out of range.
+    """
+    take, wanted = _kind(hint)
+    try:
+        return take(value)
+    except REFUSALS as error:
+        raise InputError(f"{name} is {shown(value)}; it must be {wanted}.") from error
 
 
-def require(name: str, value: Any, hint: Any) -> None:
-    """`InputError` naming the argument, unless its value is what the hint says."""
-    fits, wanted = _kind(hint)
-    if not fits(value):
-        raise InputError(f"{name} is {shown(value)}; it must be {wanted}.")
+@cache
+def field_hints(kind: Any) -> dict[str, tuple[str, Any]]:
+    """Fields of a dataclass: the class that declares each of them, and its type."""
+    owners = {
+        name: owner.__name__
+        for owner in reversed(kind.__mro__)
+        for name in inspect.get_annotations(owner)
+    }
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: (owners[name], hints[name]) for name in names}
+
+
+def check_fields(owner: Any, flags: bool = False) -> None:
+    """Makes every field of a frozen dataclass what its type says.
+
+    Raises `InputError` for the first that is not, or that is out of its range.
+
+    Args:
+      flags: whether fields are named as flags of the command line.
+    """
+    for name, (kind, hint) in field_hints(owner.__class__).items():
+        called = f"--{name.replace('_', '-')}" if flags else f"{kind}.{name}"
+        value = require(called, getattr(owner, name), hint)
+        object.__setattr__(owner, name, value)
 
 
 def shown(value: object) -> str:
     """The beginning of a value as Python writes it, on one line."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
     text = " ".join(SHORT.repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -105,19 +156,25 @@ def sentence_lists(sentences: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 @cache
-def _kind(hint: Any) -> tuple[Fits, str]:
-    """Whether a value is what a hint says, and the hint in words."""
+def _kind(hint: Any) -> tuple[Take, str]:
+    """What takes a value as the hint says, and the hint in words."""
     members = _members(hint)
     if any(_holds_numbers(member) for member in members):
         # Python's numbers and lists of them are meant where arrays of them are.
         left = tuple(m for m in members if m in (None, type(None)))
-        kinds = [(_is_numbers, "an array of numbers"), *map(_one, left)]
+        kinds = [(_if(_is_numbers), "an array of numbers"), *map(_one, left)]
     else:
         kinds = list(map(_one, members))
-    tests = [fits for fits, _ in kinds]
     *first, last = dict.fromkeys(words for _, words in kinds)
     wanted = f"{', '.join(first)} or {last}" if first else last
-    return lambda value: any(fits(value) for fits in tests), wanted
+
+    def take(value: Any) -> Any:
+        for one, _ in kinds:
+            with contextlib.suppress(*REFUSALS):
+                return one(value)
+        raise ValueError(wanted)
+
+    return take, wanted
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -125,8 +182,6 @@ def _members(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = map(_members, typing.get_args(hint))
         return tuple(member for part in parts for member in part)
-    if typing.get_origin(hint) is typing.Annotated:
-        return _members(typing.get_args(hint)[0])
     return (getattr(hint, "array_type", hint),)  # of jaxtyping
 
 
@@ -135,57 +190,96 @@ def _holds_numbers(kind: Any) -> bool:
     return isinstance(kind, type) and hasattr(kind, "dtype") and hasattr(kind, "shape")
 
 
-def _one(hint: Any) -> tuple[Fits, str]:
+def _one(hint: Any) -> tuple[Take, str]:
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Annotated:
+        return _ranged(*arguments)
     if hint in (None, type(None)):
-        return lambda value: value is None, "None"
+        return _if(lambda value: value is None), "None"
     if origin is Literal:
         choices = ", ".join(map(str, arguments))
-        return lambda value: _is_one_of(value, arguments), f"one of {choices}"
+        return _if(lambda value: _is_one_of(value, arguments)), f"one of {choices}"
     if origin is tuple:
         return _tuple(arguments)
     if origin in SIMPLE:
-        fits, words = SIMPLE[origin]
-        return fits, LISTS.get(arguments, words)
+        take, words = SIMPLE[origin]
+        return take, LISTS.get(arguments, words)
     if isinstance(origin, type) and origin not in (Any, object):
-        vowel = origin.__name__[0] in "AEIOU"
-        article = "an" if vowel else "a"
-        return lambda value: isinstance(value, origin), f"{article} {origin.__name__}"
-    return lambda value: True, "anything"
+        article = "an" if origin.__name__[0] in "AEIOU" else "a"
+        kind = f"{article} {origin.__name__}"
+        return _if(lambda value: isinstance(value, origin)), kind
+    return _if(lambda value: True), "anything"
 
 
-def _tuple(arguments: tuple[Any, ...]) -> tuple[Fits, str]:
+def _ranged(hint: Any, *more: Any) -> tuple[Take, str]:
+    """A number, or the length of a tuple, between bounds."""
+    take, words = _kind(hint)
+    bounds = [part for part in more if isinstance(part, Range)]
+    if bounds and typing.get_origin(hint) is tuple:
+        words = f"{' '.join(map(str, bounds)).removeprefix('from ')} {words}"
+    else:
+        words = " ".join([words, *map(str, bounds)])
+
+    def inside(value: Any) -> Any:
+        value = take(value)
+        size = len(value) if isinstance(value, tuple) else value
+        if not all(bound.holds(size) for bound in bounds):
+            raise ValueError(words)
+        return value
+
+    return inside, words
+
+
+def _tuple(arguments: tuple[Any, ...]) -> tuple[Take, str]:
     inner = [_kind(a) for a in arguments if a is not Ellipsis]
-    if Ellipsis in arguments:
-        ((one, words),) = inner
-        return (
-            lambda value: isinstance(value, tuple) and all(map(one, value)),
-            f"a tuple, each of it {words}",
-        )
-    tests = [fits for fits, _ in inner]
-    return (
-        lambda value: (
-            isinstance(value, tuple)
-            and len(value) == len(tests)
-            and all(fits(each) for fits, each in zip(tests, value, strict=True))
-        ),
-        f"({', '.join(words for _, words in inner)})",
-    )
+    takes, words = zip(*inner, strict=True)
+    several = Ellipsis in arguments
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError
+        each = takes * len(value) if several else takes
+        return tuple(one(part) for one, part in zip(each, value, strict=True))
+
+    return take, f"values, each {words[0]}" if several else f"({', '.join(words)})"
+
+
+def _if(fits: Callable[[Any], bool]) -> Take:
+    """The value itself, if it fits."""
+
+    def take(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError
+        return value
+
+    return take
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool):  # which is an int to Python
+        raise ValueError
+    return operator.index(value)
+
+
+def _number(value: Any) -> Any:
+    """Python's numbers as float; one that JAX traces as it is."""
+    if isinstance(value, (bool, np.bool_)) or _shape(value) != ():
+        raise ValueError
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(os.fspath(value), str):
+        raise ValueError
+    return Path(value)
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else str(_path(value))
 
 
 def _is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
     return isinstance(value, str) and value in choices
-
-
-def _is_integer(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and operator.index(value) is not None
-    except TypeError:
-        return False
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, (bool, np.bool_)) and _shape(value) == ()
 
 
 def _is_iterable(value: Any) -> bool:
@@ -196,10 +290,6 @@ def _is_iterable(value: Any) -> bool:
 
 def _is_sequence(value: Any) -> bool:
     return _is_iterable(value) and isinstance(value, Sized)
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)
 
 
 def _is_numbers(value: Any) -> bool:
@@ -233,16 +323,16 @@ LISTS: dict[Any, str] = {
     (str,): "a list of strings",
     (Sequence[str],): 'a list of sentences, such as [["The", "bank"], ["Hi"]]',
 }
-SIMPLE: dict[Any, tuple[Fits, str]] = {
-    bool: (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
-    int: (_is_integer, "an integer"),
-    float: (_is_number, "a number"),
-    str: (lambda value: isinstance(value, str), "a string"),
-    Path: (lambda value: isinstance(value, str) or _is_path(value), "a path"),
-    os.PathLike: (_is_path, "a path"),
-    typing.IO: (lambda value: hasattr(value, "read"), "an open file"),
-    dict: (lambda value: isinstance(value, Mapping), "a dict"),
-    Sequence: (_is_sequence, "a list"),
-    Iterable: (_is_iterable, "a list"),
-    Callable: (callable, "a function"),
+SIMPLE: dict[Any, tuple[Take, str]] = {
+    bool: (_if(lambda value: isinstance(value, (bool, np.bool_))), "True or False"),
+    int: (_integer, "a whole number"),
+    float: (_number, "a number"),
+    str: (_string, "a string"),
+    Path: (_path, "a path"),
+    os.PathLike: (_if(lambda value: isinstance(value, os.PathLike)), "a path"),
+    typing.IO: (_if(lambda value: hasattr(value, "read")), "an open file"),
+    dict: (_if(lambda value: isinstance(value, Mapping)), "a dict"),
+    Sequence: (_if(_is_sequence), "a list"),
+    Iterable: (_if(_is_iterable), "a list"),
+    Callable: (_if(callable), "a function"),
 }

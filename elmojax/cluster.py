@@ -31,7 +31,8 @@ import jax
 import numpy as np
 
 from elmojax import __version__
-from elmojax.config import Count, checked_value
+from elmojax.arguments import require
+from elmojax.config import Count
 from elmojax.errors import InputError
 from elmojax.text.files import Errors, Oddities
 from elmojax.vectors.jobs import Accelerator, Actor, Job, Task, require_seen
@@ -125,7 +126,7 @@ def connected(address: str | None = None, workers: int | None = None) -> Iterato
     Raises:
       InputError: without Ray, if there is no such cluster, or it does not fit.
     """
-    checked_value("--workers", workers, Count | None)
+    require("--workers", workers, Count | None)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # What Ray's C++ says, it says on our standard error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

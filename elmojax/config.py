@@ -7,44 +7,17 @@ what would be right: bounds stand beside the field, in its type. `to_json` and
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import inspect
 import json
-import math
-import numbers
-import operator
-import os
-import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from elmojax.arguments import checked
+from elmojax.arguments import Range, check_fields, checked, field_hints, shown
 from elmojax.atomic import parse_json
 from elmojax.errors import InputError
-
-
-class Range(NamedTuple):
-    """Of a number, or of the length of a tuple: bounds that stand in its type."""
-
-    least: float
-    most: float
-    infinite: bool = False
-    """Whether math.inf is good too."""
-
-    def holds(self, value: float) -> bool:
-        return self.least <= value <= self.most or (self.infinite and value == math.inf)
-
-    def __str__(self) -> str:
-        least, most = (
-            f"{bound:g}" if isinstance(bound, float) else bound for bound in self[:2]
-        )
-        return f"from {least} to {most}{', or inf' * self.infinite}"
-
 
 MOST_WORDS = 2**25
 """Entries of the largest vocabulary; no published one has a tenth of them."""
@@ -73,120 +46,6 @@ NonNegative = Annotated[float, Range(0, 1e30)]
 Limit = Annotated[float, Range(1e-30, 1e30, infinite=True)]
 
 
-def short(value: object) -> str:
-    """A value as a sentence names it; the digits of a huge number would be a page."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
-
-
-def wanted(hint: Any) -> str:
-    """What a value of a type must be, for a sentence."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        bounds = [str(part) for part in arguments[1:] if isinstance(part, Range)]
-        what = wanted(arguments[0])
-        if typing.get_origin(arguments[0]) is not tuple:
-            return " ".join([what, *bounds])
-        return f"{' '.join(bounds).removeprefix('from ')} {what}"
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return ", or ".join(map(wanted, arguments))
-    if origin is tuple and arguments[1] is Ellipsis:
-        return f"values, each {wanted(arguments[0])}"
-    if origin is tuple:
-        return f"({', '.join(map(wanted, arguments))})"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "True or False",
-        str: "a string",
-        Path: "a path",
-        type(None): "None",
-    }
-    return names.get(hint) or f"of type {hint.__name__}"
-
-
-def fit(hint: Any, value: Any) -> Any:
-    """The value as its type has it: an int as a float, a list as a tuple.
-
-    Raises `ValueError` for what is not of the type, or out of its range.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        value = fit(arguments[0], value)
-        size = len(value) if isinstance(value, tuple) else value
-        bounds = [part for part in arguments[1:] if isinstance(part, Range)]
-        if all(bound.holds(size) for bound in bounds):
-            return value
-    elif origin is Literal:
-        if value in arguments:
-            return value
-    elif origin in (typing.Union, types.UnionType):
-        for kind in arguments:
-            try:
-                return fit(kind, value)
-            except ValueError:
-                continue
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            same = len(arguments) == 2 and arguments[1] is Ellipsis
-            parts = arguments[:1] * len(value) if same else arguments
-            return tuple(fit(*pair) for pair in zip(parts, value, strict=True))
-    elif isinstance(value, bool):  # which is an int to Python
-        if hint is bool:
-            return value
-    elif hint is int and isinstance(value, numbers.Integral):
-        return operator.index(value)
-    elif hint is float and isinstance(value, numbers.Real):
-        with contextlib.suppress(OverflowError):
-            return float(value)
-    elif hint in (str, Path) and isinstance(value, (str, os.PathLike)):
-        return hint(value)
-    elif isinstance(value, hint):
-        return value
-    raise ValueError(wanted(hint))
-
-
-def checked_value(name: str, value: Any, hint: Any) -> Any:
-    """The value as its type has it; `InputError` names it where it is not."""
-    try:
-        return fit(hint, value)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{name} is {short(value)}; it must be {wanted(hint)}."
-        ) from error
-
-
-@cache
-def _hints(kind: Any) -> dict[str, tuple[str, Any]]:
-    """Fields of a dataclass: the class that declares each of them, and its type."""
-    owners = {
-        name: owner.__name__
-        for owner in reversed(kind.__mro__)
-        for name in inspect.get_annotations(owner)
-    }
-    hints = typing.get_type_hints(kind, include_extras=True)
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: (owners[name], hints[name]) for name in names}
-
-
-def check(owner: Any, flags: bool = False) -> None:
-    """Makes every field of a frozen dataclass what its type says.
-
-    Raises `InputError` for the first that is not, or that is out of its range.
-
-    Args:
-      flags: whether fields are named as flags of the command line.
-    """
-    for name, (kind, hint) in _hints(owner.__class__).items():
-        called = f"--{name.replace('_', '-')}" if flags else f"{kind}.{name}"
-        value = checked_value(called, getattr(owner, name), hint)
-        object.__setattr__(owner, name, value)
-
-
 PublishedFilters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 MiniFilters = ((1, 16), (2, 16), (3, 32), (4, 64), (5, 128))
 
@@ -194,9 +53,9 @@ MiniFilters = ((1, 16), (2, 16), (3, 32), (4, 64), (5, 128))
 def _require(good: bool, owner: Any, name: str, wanted: str) -> None:
     """A field that its type alone cannot judge."""
     if not good:
-        called = f"{_hints(owner.__class__)[name][0]}.{name}"
+        called = f"{field_hints(owner.__class__)[name][0]}.{name}"
         raise InputError(
-            f"{called} is {short(getattr(owner, name))}; it must be {wanted}."
+            f"{called} is {shown(getattr(owner, name))}; it must be {wanted}."
         )
 
 
@@ -222,7 +81,7 @@ class CharCnnConfig:
     filters as the LSTM takes inputs, and only there can it be left out."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         widest = max(width for width, _ in self.filters)
         good = self.max_characters >= widest
         _require(good, self, "max_characters", f"at least the widest filter ({widest})")
@@ -246,7 +105,7 @@ class WordTableConfig:
     """Row of `</S>`."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         for name in ("begin_row", "end_row"):
             good = getattr(self, name) < max(self.size, 2)
             _require(good, self, name, f"a row of the table, below {self.size}")
@@ -270,7 +129,7 @@ class LstmConfig:
     """Add the input of a layer to its output, from the second layer on."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -281,7 +140,7 @@ class ElmoConfig:
     lstm: LstmConfig = field(default_factory=LstmConfig)
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         encoder = self.encoder
         if not isinstance(encoder, CharCnnConfig) or encoder.project:
             return
@@ -345,7 +204,7 @@ class HeadConfig:
     `sampled`."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         rising = all(
             a < b for a, b in zip((0, *self.cutoffs), self.cutoffs, strict=False)
         )
@@ -377,7 +236,7 @@ class OptimizerConfig:
     """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -391,7 +250,7 @@ class MeshConfig:
     """Devices along the mesh axis `model`, over which wide matrices are split."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -469,7 +328,7 @@ class TrainConfig:
     """Accept a vocabulary that is not sorted by its counts in the training text."""
 
     def __post_init__(self) -> None:
-        check(self)
+        check_fields(self)
         most = MOST_POSITIONS // self.window
         wanted = f"at most {most} with a window of {self.window}"
         _require(self.rows <= most, self, "rows", wanted)
@@ -534,11 +393,11 @@ def _build(hint: Any, value: Any) -> Any:
     if not kinds:
         return value
     if not isinstance(value, dict):
-        raise TypeError(f"{short(value)} is no {kinds[0].__name__}")
+        raise TypeError(f"{shown(value)} is no {kinds[0].__name__}")
     kind = kinds[0] if len(kinds) == 1 or "filters" in value else kinds[1]
-    hints = _hints(kind)
+    hints = field_hints(kind)
     if unknown := sorted(value.keys() - hints.keys()):
-        raise TypeError(f"{kind.__name__} has no field {short(unknown[0])}")
+        raise TypeError(f"{kind.__name__} has no field {shown(unknown[0])}")
     return kind(**{name: _build(hints[name][1], v) for name, v in value.items()})
 
 

@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from tqdm import tqdm
 
+from elmojax.arguments import check_fields
 from elmojax.atomic import local
-from elmojax.config import Counter, HeadConfig, OptimizerConfig, TrainConfig, check
+from elmojax.config import Counter, HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.errors import InputError, showable
 from elmojax.model import ops
 from elmojax.text.characters import BEGIN, END, byte_limit
@@ -147,7 +148,7 @@ def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) 
     """
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
     found = _local(_tyro(kind, command, args=argv, config=plain, **more))
-    check(found, flags=True)
+    check_fields(found, flags=True)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from tqdm import tqdm
 
+from elmojax.arguments import Range
 from elmojax.cli.common import (
     BadBytes,
     Json,
@@ -25,7 +26,7 @@ from elmojax.cli.common import (
     remark,
     say,
 )
-from elmojax.config import BatchTokens, Count, Range
+from elmojax.config import BatchTokens, Count
 from elmojax.errors import InputError
 from elmojax.text.files import Oddities, expand
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import elmojax
+from elmojax.arguments import Range
 from elmojax.cli.common import (
     Json,
     RecipeArguments,
@@ -21,7 +22,7 @@ from elmojax.cli.common import (
     train_config,
     typed,
 )
-from elmojax.config import MeshConfig, Range, TrainConfig, VocabularySize
+from elmojax.config import MeshConfig, TrainConfig, VocabularySize
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from elmojax.arguments import checked, sentence_words
-from elmojax.config import BatchTokens, CharCnnConfig, Count, checked_value
+from elmojax.arguments import checked, require, sentence_words
+from elmojax.config import BatchTokens, CharCnnConfig, Count
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
     Dtype,
@@ -94,7 +94,7 @@ class Embedder:
           InputError: if these do not go together, or the mesh is another.
         """
         require_own_process()
-        batch_tokens = checked_value("batch_tokens", batch_tokens, BatchTokens)
+        batch_tokens = require("batch_tokens", batch_tokens, BatchTokens)
         if not isinstance(params.config.encoder, CharCnnConfig) and vocabulary is None:
             raise InputError(
                 "This model reads word ids, so its vocabulary is needed: give the run "
@@ -382,7 +382,7 @@ class Embedder:
         self, sentences: Iterable[Sequence[str]], batch_size: int | None
     ) -> Iterator[list[list[str]]]:
         """Successive sentences that fill a batch, or one that is longer."""
-        batch_size = checked_value("batch_size", batch_size, Count | None)
+        batch_size = require("batch_size", batch_size, Count | None)
         batch: list[list[str]] = []
         steps = 0
         for sentence in sentence_words(sentences):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elmojax.arguments import checked, sentence_words
-from elmojax.config import Columns, checked_value
+from elmojax.arguments import checked, require, sentence_words
+from elmojax.config import Columns
 
 SENTENCE_BEGIN = 256
 SENTENCE_END = 257
@@ -36,7 +36,7 @@ def byte_limit(max_characters: int) -> int:
 
     `InputError` for less than one, or for more than a word may have.
     """
-    return checked_value("max_characters", max_characters, Columns) - 2
+    return require("max_characters", max_characters, Columns) - 2
 
 
 def character_ids(words: Sequence[str], max_characters: int = 50) -> np.ndarray:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from elmojax.arguments import require
 from elmojax.atomic import replaced
-from elmojax.config import Count, VocabularySize, checked_value
+from elmojax.config import Count, VocabularySize
 from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")
@@ -144,8 +145,8 @@ class Vocabulary:
 def check_limits(max_size: int | None, min_count: int) -> None:
     """`InputError` for limits of `from_counts` that make no sense."""
     size = "the vocabulary size (--max-vocabulary)"
-    checked_value(size, max_size, VocabularySize | None)
-    checked_value("min_count (--min-count)", min_count, Count)
+    require(size, max_size, VocabularySize | None)
+    require("min_count (--min-count)", min_count, Count)
 
 
 def rank(words: Sequence[str], counts: Sequence[int] | np.ndarray) -> np.ndarray:
