@@ -76,13 +76,13 @@ def cache_directory(cache: str | os.PathLike[str] | None = None) -> Path:
 
 def _expected(url: str, sha256: str | None) -> tuple[str, str | None]:
     """The address without `#sha256=...`, and the SHA-256 that its file must have."""
-    scheme, colon, rest = url.partition("://")
-    rest, mark, fragment = rest.partition("#sha256=")
+    url, mark, fragment = url.partition("#sha256=")
     if sha256 is None and mark:
         sha256 = fragment
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256.strip()):
         raise InputError(f"The SHA-256 of {url} is none: give 64 hexadecimal digits.")
-    return f"{scheme.lower()}{colon}{rest}", sha256 and sha256.strip().lower()
+    url = re.sub(r"^\w+(?=://)", lambda scheme: scheme[0].lower(), url)
+    return url, sha256 and sha256.strip().lower()
 
 
 def _cached_name(url: str) -> str:
@@ -312,18 +312,20 @@ ALLENNLP = "https://s3-us-west-2.amazonaws.com/allennlp/models/elmo/"
 Published: TypeAlias = tuple[str, str, str | None]
 
 
-def _published(
-    folder: str, name: str | None = None, weights: str = WEIGHTS
-) -> Published:
-    start = f"{ALLENNLP}{folder}/" + (f"elmo_{folder}_" if name is None else name)
+def _published(folder: str, name: str = "", weights: str = WEIGHTS) -> Published:
+    start = f"{ALLENNLP}{folder}/{name}"
     return f"{start}{OPTIONS}", f"{start}{weights}", None
 
 
+def _of_shape(shape: str) -> Published:
+    return _published(shape, f"elmo_{shape}_")
+
+
 REGISTRY: dict[str, Published] = {
-    "small": _published("2x1024_128_2048cnn_1xhighway"),
-    "medium": _published("2x2048_256_2048cnn_1xhighway"),
-    "original": _published("2x4096_512_2048cnn_2xhighway"),
-    "original-5.5B": _published("2x4096_512_2048cnn_2xhighway_5.5B"),
+    "small": _of_shape("2x1024_128_2048cnn_1xhighway"),
+    "medium": _of_shape("2x2048_256_2048cnn_1xhighway"),
+    "original": _of_shape("2x4096_512_2048cnn_2xhighway"),
+    "original-5.5B": _of_shape("2x4096_512_2048cnn_2xhighway_5.5B"),
     "pt": _published("contributed/pt", "elmo_pt_"),
     "pt-wikipedia": _published("contributed/pt/wikipedia", "", "elmo_pt_weights.hdf5"),
     "pt-brwac": _published("contributed/pt/brwac", "", "elmo_pt_weights_dgx1.hdf5"),
@@ -341,9 +343,8 @@ The models of https://allennlp.org/elmo. `allennlp:NAME` is their address for sh
 
 def is_url(model: object) -> bool:
     """Whether a model is named by an address, as `fetch_model` takes them."""
-    start, colon, _ = str(model).partition("://")
-    known = bool(colon) and start.lower() in SCHEMES
-    return isinstance(model, str) and (known or model.startswith(REGISTERED))
+    starts = (REGISTERED, *(f"{scheme}://" for scheme in SCHEMES))
+    return isinstance(model, str) and model.lower().startswith(starts)
 
 
 def fetch_model(
@@ -381,8 +382,7 @@ def fetch_model(
             if not others:
                 raise
             _fetch_to(folder / OPTIONS, others[0], None, progress)
-        sha256 = sha256 or published
-        _fetch_to(folder / WEIGHTS, weights, sha256, progress)
+        _fetch_to(folder / WEIGHTS, weights, sha256 or published, progress)
     except _Missing as error:
         raise InputError(
             f"{error} A model at {url} is two files side by side, options.json and "

@@ -590,11 +590,13 @@ def test_broken_model_is_continued(model: Server, cache: Path):
 def test_registry(model: Server, monkeypatch: pytest.MonkeyPatch):
     url = f"{model.url}/named/elmo_2x8_4_"
     entry = (f"{url}options.json", f"{url}weights.hdf5", OTHER)
-    monkeypatch.setitem(REGISTRY, "tiny", entry)
+    monkeypatch.setitem(REGISTRY, "Tiny-5.5B", entry)
     with pytest.raises(InputError, match=f"not {OTHER}"):
-        fetch_model("allennlp:tiny")
-    monkeypatch.setitem(REGISTRY, "tiny", (*entry[:2], None))
-    assert (fetch_model("allennlp:tiny") / "weights.hdf5").is_file()
+        fetch_model("allennlp:Tiny-5.5B")
+    monkeypatch.setitem(REGISTRY, "Tiny-5.5B", (*entry[:2], None))
+    assert (fetch_model("allennlp:Tiny-5.5B") / "weights.hdf5").is_file()
+    with pytest.raises(InputError, match=f"not {SHA256}"):
+        fetch_model(f"allennlp:Tiny-5.5B#sha256={SHA256}")
     with pytest.raises(InputError, match="no model 'huge'; it has small, medium"):
         fetch_model("allennlp:huge")
 
