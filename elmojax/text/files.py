@@ -179,7 +179,14 @@ def decode_lines(
                 f"0x{data[error.start]:02x} ({error.reason}). Convert the text, or "
                 "take --errors replace to read such bytes as U+FFFD."
             ) from error
-        lines = data.decode("utf-8", "replace").split("\n")
+        text = data.decode("utf-8", "replace")
+        if 3 * text.count("\ufffd") > max(len(text), 50):
+            raise InputError(
+                f"Line {number} of {where} and what follows are no UTF-8: a third of "
+                "the characters cannot be read. Unpack or convert the file, for "
+                "example with `iconv -f CP1251 -t UTF-8`."
+            ) from error
+        lines = text.split("\n")
         pairs = zip(lines, data.split(b"\n"), strict=True)
         replaced = sum(line.encode("utf-8") != original for line, original in pairs)
     if b"\r" in data:
@@ -216,7 +223,8 @@ _ROW = re.compile(rb"\d+(-\d+|\.\d+)?(\t[^\t]+){9}")
 
 def _refuse_columns(head: bytes, path: object) -> None:
     """`InputError` for CoNLL-U: ten columns, the first of them numbers."""
-    lines = head[: head.rfind(b"\n")].splitlines()  # without one that is cut
+    whole, feed, rest = head.rpartition(b"\n")  # what is left may be cut
+    lines = (whole if feed else rest).splitlines()
     rows = [line for line in lines if line.strip() and line[:1] != b"#"]
     if rows and all(map(_ROW.fullmatch, rows)):
         raise InputError(

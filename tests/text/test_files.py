@@ -123,7 +123,7 @@ OTHERS = {
     "Macintosh": (TEXT.replace(b"\n", b"\r"), "Line 1 of .* a carriage return without"),
     "one return": (TEXT + b"a\rb c\n", "Line 4 of .* a carriage return without"),
     "CoNLL-U": (b"# sent_id = 1\r\n1-2\t" + ROW[2:] + ROW + b"\n", "is CoNLL-U"),
-    "one row": (ROW, "is CoNLL-U"),
+    "one row": (ROW[:-1], "is CoNLL-U"),
 }
 
 
@@ -136,6 +136,17 @@ def test_what_is_no_text_is_called_by_its_name(tmp_path, kind, errors):
         with pytest.raises(InputError, match=says + other):
             prepare(tmp_path / "data", patterns=[path], errors=errors)
     assert not (tmp_path / "data").exists()
+
+
+def test_replacing_bytes_makes_no_text_of_what_is_none(tmp_path):
+    for data in ("Мосты через реку .\n".encode("cp1251") * 9, bytes(range(1, 256)) * 2):
+        path = written(tmp_path / "text.txt", data.replace(b"\r", b""))
+        with pytest.raises(InputError, match=r"is not UTF-8: .* --errors replace"):
+            read_text(path)
+        with pytest.raises(InputError, match=r"a third .* cannot be read"):
+            read_text(path, "replace")
+    path = written(tmp_path / "text.txt", "déjà vu à Orléans\n".encode("latin-1") * 9)
+    assert len(read_text(path, "replace").sizes) == 9
 
 
 def test_columns_in_a_text_are_only_text(tmp_path):

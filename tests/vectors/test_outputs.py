@@ -241,8 +241,8 @@ def test_parquet(text, tmp_path, name):
         for line in range(len(lines)):
             pieces = [row for row in mine if row["line"] == line]
             pieces.sort(key=lambda row: row["start"])
-            split = form.pool is None and line == 4
-            assert [p["start"] for p in pieces] == ([0, 16, 32] if split else [0])
+            long = form.pool is None and line == 4
+            assert [p["start"] for p in pieces] == ([0, 16, 32] if long else [0])
             assert [w for p in pieces for w in p["words"]] == split(lines[line])
             close_to(joined(pieces, layers, form), line, form)
 
