@@ -799,8 +799,7 @@ def test_the_record_of_a_run_begins_the_same_run_again(world, tmp_path):
         "filters = [[1, 4], [2, 4]]\nembedding_dim = 4\n[optimizer]\nname = 'adamw'\n"
     )
     given = ("--data", world.data, "--workdir", tmp_path / "toml", "--batch-size", 8)
-    done("pretrain", "--config", toml, *given)
-    train = read_record(tmp_path / "toml").train
+    train = asked("--config", toml, *given)
     assert (train.rows, train.steps, train.model.lstm.dim) == (8, 1, 16)
     assert train.optimizer.name == "adamw" and train.window == 20
 

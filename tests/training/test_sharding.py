@@ -274,6 +274,7 @@ def test_meshes_fit_the_devices():
         assert str(max(data, 1) * model) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_whole_run_compiles_its_step_once(tmp_path, caplog):
     """Through evaluations and checkpoints, on a mesh."""
     lines = "\n".join(" ".join(sentence) for sentence in zipf_sentences())

@@ -83,7 +83,8 @@ def compiled(optimizer):
     no_dropout = partial(loss, LM, keys=None)
     return SimpleNamespace(
         grad=jax.jit(jax.value_and_grad(no_dropout, has_aux=True)),
-        step=jax.jit(partial(train_step, LM, optimizer)),
+        step=jax.jit(partial(train_step, LM, optimizer, guard=Guard(skip=3))),
+        dropping=jax.jit(partial(train_step, replace(LM, dropout=0.5), optimizer)),
         evaluation_step=jax.jit(partial(evaluation_step, replace(LM, dropout=0.5))),
     )
 
@@ -250,13 +251,11 @@ def test_the_carry_flows_from_step_to_step(compiled, params, optimizer):
     assert first.step == 1
 
 
-def test_dropout_acts_in_training_only(params, optimizer):
+def test_dropout_acts_in_training_only(compiled, params, optimizer):
     """Its masks follow from the run's key and the step; evaluation has none (above)."""
-    lm = replace(LM, dropout=0.5)
-    step = jax.jit(partial(train_step, lm, optimizer))
     state, batch = start(params, optimizer), BATCHES.batch(0)
     losses = [
-        float(step(at, batch)[1]["loss"])
+        float(compiled.dropping(at, batch)[1]["loss"])
         for at in (
             state,
             state,
@@ -318,20 +317,21 @@ def tree_close(got, wanted, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
 
 
-@pytest.mark.parametrize("microbatches", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_batch_in_microbatches_makes_the_same_step(params, optimizer, microbatches):
+@pytest.mark.parametrize(
+    ("rows", "microbatches"), [(ROWS, 3), pytest.param(6, 2, marks=pytest.mark.slow)]
+)
+def test_a_batch_in_microbatches_makes_the_same_step(
+    compiled, params, optimizer, rows, microbatches
+):
     """With dropout: a row drops the same numbers whatever stands beside it."""
-    lm = replace(LM, dropout=0.5)
-    step = jax.jit(partial(train_step, lm, optimizer))
     words = WordTables(CORPUS, CORPUS.vocabulary, TINY)
     texts = [
-        TrainingText(CORPUS, words, 6, WINDOW, 0, microbatches=n)
-        for n in (1, microbatches)
+        TrainingText(CORPUS, words, rows, WINDOW, 0, microbatches=n) for n in (1, microbatches)
     ]
-    states = [start(params, optimizer, rows=6) for _ in texts]
+    states = [start(params, optimizer, rows) for _ in texts]
     for number in range(2):
         both = [
-            step(state, text.batch(number))
+            compiled.dropping(state, text.batch(number))
             for state, text in zip(states, texts, strict=True)
         ]
         (one, wanted), (other, got) = both
@@ -341,9 +341,9 @@ def test_a_batch_in_microbatches_makes_the_same_step(params, optimizer, microbat
     tree_close(states[1].carry, states[0].carry, atol=2e-6)
 
 
-def test_a_bad_update_changes_nothing_but_the_counts(params, optimizer):
+def test_a_bad_update_changes_nothing_but_the_counts(compiled, params, optimizer):
     """The text goes on; parameters, moments and LSTM state stay as they were."""
-    step = jax.jit(partial(train_step, LM, optimizer, guard=Guard(skip=3)))
+    step = compiled.step
     good, metrics = step(start(params, optimizer), BATCHES.batch(0))
     assert (metrics["bad"], metrics["skipped"]) == (0, 0)
     poison = jnp.full_like(good.carry.cell, np.nan)
@@ -380,7 +380,10 @@ def part_equal(one, other, name):
     return jax.tree.all(jax.tree.map(np.array_equal, one[name], other[name]))
 
 
-@pytest.mark.parametrize(("name", "microbatches"), [("adagrad", 1), ("adamw", 2)])
+@pytest.mark.parametrize(
+    ("name", "microbatches"),
+    [pytest.param("adagrad", 1, marks=pytest.mark.slow), ("adamw", 2)],
+)
 def test_frozen_steps_train_the_head_alone(name, microbatches):
     """Two frozen steps, then a whole one, in a warm-up of four steps."""
     recipe = OptimizerConfig(name, 0.01, warmup_steps=4, gradient_norm=0.5)
