@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import math
 import os
+import glob
+import importlib.util
 import resource
 import shlex
 from collections.abc import Callable, Iterator
@@ -26,6 +28,10 @@ from elmojax.errors import InputError
 ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1
 """Numbers of mallopt's parameters, from glibc's malloc.h."""
 NEVER = 2**31 - 1
+PLUGINS = ("jax_plugins", "libtpu")
+"""Packages by which JAX finds other devices."""
+DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
+"""Files of GPUs (NVIDIA, the same under Windows, AMD) and TPUs."""
 GROWN = 1.1
 """Times as much memory as after the first steps; then what is idle is given back."""
 
@@ -34,12 +40,28 @@ def keep_freed_memory() -> None:
     """From now on freed memory stays with this process, in one place for all threads.
 
     For programs whose steps take the same memory again and again; to be called before
-    JAX starts its threads. Does nothing where the C library has no such choice.
+    JAX starts its threads. Does nothing where JAX will run on something else than a
+    CPU, or where the C library has no such choice.
     """
+    if not begins_on_cpu():
+        return
     with contextlib.suppress(OSError, AttributeError):
         choose = ctypes.CDLL(None).mallopt
         for parameter, value in (ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER):
             choose(parameter, value)
+
+
+def begins_on_cpu() -> bool:
+    """Whether JAX will run on the CPU, told without having it begin.
+
+    So it does if it is told to, and if it lacks a plugin for anything else, or the
+    system a device.
+    """
+    asked = jax.config.values["jax_platforms"]
+    if asked:
+        return str(asked).split(",")[0] == "cpu"
+    plugins = any(importlib.util.find_spec(name) for name in PLUGINS)
+    return not (plugins and any(glob.glob(pattern) for pattern in DEVICES))
 
 
 def return_freed_memory() -> None:

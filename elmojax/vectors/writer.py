@@ -162,16 +162,12 @@ class Writer(abc.ABC):
         wrong = ~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1)
         ends = np.cumsum(sizes)
         line = sentence + int(np.searchsorted(ends, wrong.argmax(), side="right")) + 1
-        largest = f"{np.finfo(np.float16).max:,.0f}"
+        as_dtype, remedy = "", "look at the gammas and, by `elmojax verify`, the model"
+        if self.form.dtype == "float16":
+            as_dtype, remedy = " as float16", "choose --dtype bfloat16 or float32"
         return InputError(
-            f"Line {line} of {self.text.path} has vectors that are not finite numbers "
-            + (
-                f"as float16, which ends at {largest}; choose --dtype bfloat16 or "
-                "float32."
-                if self.form.dtype == "float16"
-                else "; are the weights of the model (see `elmojax verify`) and the "
-                "gammas in order?"
-            )
+            f"Line {line} of {self.text.path} has vectors that are not finite "
+            f"numbers{as_dtype}; {remedy}."
         )
 
     def commit(self) -> None:

@@ -46,6 +46,20 @@ def test_layer_norm_sees_no_padding(golden):
     np.testing.assert_allclose(one[mask], wanted, atol=1e-5)
 
 
+def test_layer_norm_of_no_word_is_zero():
+    """So are its gradients, by the layers too; whatever stands in the padding."""
+    layers, mask = jnp.full((2, 3, 4, 6), 7.0), jnp.zeros((2, 4), bool)
+    params = {"s": jnp.zeros(3), "gamma": jnp.float32(2)}
+
+    def total(params, layers):
+        return ScalarMix(True).apply({"params": params}, layers, mask).sum()
+
+    mixed = ScalarMix(layer_norm=True).apply({"params": params}, layers, mask)
+    np.testing.assert_array_equal(mixed, 0)
+    for leaf in jax.tree.leaves(jax.grad(total, (0, 1))(params, layers)):
+        np.testing.assert_array_equal(leaf, 0)
+
+
 def test_layer_norm_needs_a_mask():
     layers = jnp.ones((2, 3, 4, 6))
     with pytest.raises(ValueError, match="mask"):

@@ -142,6 +142,28 @@ def test_odd_text(params, model, tmp_path):
             assert file[str(number)].attrs["sentence"] == " ".join(words)
 
 
+@pytest.mark.parametrize("name", ENDINGS)
+@pytest.mark.parametrize("pool", [None, "mean"])
+def test_numbers_that_are_not_finite_are_no_vectors(params, tmp_path, name, pool):
+    """Too large for float16: refused with the line and the remedy, nothing written."""
+    path, out = tmp_path / "text.txt", tmp_path / name
+    path.write_text("\nlast year\nthe bank\n")
+    bias = params.encoder["projection_bias"] + 1e5
+    large = params.replace(encoder={**params.encoder, "projection_bias": bias})
+    with pytest.raises(InputError, match=r"Line 2 of .*text\.txt .* --dtype bfloat16"):
+        embed_files(Job(large, dtype="float16", pool=pool), [path], out)
+    assert not out.exists()
+    with pytest.raises(InputError, match=r"Line 2 of .*finite numbers; look at the"):
+        gammas = (1e38, 1e38, 1e38)
+        embed_files(
+            Job(large, layers="mix", gammas=gammas, pool=pool),
+            [path],
+            out,
+            overwrite=True,
+        )
+    assert not out.exists()
+
+
 def test_flags(params, model, text, tmp_path, capsys):
     sentences = [line.split() for line in text.read_text().splitlines()]
     common = ("embed", str(model), "--text", str(text), "--json", "--out")
