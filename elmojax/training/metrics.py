@@ -144,7 +144,7 @@ class Profile(Tracker):
 
 
 def plot_losses(run: Path) -> Path | None:
-    """Draws loss.png from metrics.jsonl; None where matplotlib is not installed."""
+    """Draws loss.png from metrics.jsonl; None where it cannot: a run is worth more."""
     if importlib.util.find_spec("matplotlib") is None:
         return None
     from matplotlib.figure import Figure
@@ -166,7 +166,10 @@ def plot_losses(run: Path) -> Path | None:
     axes.grid(alpha=0.3)
     axes.legend()
     path = run / "loss.png"
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError:
+        return None
     return path
 
 
