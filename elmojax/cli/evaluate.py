@@ -21,6 +21,7 @@ from elmojax.cli.common import (
 from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
 from elmojax.text.corpus import Corpus
+from elmojax.training.metrics import readable
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,5 @@ def evaluate(argv: list[str]) -> None:
         print_json(scores)
         return
     for name, value in scores.items():
-        digits = ",d" if isinstance(value, int) else ",.4f"
-        print(f"{name:22} {value:{digits}}")
+        told = f"{value:,d}" if isinstance(value, int) else readable(value, 4)
+        print(f"{name:22} {told}")

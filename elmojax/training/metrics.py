@@ -76,6 +76,11 @@ def _line(values: Mapping[str, float]) -> str:
     return json.dumps(known) + "\n"
 
 
+def readable(number: float, digits: int = 1) -> str:
+    """A number for people, short however large it is."""
+    return f"{number:,.{digits}f}" if abs(number) < 1e9 else f"{number:.3g}"
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a line that was cut short or damaged is left out."""
     if not path.exists():
