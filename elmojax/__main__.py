@@ -124,6 +124,8 @@ def _hear() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Libraries may swallow what is raised, or call it something else."""
+    if _interrupted.is_set():
+        os._exit(128 + number)
     _interrupted.set()
     _say_interrupted()
     while frame is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import filelock
 import numpy as np
@@ -62,6 +63,50 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class _Unfailing(io.FileIO):
+    """Takes whatever is written, and remembers what the system refused first."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+
+@contextmanager
+def unfailing(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """A new file for a library that crashes when it cannot write, as HDF5 does.
+
+    Yields the file, and a function that raises the `OSError` of a write that failed;
+    the end of the block raises it too, and leaves no file.
+    """
+    with _Unfailing(path, "w+") as file:
+
+        def check() -> None:
+            if file.error is not None:
+                raise file.error
+
+        try:
+            yield cast(IO[bytes], file), check
+        finally:
+            if file.error is not None:
+                path.unlink(missing_ok=True)
+            check()
 
 
 _CHUNK = 1 << 22

@@ -146,8 +146,7 @@ def hdf5_files(path: Path) -> tuple[Path, Path] | None:
 
 def is_tf_checkpoint(path: Path) -> bool:
     """Whether it is a directory that bilm-tf trained in, or a checkpoint's prefix."""
-    index = path.with_name(f"{path.name}.index")
-    return (path / "checkpoint").is_file() or index.is_file()
+    return (path / "checkpoint").is_file() or Path(f"{path}.index").is_file()
 
 
 def _from_hdf5(

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +32,10 @@ from elmojax.cli.pretrain import pretrain
 from elmojax.cli.runs import runs
 from elmojax.cli.score import score
 from elmojax.errors import AGAIN, InputError, Remark, TryAgain
+
+NO_BACKEND = "Unable to initialize backend"
+"""How JAX begins to say so; of a backend that is known and not there it says nothing,
+in its `xla_bridge.py`."""
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
@@ -56,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     if argv[0] not in COMMANDS:
         _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
+    if any(not value or re.fullmatch("--[^=]+=", value) for value in argv):
+        _fail("One of the arguments is empty; leave it out or say what it is.")
     _quieten()
     # What a user's own program must not move by accident, a command moves on purpose.
     jax.config.update("jax_transfer_guard", "allow")
@@ -68,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(AGAIN)
     except OSError as error:
         _fail(_refused(error))
-    except RuntimeError as error:
-        if not str(error).startswith("Unable to initialize backend"):
+    except (RuntimeError, AssertionError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not (str(error).startswith(NO_BACKEND) or where.endswith("xla_bridge.py")):
             raise
         _fail(_no_backend(error))
 
@@ -117,15 +126,17 @@ def _refused(error: OSError) -> str:
         return "The current directory is gone; change to one that is there."
     what = error.filename2 or error.filename
     name = "A file" if what is None else os.fsdecode(what)
+    if len(name) > 200:
+        name = f"{name[:80]}...{name[-80:]}"
     why = error.strerror or " ".join(str(error).split())
     return f"{name} cannot be used: {why}. Put it right, or name another."
 
 
-def _no_backend(error: RuntimeError) -> str:
-    why = " ".join(str(error).split())
+def _no_backend(error: Exception) -> str:
+    why = " ".join(str(error).split()) or "it is not there"
     return (
         f"JAX cannot compute on JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} "
-        f"({why:.200}); set it to cpu, or leave it out to take what is there."
+        f"({why:.100}); set it to cpu, or leave it out to take what is there."
     )
 
 

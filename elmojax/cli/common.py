@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -213,7 +214,16 @@ def _local(asked: Parsed) -> Parsed:
 
 def print_json(report: Mapping[str, Any]) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(report, default=str))
+    print(json.dumps(_finite(report), default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no number that is not finite: null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 ALIASES: dict[type, dict[str, tuple[str, ...]]] = {

@@ -23,6 +23,7 @@ from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import Oddities
+from elmojax.training.metrics import readable
 
 
 @dataclass(frozen=True)
@@ -78,5 +79,5 @@ def evaluate(argv: list[str]) -> None:
         print_json({**scores, "remarks": remarks})
         return
     for name, value in scores.items():
-        digits = ",d" if isinstance(value, int) else ",.4f"
-        print(f"{name:22} {value:{digits}}")
+        told = f"{value:,d}" if isinstance(value, int) else readable(value, 4)
+        print(f"{name:22} {told}")

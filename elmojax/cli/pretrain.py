@@ -26,7 +26,7 @@ from elmojax.cli.common import (
 )
 from elmojax.config import CharCnnConfig, Count, Counter
 from elmojax.errors import InputError
-from elmojax.training.metrics import Tracker
+from elmojax.training.metrics import Tracker, readable
 
 if TYPE_CHECKING:
     from elmojax.training.distributed import Stop
@@ -133,15 +133,15 @@ class ProgressBar(Tracker):
         if "heldout_loss" in metrics:
             say(
                 f"step {step}: held-out perplexity "
-                f"{metrics['heldout_mean_perplexity']:,.1f} (forward "
-                f"{metrics['heldout_forward_perplexity']:,.1f}, backward "
-                f"{metrics['heldout_backward_perplexity']:,.1f}; "
+                f"{readable(metrics['heldout_mean_perplexity'])} (forward "
+                f"{readable(metrics['heldout_forward_perplexity'])}, backward "
+                f"{readable(metrics['heldout_backward_perplexity'])}; "
                 f"{metrics['heldout_seconds']:.0f} s)"
             )
             return
         rate, bar = metrics["tokens_per_second"], self._bar
         name = "loss" if "loss" in metrics else "sampled_loss"
-        status = f"{name.replace('_', ' ')} {metrics[name]:.3f}"
+        status = f"{name.replace('_', ' ')} {readable(metrics[name], 3)}"
         if rate:  # the first step only compiles
             left = (bar.total - step) * metrics["tokens"] / step / rate
             left = tqdm.format_interval(left)
@@ -170,11 +170,9 @@ def _farewell(result: Result) -> str:
     run = shlex.quote(str(result.run))
     lines = [f"\n{result.run}: step {result.step}, checkpoint saved."]
     if result.after:
-        was = (
-            f"{result.before['mean_perplexity']:,.1f} before, " if result.before else ""
-        )
-        now = result.after["mean_perplexity"]
-        lines.append(f"Held-out perplexity: {was}{now:,.1f} after.")
+        before, now = result.before, readable(result.after["mean_perplexity"])
+        was = f"{readable(before['mean_perplexity'])} before, " if before else ""
+        lines.append(f"Held-out perplexity: {was}{now} after.")
     if result.plot:
         lines.append(f"Losses: {result.plot}")
     heldout = config.heldout or (None if config.data else result.run / "sample-heldout")

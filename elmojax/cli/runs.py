@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from elmojax.cli.common import Json, arg, parse, print_json
 from elmojax.errors import InputError
+from elmojax.training.metrics import readable
 
 HEADINGS: tuple[str, ...] = (
     "run",
@@ -58,20 +59,20 @@ def runs(argv: list[str]) -> None:
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
-    def number(key: str, digits: str) -> str:
-        return "-" if run.get(key) is None else f"{run[key]:{digits}}"
+    def number(key: str, digits: int) -> str:
+        return "-" if run.get(key) is None else readable(run[key], digits)
 
     left = run.get("seconds_left")
-    best = number("best", ",.1f")
+    best = number("best", 1)
     if run.get("best_step") is not None:
         best += f" (step {run['best_step']})"
     return (
         run["run"],
         run["state"],
-        f"{number('step', 'd')}/{number('steps', 'd')}",
-        number("saved", "d"),
-        number("loss", ".3f"),
-        number("perplexity", ",.1f"),
+        f"{run.get('step', '-')}/{run.get('steps', '-')}",
+        "-" if run.get("saved") is None else f"{run['saved']}",
+        number("loss", 3),
+        number("perplexity", 1),
         best,
         "-" if left is None else tqdm.format_interval(left),
     )

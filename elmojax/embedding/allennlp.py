@@ -18,7 +18,7 @@ import h5py
 import jax
 import numpy as np
 
-from elmojax.atomic import local
+from elmojax.atomic import local, unfailing
 from elmojax.errors import InputError
 from elmojax.text.files import read_blocks
 
@@ -84,8 +84,9 @@ def write_sentences(
     try:
         with tempfile.TemporaryDirectory(prefix=out.name, dir=out.parent) as folder:
             made = Path(folder) / "made"
-            with h5py.File(made, "w") as file:
+            with unfailing(made) as (plain, check), h5py.File(plain, "w") as file:
                 for name, array in zip(names, vectors, strict=True):
+                    check()
                     file.create_dataset(name, data=array)
                 if not (forget or as_keys):
                     index = json.dumps(dict(zip(sentences, names, strict=True)))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.atomic import local, replaced
+from elmojax.atomic import local, replaced, unfailing
 from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
@@ -349,7 +350,7 @@ def head_arrays(head: Params) -> dict[str, np.ndarray]:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An HDF5 file of float32 data sets; `InputError` for a number not finite."""
-    with h5py.File(path, "w") as file:
+    with unfailing(path) as (plain, _), h5py.File(plain, "w") as file:
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise InputError(
@@ -373,7 +374,7 @@ def staged(directory: Path, overwrite: bool) -> Iterator[Path]:
             f"{directory / there[0]} is there already; choose another directory, or "
             "--overwrite (overwrite=True) to replace the model in it."
         )
-    stage = directory / f".partial-{os.getpid()}"
+    stage, made = directory / f".partial-{os.getpid()}", not directory.exists()
     try:
         stage.mkdir(parents=True)
         try:
@@ -383,10 +384,15 @@ def staged(directory: Path, overwrite: bool) -> Iterator[Path]:
             for name in reversed(names):
                 if (stage / name).exists():
                     os.replace(stage / name, directory / name)
+        except BaseException:
+            made = made and not any(directory.glob("[!.]*"))
+            raise
+        else:
+            made = False
         finally:
-            for path in stage.iterdir():
-                path.unlink()
-            stage.rmdir()
+            shutil.rmtree(stage, ignore_errors=True)
+            if made:
+                directory.rmdir()
     except OSError as error:
         unwritable(directory, error)
 

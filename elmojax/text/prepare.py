@@ -426,7 +426,7 @@ def _tfds_directory(text: TfdsText) -> str:
     nothing is ever downloaded.
     """
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = atomic.local(text.data_dir or default).expanduser()
+    root = atomic.local(os.path.expanduser(text.data_dir or default))
     name, _, version = text.name.partition(":")
     found = sorted(path.parent for path in root.glob("*/**/dataset_info.json"))
     found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]

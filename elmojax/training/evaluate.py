@@ -102,10 +102,7 @@ def summarize(
     Raises `InputError` if a sum is not finite.
     """
     if not np.isfinite(nll).all():
-        raise InputError(
-            f"The model gives {corpus.directory} a probability that is not a number; "
-            "its weights are damaged or training diverged: take an earlier checkpoint."
-        )
+        raise not_a_number(corpus.directory)
     forward, backward = (float(direction) / tokens for direction in nll)
     words, mean = len(corpus.words), (forward + backward) / 2
     return {
@@ -121,6 +118,14 @@ def summarize(
         "sentences": len(corpus.offsets) - 1,
         "seconds": seconds,
     }
+
+
+def not_a_number(text: object) -> InputError:
+    """What to say of a model that has diverged."""
+    return InputError(
+        f"The model gives {text} a probability that is not a number; its weights are "
+        "damaged or training diverged: take an earlier checkpoint."
+    )
 
 
 def _exp(loss: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from elmojax.training.metrics import (
     Tracker,
     plot_losses,
     read_metrics,
+    readable,
 )
 from elmojax.training.prefetch import Programs, prefetched
 from elmojax.training.record import Status
@@ -112,6 +114,8 @@ def _run(loop: _Loop, directory: Path) -> None:
         ):
             loop.train()
             loop.run.checkpoints.close()
+            if is_first() and loop.stop.signal is None:
+                loop.check_loss()
     except BaseException as error:
         if not joined():  # others might not come to finish what is being saved
             with contextlib.suppress(SaveFailed):
@@ -254,7 +258,8 @@ class _Loop:
             if self.early:
                 self._note(
                     f"Stopped early after step {self.step}: the best held-out "
-                    f"perplexity is {perplexity:,.1f} of step {step}, which is kept."
+                    f"perplexity is {readable(perplexity)} of step {step}, which is "
+                    "kept."
                 )
         return self.early
 
@@ -355,6 +360,19 @@ class _Loop:
         if joined():  # the others know nothing of it
             raise error
         self._note(f"{error} Training goes on, and the next save tries again.")
+
+    def check_loss(self) -> None:
+        """Raises `InputError` for a run that ends worse than by guessing."""
+        lines = reversed(read_metrics(self.config.workdir / "metrics.jsonl"))
+        known = (line.get(key) for line in lines for key in ("heldout_loss", "loss"))
+        loss = next((value for value in known if value is not None), 0.0)
+        guessing = math.log(self.run.record.vocabulary)
+        if loss > 2 * guessing:
+            raise InputError(
+                f"The run diverged: its last loss is {loss:.4g}, and guessing has "
+                f"{guessing:.4g}. Try a lower --optimizer.learning-rate in another "
+                "--workdir."
+            )
 
     def _log(self, step: int, numbers: dict[str, float]) -> None:
         for tracker in self.trackers:

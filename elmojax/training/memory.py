@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
-import os
 import glob
 import importlib.util
+import math
+import os
 import resource
 import shlex
 from collections.abc import Callable, Iterator

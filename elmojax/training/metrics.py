@@ -76,6 +76,11 @@ def _line(values: Mapping[str, float]) -> str:
     return json.dumps(known) + "\n"
 
 
+def readable(number: float, digits: int = 1) -> str:
+    """A number for people, short however large it is."""
+    return f"{number:,.{digits}f}" if abs(number) < 1e9 else f"{number:.3g}"
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, with `step` and finite numbers, or None, of the rest.
 
@@ -159,7 +164,7 @@ class Profile(Tracker):
 
 
 def plot_losses(run: Path) -> Path | None:
-    """Draws loss.png from metrics.jsonl; None where matplotlib is not installed."""
+    """Draws loss.png from metrics.jsonl; None where it cannot: a run is worth more."""
     if importlib.util.find_spec("matplotlib") is None:
         return None
     from matplotlib.figure import Figure
@@ -181,8 +186,11 @@ def plot_losses(run: Path) -> Path | None:
     axes.grid(alpha=0.3)
     axes.legend()
     path = run / "loss.png"
-    with replaced(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    try:
+        with replaced(path) as partial:
+            figure.savefig(partial, dpi=120, format="png")
+    except OSError:
+        return None
     return path
 
 

@@ -21,7 +21,7 @@ from elmojax.text.batches import Batch, heldout_sizes, located_batches
 from elmojax.text.corpus import Corpus
 from elmojax.text.tables import Capacities, Sizes, WordTables
 from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
-from elmojax.training.evaluate import compile_evaluation_step
+from elmojax.training.evaluate import compile_evaluation_step, not_a_number
 from elmojax.training.sharding import place
 from elmojax.training.step import LanguageModel
 
@@ -101,6 +101,8 @@ class Scorer:
             each, carry = step(self.params, carry, batch, here, self.initial_state)
             where = (starts[places.sentence] + places.at)[places.counts]
             flat[:, where] = np.asarray(each)[:, places.counts]
+        if not np.isfinite(flat).all():
+            raise not_a_number("a sentence")
         known = words.targets[corpus.words[: corpus.offsets[-1]]] != UNKNOWN_ID
         for number, sentence in enumerate(sentences):
             begin, end = corpus.offsets[number], corpus.offsets[number + 1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t, h5z
 
-from elmojax.atomic import map_array, sync
+from elmojax.atomic import map_array, sync, unfailing
 from elmojax.text.files import Text
 from elmojax.vectors.npy import RaggedWriter
 from elmojax.vectors.partial import Partial, allocated, require_space, write_at
@@ -100,8 +100,9 @@ class PackedHdf5Writer(RaggedWriter):
         super()._complete()
         vectors = self.load()
         rows, at = self.form.rows(self.text), 0
-        with _new_file(self._partial.result, self.form) as file:
+        with _new_file(self._partial.result, self.form) as (file, check):
             for number, words in enumerate(self.text.sentences()):
+                check()
                 data = _create(file, number, words, self.form, packed=True)
                 _fill(data, vectors[at : at + rows[number]], self.form)
                 at += int(rows[number])
@@ -110,8 +111,9 @@ class PackedHdf5Writer(RaggedWriter):
 def _write_skeleton(path: Path, places: Path, text: Text, form: Form) -> None:
     """A whole file but for the vectors; where each data set's are, in bytes."""
     found = np.zeros(len(text.sizes), np.int64)
-    with _new_file(path, form) as file:
+    with _new_file(path, form) as (file, check):
         for number, words in enumerate(text.sentences()):
+            check()
             data = _create(file, number, words, form, packed=False)
             found[number] = data.get_offset() or 0  # None without words
     np.save(places, found)
@@ -120,15 +122,13 @@ def _write_skeleton(path: Path, places: Path, text: Text, form: Form) -> None:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path, form: Form) -> Iterator[h5py.File]:
-    """What HDF5 cannot write is an `OSError`."""
-    try:
-        with h5py.File(path, "w", libver="earliest") as file:
+def _new_file(path: Path, form: Form) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """A file, and what raises the `OSError` of a write that failed."""
+    with unfailing(path) as (plain, check):
+        with h5py.File(plain, "w", libver="earliest") as file:
             file.attrs["axes"] = form.axes
             file.attrs["elmojax"] = json.dumps(form.request())
-            yield file
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+            yield file, check
 
 
 def _create(

@@ -21,7 +21,9 @@
 # `start` runs `loop` on every worker, and your connection may go away. It starts
 # elmojax, and again after status 75 (a process was lost), 143 (saved after SIGTERM) and
 # other numbers above 128 but 130 (killed): RESTARTS times (100), PAUSE seconds apart
-# (30). All others end it: 0 done; 2 bad input, named in the log. `stop` saves and ends.
+# (30), but only STALLED times (3) one after the other without a new checkpoint: what
+# crashes at the same place each time ends with its status. All others end it: 0 done; 2
+# bad input, named in the log. `stop` saves and ends.
 # After the maintenance of a worker call `start` again; where the loop still runs,
 # nothing happens. A slice that was taken away is created and installed again; the run
 # goes on.
@@ -75,8 +77,20 @@ starts_again() {
     [ "$1" -eq 75 ] || { [ "$1" -gt 128 ] && [ "$1" -ne 130 ]; }
 }
 
+# The newest checkpoint of the run that the flags name.
+saved() {
+    local workdir=runs/mini flag before=
+    for flag in "$@"; do
+        if [ "$before" = --workdir ]; then workdir=$flag; fi
+        case $flag in --workdir=*) workdir=${flag#*=} ;; esac
+        before=$flag
+    done
+    { find "$workdir/checkpoints" -maxdepth 1 -name '[0-9]*' 2>/dev/null || true; } |
+        sort -V | tail -n 1
+}
+
 loop() {
-    local status restarts=0 stopping=
+    local status restarts=0 stalled=0 newest=none stopping=
     exec 9>>elmojax.lock
     if ! flock -n 9; then
         echo "tpu-pod.sh: elmojax already runs here."
@@ -89,6 +103,15 @@ loop() {
         elmojax pretrain --distributed "$@" 9>&- || status=$?
         echo "tpu-pod.sh: status $status after $restarts restarts."
         if ! starts_again "$status" || [ "$restarts" -ge "${RESTARTS:-100}" ]; then
+            exit "$status"
+        fi
+        if [ "$(saved "$@")" = "$newest" ]; then
+            stalled=$((stalled + 1))
+        else
+            stalled=0 newest=$(saved "$@")
+        fi
+        if [ "$stalled" -ge "${STALLED:-3}" ]; then
+            echo "tpu-pod.sh: $stalled restarts without a new checkpoint; see above."
             exit "$status"
         fi
         if [ -z "$stopping" ]; then

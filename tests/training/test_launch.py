@@ -198,6 +198,20 @@ def test_slurm_queues_again(tmp_path, status: int, restarts: int, again: bool) -
     assert done.returncode == (0 if again else status), done.stderr
 
 
+def test_slurm_ends_what_crashes_at_the_same_place(tmp_path) -> None:
+    """134 is queued again three times, and after each new checkpoint."""
+    program(tmp_path, "srun", NEXT_STATUS)
+    program(tmp_path, "scontrol", 'echo "scontrol $*" >> calls')
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step, returned in zip([1, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 134], strict=True):
+        (tmp_path / "statuses").write_text("134\n")
+        (checkpoints / str(step)).mkdir(parents=True, exist_ok=True)
+        flags = ("--workdir", tmp_path / "run")
+        done = call(tmp_path, "slurm.sbatch", *flags, SLURM_JOB_ID="7")
+        assert done.returncode == returned, done.stderr
+    assert "without a new checkpoint" in done.stderr
+
+
 # Kubernetes.
 
 
@@ -267,7 +281,7 @@ def test_jobset_ends_with_bad_input_and_restarts_otherwise() -> None:
     assert rule["onExitCodes"] == {
         "containerName": job["template"]["spec"]["containers"][0]["name"],
         "operator": "In",
-        "values": [2],
+        "values": [2, 132, 134, 135, 136, 139],
     }
     assert jobset["failurePolicy"]["maxRestarts"] > 0
     # A Job that fails for this reason would be restarted without this rule.
@@ -372,6 +386,7 @@ def test_local_forwards_signals_once(tmp_path, number: signal.Signals) -> None:
         ([75, 2], 5, 2),
         ([130], 5, 130),
         ([75, 75, 75], 2, 75),
+        ([134, 134, 134, 134], 100, 134),  # without a new checkpoint
     ],
 )
 def test_tpu_loop(tmp_path, statuses: list[int], restarts: int, expected: int) -> None:

@@ -326,7 +326,8 @@ def test_a_batch_in_microbatches_makes_the_same_step(
     """With dropout: a row drops the same numbers whatever stands beside it."""
     words = WordTables(CORPUS, CORPUS.vocabulary, TINY)
     texts = [
-        TrainingText(CORPUS, words, rows, WINDOW, 0, microbatches=n) for n in (1, microbatches)
+        TrainingText(CORPUS, words, rows, WINDOW, 0, microbatches=n)
+        for n in (1, microbatches)
     ]
     states = [start(params, optimizer, rows) for _ in texts]
     for number in range(2):
