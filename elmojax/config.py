@@ -76,7 +76,10 @@ def short(value: object) -> str:
     """A value as a sentence names it; the digits of a huge number would be a page."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a container of such a number
+        text = f"of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
@@ -294,9 +297,9 @@ class ElmoConfig:
     @classmethod
     def preset(cls, name: str) -> ElmoConfig:
         """`mini`, `small`, `medium` or `original` (the published sizes)."""
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise InputError(
-                f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}."
+                f"There is no preset {short(name)}; choose one of {', '.join(PRESETS)}."
             )
         return PRESETS[name]
 

@@ -29,6 +29,7 @@ from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
 from elmojax.cli.runs import runs
 from elmojax.cli.score import score
+from elmojax.config import short
 from elmojax.errors import AGAIN, InputError, TryAgain
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"elmojax {elmojax.__version__}")
         sys.exit(0)
     if argv[0] not in COMMANDS:
-        _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
+        known = ", ".join(COMMANDS)
+        _fail(f"there is no command {short(argv[0])}; choose one of {known}.")
     _quieten()
     # Once a command is done, Ctrl-C has nothing to stop but JAX's own clearing up.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -45,7 +45,7 @@ def encode_words(words: Sequence[str], max_characters: int = 50) -> np.ndarray:
     Only the first `max_characters - 2` bytes of a word are kept, as published, even
     where that cuts a character in two. Lone surrogates, which UTF-8 cannot hold, are
     dropped. The words `<S>` and `</S>` become the sentence marks.
-    Raises `InputError` for max_characters below 3.
+    Raises `InputError` for max_characters below 3 or above 65536.
     """
     byte_limit(max_characters)
     ids = np.full((len(words), max_characters), PADDING + 1, np.int32)
@@ -112,8 +112,8 @@ def batch_to_ids(
                     "batch_to_ids takes a list of sentences, each a list of words."
                 )
             index[i, j] = rows.setdefault(word, len(rows) + 1)
-    table = np.zeros((len(rows) + 1, max_characters), np.int32)
-    table[1:] = encode_words(list(rows), max_characters)
+    table = encode_words(["", *rows], max_characters)
+    table[0] = 0
     return table[index]
 
 
