@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import tomllib
 import traceback
@@ -25,6 +24,14 @@ from elmojax.config import (
     from_json,
 )
 from elmojax.errors import InputError, showable
+from elmojax.config import (
+    CharCnnConfig,
+    TrainConfig,
+    WordTableConfig,
+    from_json,
+    parse_json,
+)
+from elmojax.errors import InputError
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params
@@ -36,7 +43,10 @@ from elmojax.training.metrics import Tracker
 from elmojax.training.record import checkpoint_steps, difference
 from elmojax.training.start import Initialize, open_corpora
 
-PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
+PARSERS: dict[str, Callable[[str], Any]] = {
+    ".json": parse_json,
+    ".toml": partial(parse_json, parse=tomllib.loads),
+}
 """What reads configurations in files of these endings."""
 
 

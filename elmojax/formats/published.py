@@ -23,8 +23,16 @@ from elmojax.atomic import parse_json
 from elmojax.config import (
     CharCnnConfig,
     ElmoConfig,
+    Filters,
+    Limit,
     LstmConfig,
     WordTableConfig,
+<<<<<<< HEAD
+=======
+    fit,
+    parse_json,
+    short,
+>>>>>>> h-measure
 )
 from elmojax.errors import InputError
 
@@ -217,11 +225,11 @@ class Options:
 
     def wrong(self, key: str, wanted: str) -> InputError:
         return InputError(
-            f"{self.where}: {self._path}{key} is {self.get(key)!r}; it must be "
+            f"{self.where}: {self._path}{key} is {short(self.get(key))}; it must be "
             f"{wanted}."
         )
 
-    def whole(self, key: str, least: int = 1, most: int = 1 << 31) -> int:
+    def whole(self, key: str, least: int = 1, most: int = 1 << 17) -> int:
         value = self.get(key)
         good = isinstance(value, int) and not isinstance(value, bool)
         if not good or not least <= value <= most:
@@ -233,10 +241,7 @@ class Options:
         value = self.get(key)
         if value is None:
             return math.inf
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not good or not value > 0:
-            raise self.wrong(key, "a number above 0, or null for no clipping")
-        return float(value)
+        return self._fit(key, Limit, "a number above 0, or null for no clipping")
 
     def flag(self, key: str) -> bool:
         if not isinstance(self.get(key), bool):
@@ -244,14 +249,15 @@ class Options:
         return self.get(key)
 
     def filters(self, key: str) -> tuple[tuple[int, int], ...]:
-        value: list[list[int]] = self.get(key)
-        good = isinstance(value, list) and 0 < len(value) <= MOST
-        for pair in value if good else []:
-            pairs = isinstance(pair, list) and [type(n) for n in pair] == [int, int]
-            good = good and pairs and all(0 < n < 1 << 31 for n in pair)
-        if not good:
-            raise self.wrong(key, "a list of pairs: width, number of filters")
-        return tuple((width, count) for width, count in value)
+        return self._fit(key, Filters, "a list of pairs: width, number of filters")
+
+    def _fit(self, key: str, hint: Any, called: str) -> Any:
+        try:
+            return fit(hint, self.get(key))
+        except InputError:  # there is no such key
+            raise
+        except (ValueError, TypeError) as error:
+            raise self.wrong(key, f"{called} ({error})") from error
 
 
 def read_options(path: Path) -> Options:
@@ -320,7 +326,9 @@ def _char_cnn(section: Options, lstm: LstmConfig, found: Shapes) -> CharCnnConfi
             section.whole("n_highway", 0, MOST) if "n_highway" in section else 0
         ),
         activation=activation,
-        max_characters=section.whole("max_characters_per_token", max(3, widest)),
+        max_characters=section.whole(
+            "max_characters_per_token", max(3, widest), 1 << 16
+        ),
         characters=max(261, *rows),
         project=wanted or not same,
     )

@@ -45,7 +45,7 @@ def character_ids(words: Sequence[str], max_characters: int = 50) -> np.ndarray:
     Only the first `max_characters - 2` bytes of a word are kept, as published, even
     where that cuts a character in two. Lone surrogates, which UTF-8 cannot hold, are
     dropped. The words `<S>` and `</S>` become the sentence marks.
-    Raises `InputError` for max_characters below 3.
+    Raises `InputError` for max_characters below 3 or above 65536.
     """
     byte_limit(max_characters)
     ids = np.full((len(words), max_characters), PADDING + 1, np.int32)
@@ -109,6 +109,11 @@ def batch_to_ids(
     for i, sentence in enumerate(sentences):
         for j, word in enumerate(sentence):
             index[i, j] = rows.setdefault(word, len(rows) + 1)
+<<<<<<< HEAD
     table = np.zeros((len(rows) + 1, max_characters), np.int32)
     table[1:] = character_ids(list(rows), max_characters)
+=======
+    table = encode_words(["", *rows], max_characters)
+    table[0] = 0
+>>>>>>> h-measure
     return table[index]

@@ -24,6 +24,7 @@ from elmojax.config import (
     HeadConfig,
     LstmConfig,
     TrainConfig,
+    short,
 )
 from elmojax.errors import InputError
 from elmojax.text.corpus import Corpus
@@ -185,7 +186,7 @@ def chip_named(name: str) -> Chip:
         if chip.name.removeprefix("tpu") == plain:
             return chip
     known = ", ".join(chip.name for chip in CHIPS)
-    raise InputError(f"There is no chip {name!r} in the table; choose one of {known}.")
+    raise InputError(f"There is no chip {short(name)} here; choose one of {known}.")
 
 
 def chip_of(kind: str) -> Chip | None:
