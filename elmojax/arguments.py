@@ -121,7 +121,10 @@ def shown(value: object) -> str:
     """The beginning of a value as Python writes it, on one line."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
-    text = " ".join(SHORT.repr(value).split())
+    try:
+        text = " ".join(SHORT.repr(value).split())
+    except ValueError:  # a container of such a number
+        text = f"of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

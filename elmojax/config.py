@@ -46,126 +46,6 @@ NonNegative = Annotated[float, Range(0, 1e30)]
 Limit = Annotated[float, Range(1e-30, 1e30, infinite=True)]
 
 
-<<<<<<< HEAD
-=======
-def short(value: object) -> str:
-    """A value as a sentence names it; the digits of a huge number would be a page."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
-    try:
-        text = repr(value)
-    except ValueError:  # a container of such a number
-        text = f"of type {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
-
-
-def wanted(hint: Any) -> str:
-    """What a value of a type must be, for a sentence."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        bounds = [str(part) for part in arguments[1:] if isinstance(part, Range)]
-        what = wanted(arguments[0])
-        if typing.get_origin(arguments[0]) is not tuple:
-            return " ".join([what, *bounds])
-        return f"{' '.join(bounds).removeprefix('from ')} {what}"
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return ", or ".join(map(wanted, arguments))
-    if origin is tuple and arguments[1] is Ellipsis:
-        return f"values, each {wanted(arguments[0])}"
-    if origin is tuple:
-        return f"({', '.join(map(wanted, arguments))})"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "True or False",
-        str: "a string",
-        Path: "a path",
-        type(None): "None",
-    }
-    return names.get(hint) or f"of type {hint.__name__}"
-
-
-def fit(hint: Any, value: Any) -> Any:
-    """The value as its type has it: an int as a float, a list as a tuple.
-
-    Raises `ValueError` for what is not of the type, or out of its range.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        value = fit(arguments[0], value)
-        size = len(value) if isinstance(value, tuple) else value
-        bounds = [part for part in arguments[1:] if isinstance(part, Range)]
-        if all(bound.holds(size) for bound in bounds):
-            return value
-    elif origin is Literal:
-        if value in arguments:
-            return value
-    elif origin in (typing.Union, types.UnionType):
-        for kind in arguments:
-            try:
-                return fit(kind, value)
-            except ValueError:
-                continue
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            same = len(arguments) == 2 and arguments[1] is Ellipsis
-            parts = arguments[:1] * len(value) if same else arguments
-            return tuple(fit(*pair) for pair in zip(parts, value, strict=True))
-    elif isinstance(value, bool):  # which is an int to Python
-        if hint is bool:
-            return value
-    elif hint is int and isinstance(value, numbers.Integral):
-        return operator.index(value)
-    elif hint is float and isinstance(value, numbers.Real):
-        with contextlib.suppress(OverflowError):
-            return float(value)
-    elif hint in (str, Path) and isinstance(value, (str, os.PathLike)):
-        return hint(value)
-    elif isinstance(value, hint):
-        return value
-    raise ValueError(wanted(hint))
-
-
-def checked(name: str, value: Any, hint: Any) -> Any:
-    """The value as its type has it; `InputError` names it where it is not."""
-    try:
-        return fit(hint, value)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{name} is {short(value)}; it must be {wanted(hint)}."
-        ) from error
-
-
-@cache
-def _hints(kind: Any) -> dict[str, tuple[str, Any]]:
-    """Fields of a dataclass: the class that declares each of them, and its type."""
-    owners = {
-        name: owner.__name__
-        for owner in reversed(kind.__mro__)
-        for name in inspect.get_annotations(owner)
-    }
-    hints = typing.get_type_hints(kind, include_extras=True)
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: (owners[name], hints[name]) for name in names}
-
-
-def check(owner: Any, flags: bool = False) -> None:
-    """Makes every field of a frozen dataclass what its type says.
-
-    Raises `InputError` for the first that is not, or that is out of its range.
-
-    Args:
-      flags: whether fields are named as flags of the command line.
-    """
-    for name, (kind, hint) in _hints(owner.__class__).items():
-        called = f"--{name.replace('_', '-')}" if flags else f"{kind}.{name}"
-        value = checked(called, getattr(owner, name), hint)
-        object.__setattr__(owner, name, value)
-
-
->>>>>>> h-measure
 PublishedFilters = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 MiniFilters = ((1, 16), (2, 16), (3, 32), (4, 64), (5, 128))
 
@@ -277,7 +157,7 @@ class ElmoConfig:
         """`mini`, `small`, `medium` or `original` (the published sizes)."""
         if not isinstance(name, str) or name not in PRESETS:
             raise InputError(
-                f"There is no preset {short(name)}; choose one of {', '.join(PRESETS)}."
+                f"There is no preset {shown(name)}; choose one of {', '.join(PRESETS)}."
             )
         return PRESETS[name]
 

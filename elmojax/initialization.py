@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.arguments import checked
+from elmojax.atomic import parse_json
 from elmojax.config import (
     PRESETS,
     CharCnnConfig,
@@ -24,14 +25,6 @@ from elmojax.config import (
     from_json,
 )
 from elmojax.errors import InputError, showable
-from elmojax.config import (
-    CharCnnConfig,
-    TrainConfig,
-    WordTableConfig,
-    from_json,
-    parse_json,
-)
-from elmojax.errors import InputError
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 import elmojax
+from elmojax.arguments import shown
 from elmojax.cli.common import say
 from elmojax.cli.embed import embed
 from elmojax.cli.estimate import estimate
@@ -31,16 +32,11 @@ from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
 from elmojax.cli.runs import runs
 from elmojax.cli.score import score
-<<<<<<< HEAD
 from elmojax.errors import AGAIN, InputError, Remark, TryAgain
 
 NO_BACKEND = "Unable to initialize backend"
 """How JAX begins to say so; of a backend that is known and not there it says nothing,
 in its `xla_bridge.py`."""
-=======
-from elmojax.config import short
-from elmojax.errors import AGAIN, InputError, TryAgain
->>>>>>> h-measure
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": prepare,
@@ -66,14 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"elmojax {elmojax.__version__}")
         sys.exit(0)
     if argv[0] not in COMMANDS:
-<<<<<<< HEAD
-        _fail(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
+        known = ", ".join(COMMANDS)
+        _fail(f"there is no command {shown(argv[0])}; choose one of {known}.")
     if any(not value or re.fullmatch("--[^=]+=", value) for value in argv):
         _fail("One of the arguments is empty; leave it out or say what it is.")
-=======
-        known = ", ".join(COMMANDS)
-        _fail(f"there is no command {short(argv[0])}; choose one of {known}.")
->>>>>>> h-measure
     _quieten()
     # What a user's own program must not move by accident, a command moves on purpose.
     jax.config.update("jax_transfer_guard", "allow")

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from elmojax.arguments import require, shown
 from elmojax.atomic import parse_json
 from elmojax.config import (
     CharCnnConfig,
@@ -27,12 +28,6 @@ from elmojax.config import (
     Limit,
     LstmConfig,
     WordTableConfig,
-<<<<<<< HEAD
-=======
-    fit,
-    parse_json,
-    short,
->>>>>>> h-measure
 )
 from elmojax.errors import InputError
 
@@ -225,7 +220,7 @@ class Options:
 
     def wrong(self, key: str, wanted: str) -> InputError:
         return InputError(
-            f"{self.where}: {self._path}{key} is {short(self.get(key))}; it must be "
+            f"{self.where}: {self._path}{key} is {shown(self.get(key))}; it must be "
             f"{wanted}."
         )
 
@@ -252,12 +247,11 @@ class Options:
         return self._fit(key, Filters, "a list of pairs: width, number of filters")
 
     def _fit(self, key: str, hint: Any, called: str) -> Any:
+        value = self.get(key)
         try:
-            return fit(hint, self.get(key))
-        except InputError:  # there is no such key
-            raise
-        except (ValueError, TypeError) as error:
-            raise self.wrong(key, f"{called} ({error})") from error
+            return require(key, value, hint)
+        except InputError as error:
+            raise self.wrong(key, called) from error
 
 
 def read_options(path: Path) -> Options:

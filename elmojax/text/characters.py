@@ -109,11 +109,6 @@ def batch_to_ids(
     for i, sentence in enumerate(sentences):
         for j, word in enumerate(sentence):
             index[i, j] = rows.setdefault(word, len(rows) + 1)
-<<<<<<< HEAD
-    table = np.zeros((len(rows) + 1, max_characters), np.int32)
-    table[1:] = character_ids(list(rows), max_characters)
-=======
-    table = encode_words(["", *rows], max_characters)
+    table = character_ids(["", *rows], max_characters)
     table[0] = 0
->>>>>>> h-measure
     return table[index]

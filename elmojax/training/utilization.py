@@ -18,13 +18,13 @@ from itertools import pairwise
 
 import jax.numpy as jnp
 
+from elmojax.arguments import shown
 from elmojax.config import (
     CharCnnConfig,
     ElmoConfig,
     HeadConfig,
     LstmConfig,
     TrainConfig,
-    short,
 )
 from elmojax.errors import InputError
 from elmojax.text.corpus import Corpus
@@ -186,7 +186,7 @@ def chip_named(name: str) -> Chip:
         if chip.name.removeprefix("tpu") == plain:
             return chip
     known = ", ".join(chip.name for chip in CHIPS)
-    raise InputError(f"There is no chip {short(name)} here; choose one of {known}.")
+    raise InputError(f"There is no chip {shown(name)} here; choose one of {known}.")
 
 
 def chip_of(kind: str) -> Chip | None:
