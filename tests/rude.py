@@ -276,6 +276,8 @@ READERS = {
 def json_files() -> Iterator[Case]:
     for (source, file), line in READERS.items():
         for what, content in JSON.items():
+            if (file, what) == ("a.toml", "empty"):
+                continue  # the usual run
             act = partial(changed, source, file, written(content), line)
             yield Case("JSON", f"{file}, {what}", act)
     for file in ("status.json", "metrics.jsonl"):
