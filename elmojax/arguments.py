@@ -146,7 +146,7 @@ def _one(hint: Any) -> tuple[Fits, str]:
         return _tuple(arguments)
     if origin in SIMPLE:
         fits, words = SIMPLE[origin]
-        return fits, LISTS.get(arguments, words)
+        return fits, LISTS.get(str(hint), words)
     if isinstance(origin, type) and origin not in (Any, object):
         vowel = origin.__name__[0] in "AEIOU"
         article = "an" if vowel else "a"
@@ -229,9 +229,11 @@ def _shape(value: Any) -> tuple[Any, ...] | None:
     return tuple(value.shape) if small or dtype.kind in "biuf" else None
 
 
-LISTS: dict[Any, str] = {
-    (str,): "a list of strings",
-    (Sequence[str],): 'a list of sentences, such as [["The", "bank"], ["Hi"]]',
+LISTS: dict[str, str] = {
+    str(Iterable[str]): "a list of strings",
+    str(Iterable[Sequence[str]]): 'a list of sentences, as [["The", "bank"], ["Hi"]]',
+        Iterable[Sequence[str]]
+    ): 'a list of sentences, such as [["The", "bank"], ["Hi"]]',
 }
 SIMPLE: dict[Any, tuple[Fits, str]] = {
     bool: (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
