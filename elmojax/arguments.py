@@ -232,8 +232,6 @@ def _shape(value: Any) -> tuple[Any, ...] | None:
 LISTS: dict[str, str] = {
     str(Iterable[str]): "a list of strings",
     str(Iterable[Sequence[str]]): 'a list of sentences, as [["The", "bank"], ["Hi"]]',
-        Iterable[Sequence[str]]
-    ): 'a list of sentences, such as [["The", "bank"], ["Hi"]]',
 }
 SIMPLE: dict[Any, tuple[Fits, str]] = {
     bool: (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
