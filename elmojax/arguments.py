@@ -206,7 +206,7 @@ def _one(hint: Any) -> tuple[Take, str]:
         return _tuple(arguments)
     if origin in SIMPLE:
         take, words = SIMPLE[origin]
-        return take, LISTS.get(arguments, words)
+        return take, LISTS.get(str(hint), words)
     if isinstance(origin, type) and origin not in (Any, object):
         article = "an" if origin.__name__[0] in "AEIOU" else "a"
         kind = f"{article} {origin.__name__}"
@@ -322,9 +322,9 @@ def _shape(value: Any) -> tuple[Any, ...] | None:
     return tuple(value.shape) if small or dtype.kind in "biuf" else None
 
 
-LISTS: dict[Any, str] = {
-    (str,): "a list of strings",
-    (Sequence[str],): 'a list of sentences, such as [["The", "bank"], ["Hi"]]',
+LISTS: dict[str, str] = {
+    str(Iterable[str]): "a list of strings",
+    str(Iterable[Sequence[str]]): 'a list of sentences, as [["The", "bank"], ["Hi"]]',
 }
 SIMPLE: dict[Any, tuple[Take, str]] = {
     bool: (_if(lambda value: isinstance(value, (bool, np.bool_))), "True or False"),

@@ -120,6 +120,7 @@ def test_what_a_generator_raises_goes_through(params):
 @pytest.mark.parametrize(
     ("match", "run"),
     [
+        ("^remark is 3", lambda p: elmojax.pretrain(elmojax.TrainConfig(), remark=3)),
         ("^step is '5'", lambda p: elmojax.restore("x", "5")),
         ("^batch_tokens is 1.5", lambda p: Embedder(p, batch_tokens=1.5)),
         ("^vocabulary is", lambda p: Embedder(p, ["a"])),
