@@ -62,14 +62,12 @@ def score(argv: list[str]) -> None:
     keep_compiled_programs()
     model = open_model(asked.model, asked.step).cast(asked.precision)
     scorer = model.scorer(local_mesh())
-    words = int(sum(text.sizes.sum() for text in texts))
+    tokens = int(sum(text.sizes.sum() + len(text.sizes) for text in texts))
 
     def scores() -> Iterator[Score]:
-        with tqdm(total=words, unit="word", desc="score", disable=None) as bar:
+        with tqdm(total=tokens, unit="token", desc="score", disable=None) as bar:
             for text in texts:
-                for one in scorer(text.sentences()):
-                    yield one
-                    bar.update(len(one.words))
+                yield from scorer(text.sentences(), bar.update)
 
     (_print_json if asked.json else _print_table)(scores())
 
