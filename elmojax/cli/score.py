@@ -67,14 +67,12 @@ def score(argv: list[str]) -> None:
     for text in texts:
         odd.add(text.odd)
     remarks = remark(odd, columns)
-    words = int(sum(text.sizes.sum() for text in texts))
+    tokens = int(sum(text.sizes.sum() + len(text.sizes) for text in texts))
 
     def scores() -> Iterator[Score]:
-        with tqdm(total=words, unit="word", desc="score", disable=None) as bar:
+        with tqdm(total=tokens, unit="token", desc="score", disable=None) as bar:
             for text in texts:
-                for one in scorer(text.sentences()):
-                    yield one
-                    bar.update(len(one.words))
+                yield from scorer(text.sentences(), bar.update)
 
     if asked.json:
         _print_json(scores(), remarks)

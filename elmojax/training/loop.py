@@ -362,12 +362,12 @@ class _Loop:
         self._note(f"{error} Training goes on, and the next save tries again.")
 
     def check_loss(self) -> None:
-        """Raises `InputError` for a run that ends worse than by guessing."""
+        """Raises `InputError` for a run that ends far worse than by guessing."""
         lines = reversed(read_metrics(self.config.workdir / "metrics.jsonl"))
         known = (line.get(key) for line in lines for key in ("heldout_loss", "loss"))
         loss = next((value for value in known if value is not None), 0.0)
         guessing = math.log(self.run.record.vocabulary)
-        if loss > 2 * guessing:
+        if loss > 20 * guessing:  # no run that learns comes near
             raise InputError(
                 f"The run diverged: its last loss is {loss:.4g}, and guessing has "
                 f"{guessing:.4g}. Try a lower --optimizer.learning-rate in another "

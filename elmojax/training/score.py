@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,20 +71,29 @@ class Scorer:
         self._devices = 1 if lm.mesh is None else lm.mesh.shape["data"]
         self._step = cache(partial(compile_evaluation_step, lm, step=_score))
 
-    def __call__(self, sentences: Iterable[Sequence[str]]) -> Iterator[Score]:
-        """One `Score` a sentence, in order; memory is bounded by the longest one."""
+    def __call__(
+        self,
+        sentences: Iterable[Sequence[str]],
+        progress: Callable[[int], Any] = lambda tokens: None,
+    ) -> Iterator[Score]:
+        """One `Score` a sentence, in order; memory is bounded by the longest one.
+
+        `progress` is told the tokens of each batch: words and sentences.
+        """
         block: list[list[str]] = []
         positions = 0
         for sentence in sentence_words(sentences):
             block.append(sentence)
             positions += len(block[-1]) + 1
             if positions >= BLOCK * self._devices:
-                yield from self._score_block(block)
+                yield from self._score_block(block, progress)
                 block, positions = [], 0
         if block:
-            yield from self._score_block(block)
+            yield from self._score_block(block, progress)
 
-    def _score_block(self, sentences: list[list[str]]) -> Iterator[Score]:
+    def _score_block(
+        self, sentences: list[list[str]], progress: Callable[[int], Any]
+    ) -> Iterator[Score]:
         corpus = _corpus(sentences, self.vocabulary)
         lm, devices = self.lm, self._devices
         words = WordTables(corpus, self.vocabulary, lm.config, devices, any_text=True)
@@ -101,6 +110,7 @@ class Scorer:
             each, carry = step(self.params, carry, batch, here, self.initial_state)
             where = (starts[places.sentence] + places.at)[places.counts]
             flat[:, where] = np.asarray(each)[:, places.counts]
+            progress(len(where))
         if not np.isfinite(flat).all():
             raise not_a_number("a sentence")
         known = words.targets[corpus.words[: corpus.offsets[-1]]] != UNKNOWN_ID
