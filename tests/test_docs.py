@@ -193,6 +193,7 @@ def test_every_flag_that_a_page_names_exists():
         code = script.read_text(encoding="utf-8")
         known.update(re.findall(r"--[a-z][\w.-]+", code))
         fields = re.findall(r"^    (\w+): ", code, re.M)  # of tyro
+        fields += re.findall(r"^        (\w+)=", code, re.M)  # of harness.options
         known.update("--" + name.replace("_", "-") for name in fields)
     theirs = {"--all", "--top", "--average"}  # of AllenNLP's `elmo`
     for page in PAGES:
@@ -207,6 +208,7 @@ def test_the_picture_of_the_packages_is_that_of_their_imports():
         "errors",
         "shapes",
         "atomic",
+        "arguments",
     }
     root, found = REPOSITORY / "elmojax", set()
     for path in root.rglob("*.py"):

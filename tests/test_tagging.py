@@ -77,8 +77,8 @@ def test_from_files_to_scores(modules, files, capsys):
 
 def test_without_elmo_no_model_is_read(modules, files, capsys, monkeypatch):
     pytest.importorskip("grain")
-    monkeypatch.delattr(modules[0].elmojax, "encode")
-    monkeypatch.setattr(modules[0].elmojax, "load", None, raising=False)
+    for name in ("encode", "load"):
+        monkeypatch.setattr(modules[0].elmojax, name, None, raising=False)
     flags = "--elmo none --epochs 1 --loader grain".split()
     modules[0].main([*files, *SMALL, *flags])
     report = json.loads(capsys.readouterr().out)

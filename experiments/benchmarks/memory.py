@@ -25,7 +25,7 @@ CONFIGURATIONS = {
         "--preset small --rows 64 --head.kind sampled --head.samples 2048"
     ),
     "original, 16 rows": "--preset original --rows 16",
-    "mini, whole words, full softmax, 512 rows in 2 pieces": (
+    "mini, whole words, full softmax, 512 rows in 2 microbatches": (
         "--encoder words --head.kind full --rows 512 --accumulate 2"
     ),
 }

@@ -27,7 +27,7 @@ import numpy as np
 
 import elmojax
 from elmojax.embedding.embedder import BATCH_TOKENS
-from elmojax.embedding.engine import full, make_plan, room, run, windows
+from elmojax.embedding.engine import capacity, full, make_plan, run, windows
 from elmojax.text.files import read_lines
 
 EVERY = 10_000
@@ -41,7 +41,7 @@ def plan(paths: list[Path]) -> None:
 
     def batch() -> None:
         nonlocal slots, words
-        space = room(total, BATCH_TOKENS)
+        space = capacity(total, BATCH_TOKENS)
         made = make_plan(np.zeros(total, np.int32), np.array(sizes), space)
         steps, _, rows = made.words.shape
         for cut in windows(steps):

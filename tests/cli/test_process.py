@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -26,11 +25,17 @@ INSTEAD = """
 """
 
 
-def ended(body: str, **how) -> tuple[int, str, str]:
+def under(shell: str) -> list[str]:
+    """What a shell does before it becomes a command."""
+    return ["sh", "-c", f'{shell} exec "$@"', "sh"]
+
+
+def ended(body: str, shell: str = "", **how) -> tuple[int, str, str]:
     """Status and streams of a process whose command is `body`."""
     code = textwrap.dedent(INSTEAD).format(body=textwrap.indent(body, "    "))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
-    process = subprocess.run([sys.executable, "-c", code], text=True, **streams)
+    command = [*under(shell), sys.executable, "-c", code]
+    process = subprocess.run(command, text=True, **streams)
     return process.returncode, process.stdout or "", process.stderr or ""
 
 
@@ -48,7 +53,7 @@ def test_results_that_nobody_takes(name, status, says):
         reader, how["stdout"] = os.pipe()
         os.close(reader)
     elif name == "closed":
-        how = {"preexec_fn": lambda: os.close(1)}
+        how = {"shell": "exec >&-;"}
     else:
         how["stdout"] = os.open(name, os.O_WRONLY)
     found, _, err = ended("print('x' * 100)", **how)
@@ -60,7 +65,7 @@ def test_results_that_nobody_takes(name, status, says):
 def test_progress_that_nobody_hears_ends_nothing(name):
     body = "sys.stderr.write('x' * 9999 + '\\n'); print('done')"
     if name == "closed":
-        how = {"preexec_fn": lambda: os.close(2)}
+        how = {"shell": "exec 2>&-;"}
     elif name == "closed pipe":
         reader, writer = os.pipe()
         os.close(reader)
@@ -133,10 +138,8 @@ def test_a_full_disk_is_no_crash_of_hdf5(tmp_path):
         "        with h5py.File(plain, 'w') as file: file['a/b'] = [0] * 99999\n"
         "except OSError as error: print(error.strerror)\n"
     )
-    full = (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "out"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, full),
+        [*under("ulimit -f 100;"), sys.executable, "-c", code, tmp_path / "out"],
         capture_output=True,
         text=True,
     )
