@@ -34,6 +34,7 @@ import numpy as np
 
 import elmojax
 from elmojax import config as configs
+from elmojax.arguments import shown
 from elmojax.cli import COMMANDS
 from elmojax.config import from_json, to_json
 from elmojax.errors import InputError
@@ -91,7 +92,7 @@ def call(
         except InputError as error:
             return Outcome(2, "", f"elmojax: {error}\n")
 
-    values = ", ".join(map(configs.short, (*arguments, *more.values())))
+    values = ", ".join(map(shown, (*arguments, *more.values())))
     return Case(kind, f"{function.__qualname__}({values})", act, good)
 
 

@@ -166,10 +166,29 @@ def _tyro(kind: Callable[..., Any], command: str, **more: Any) -> Any:
         while error is not None and not isinstance(error, InputError):
             error = error.__context__
         if error is not None:
-            raise error from None
+            raise InputError(
+                re.sub(r"^(\w+)\.(\w+)(?= is )", _flag, str(error))
+            ) from None
         raise InputError(
             f"{_in_short(box.getvalue())}; see `elmojax {command} --help`."
         ) from None
+
+
+PREFIXES = {
+    "ElmoConfig": "model.",
+    "CharCnnConfig": "model.encoder.",
+    "WordTableConfig": "model.encoder.",
+    "LstmConfig": "model.lstm.",
+    "HeadConfig": "head.",
+    "OptimizerConfig": "optimizer.",
+    "MeshConfig": "mesh.",
+}
+"""How flags of the fields of a configuration begin."""
+
+
+def _flag(field: re.Match[str]) -> str:
+    """The flag of a field that a sentence names by its class."""
+    return f"--{PREFIXES.get(field[1], '')}{field[2]}".replace("_", "-")
 
 
 PLAINER = {

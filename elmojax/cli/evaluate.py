@@ -22,7 +22,7 @@ from elmojax.cli.common import (
 from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
 from elmojax.text.corpus import Corpus
-from elmojax.text.files import Oddities
+from elmojax.text.files import Oddities, expand
 from elmojax.training.metrics import readable
 
 
@@ -50,7 +50,7 @@ def evaluate(argv: list[str]) -> None:
     from elmojax.training.evaluate import ROWS, Evaluator
 
     asked = parse(EvaluateArguments, "evaluate", argv)
-    files = sum(asked.text, ())
+    files = expand(sum(asked.text, ()))
     if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")
     remarks = []

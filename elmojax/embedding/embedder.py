@@ -36,7 +36,7 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import Precision, cast, require_own_process
 from elmojax.shapes import Numbers
-from elmojax.text.files import words_of
+from elmojax.text.files import split
 from elmojax.text.vocabulary import Vocabulary
 
 BATCH_TOKENS = 32_768
@@ -284,7 +284,7 @@ class Embedder:
             mesh=self._mesh,
         )
         sentences = read_sentences(input_file)
-        words = map(words_of, sentences)
+        words = map(split, sentences)
         write_sentences(
             Path(output_file_path),
             sentences,

@@ -23,10 +23,10 @@ from elmojax.embedding import documents, engine, words
 from elmojax.embedding import embedder as embedder_module
 from elmojax.embedding import engine as plan_module
 from elmojax.embedding.engine import (
+    capacity,
     local_mesh,
     make_plan,
     possible_rows,
-    room,
     shapes,
     windows,
 )
@@ -306,7 +306,7 @@ def test_any_text_runs_in_the_announced_shapes():
         words = draw.integers(2, 99, min(sizes.sum(), 2048))
         if len(words) != sizes.sum():
             continue
-        space = room(len(words), 2048)
+        space = capacity(len(words), 2048)
         plan = make_plan(words, sizes, space)
         assert plan.words.shape[2] in possible_rows(space)
         for cut in windows(len(plan.words)):

@@ -69,7 +69,7 @@ def test_float32_is_as_it_was(params):
     same = elmojax.cast(params, "float32")
     for one, other in zip(*map(jax.tree.leaves, (same, params)), strict=True):
         assert one is other
-    with pytest.raises(elmojax.InputError, match=r"'half'.*float32 or bf16"):
+    with pytest.raises(elmojax.InputError, match="'half'; it must be one of"):
         elmojax.cast(params, "half")
 
 

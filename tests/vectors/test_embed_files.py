@@ -186,7 +186,7 @@ def test_flags(params, model, text, tmp_path, capsys):
     [
         (("--layers", "mix"), "gammas belong to layers 'mix'"),
         (("--layers", "mix", "--gammas", "1"), "3 gammas"),
-        (("--batch-tokens", "0"), "batch_tokens is 0"),
+        (("--batch-tokens", "0"), "batch-tokens is 0"),
         (("--compression", "gzip:99"), "gzip takes a level from 0 to 9"),
         (("--ray-address", "auto"), "belong to --engine ray"),
         (("--workers", "2"), "belong to --engine ray"),

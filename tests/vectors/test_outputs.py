@@ -300,7 +300,7 @@ def info_with(**values: Any) -> Callable[[Path], Any]:
     return edit
 
 
-WORDS = sum(len(line.split()) for line in LINES)
+WORDS = sum(len(split(line)) for line in LINES)
 
 
 @pytest.mark.parametrize(
