@@ -173,7 +173,7 @@ def _forward(
     reset: Reset | None,
 ) -> tuple[tuple[Array, State], Saved]:
     dtype, transpose = options.dtype, partial(_transposed, layout)
-    cell_clip, projection_clip = options[:2]
+    cell_clip, projection_clip = options.cell_clip, options.projection_clip
     kernels = transpose([part.astype(dtype) for part in _parts(layout, weights.kernel)])
     biases = [_row(layout, part) for part in _parts(layout, weights.bias)]
     inputs, projection = inputs.astype(dtype), weights.projection.astype(dtype)
@@ -211,14 +211,17 @@ def _forward(
     (after, last, stacks), _ = lax.scan(step, carry, _numbers(x))
     gates, cells, hidden = transpose(stacks)
     saved = Saved(inputs, weights, state, lengths, reset, gates, cells, hidden)
-    return (hidden, transpose(last or after)), saved
+    return (hidden, transpose(after if last is None else last)), saved
 
 
 def _backward(
     options: LayerOptions, layout: Layout, saved: Saved, cotangents: tuple[Array, State]
 ) -> tuple[Array, Weights, State]:
     dtype, transpose, reset = options.dtype, partial(_transposed, layout), saved.reset
-    cell_clip, projection_clip = np.array(options[0], dtype), options[1]
+    cell_clip, projection_clip = (
+        np.array(options.cell_clip, dtype),
+        options.projection_clip,
+    )
     kernels = [part.astype(dtype) for part in _parts(layout, saved.weights.kernel)]
     projection = saved.weights.projection.astype(dtype)
     x, first = transpose((saved.inputs, saved.first))

@@ -39,7 +39,7 @@ from elmojax.text.vocabulary import (
     UNKNOWN_ID,
     Vocabulary,
     check_limits,
-    rank,
+    order_by_count,
     write_words,
 )
 
@@ -87,16 +87,15 @@ def build(
     sentences = raw_lengths.stat().st_size // 4
     tokens = raw_words.stat().st_size // 4
     ranked = (row[chunk] for chunk in atomic.read_chunks(raw_words, "<i4"))
-    text, numbers = atomic.write_bytes, atomic.write_array
     vocabulary_part, types_part, counts_part, words_part, offsets_part = (
         directory / name for name in PARTS
     )
     written = (
-        text(vocabulary_part, write_words(vocabulary.words)),
-        text(types_part, write_words(types)),
-        numbers(counts_part, "<i8", len(types), [counts]),
-        numbers(words_part, "<i4", tokens, ranked),
-        numbers(offsets_part, "<i8", sentences + 1, _offsets(raw_lengths)),
+        atomic.write_bytes(vocabulary_part, write_words(vocabulary.words)),
+        atomic.write_bytes(types_part, write_words(types)),
+        atomic.write_array(counts_part, "<i8", len(types), [counts]),
+        atomic.write_array(words_part, "<i4", tokens, ranked),
+        atomic.write_array(offsets_part, "<i8", sentences + 1, _offsets(raw_lengths)),
     )
     raw_words.unlink()
     raw_lengths.unlink()
@@ -161,7 +160,7 @@ def _ranked(
         counts += np.bincount(chunk, minlength=len(seen))
     order = np.arange(len(seen))
     first = len(SPECIALS)
-    order[first:] = rank(seen[first:], counts[first:]) + first
+    order[first:] = order_by_count(seen[first:], counts[first:]) + first
     row = np.empty(len(seen), "<i4")
     row[order] = np.arange(len(seen))
     return [seen[i] for i in order], counts[order], row
@@ -474,7 +473,7 @@ def _tfds_blocks(
         yield files.TextBlock(start + 1, lines, replaced, stop)
 
 
-MIN_COUNT = 2
+SAMPLE_MIN_COUNT = 2
 """Words seen once stay out of the sample's vocabulary."""
 
 
@@ -485,7 +484,9 @@ def sample_corpora(directory: Path) -> tuple[Corpus, Corpus]:
     for out, vocabulary in ((train, None), (heldout, train / "vocabulary.txt")):
         if (out / "corpus.json").exists():
             continue
-        with resources.as_file(source / f"{out.name[7:]}.txt.xz") as path:
-            least = MIN_COUNT if vocabulary is None else 1
+        with resources.as_file(
+            source / f"{out.name.removeprefix('sample-')}.txt.xz"
+        ) as path:
+            least = SAMPLE_MIN_COUNT if vocabulary is None else 1
             prepare(out, patterns=[str(path)], vocabulary=vocabulary, min_count=least)
     return Corpus.open(train), Corpus.open(heldout)

@@ -104,12 +104,12 @@ class Frequencies:
     """Those of each table."""
     targets: np.ndarray
     """Those of the vocabulary, as targets."""
-    shown: float = 1.0
-    """Positions that a window shows in either direction, a position of the window."""
+    seen_share: float = 1.0
+    """Distinct positions that either direction reads, per position of the window."""
 
     def distinct(self, positions: float) -> tuple[float, ...]:
         """How many distinct words of each table so many positions hold, on average."""
-        draws = positions * self.shown
+        draws = positions * self.seen_share
         return tuple(float(_chances(table, draws).sum()) for table in self.words)
 
     def capacities(
@@ -134,7 +134,7 @@ class Frequencies:
           samples, seed: of a sampled softmax.
         """
         positions = rows * window // parts
-        draws, both = positions * self.shown, 2 * positions
+        draws, both = positions * self.seen_share, 2 * positions
         tables, tails = [], []
         for table in self.words:
             chances = _chances(table, draws)
@@ -175,21 +175,23 @@ def bound(mean: float, variance: float, counts: int) -> int:
     return math.ceil(mean + deviations * math.sqrt(variance) + deviations**2 / 6)
 
 
-def shown(offsets: np.ndarray, window: int) -> float:
-    """Positions that a window shows in either direction, a position of the window.
+def positions_seen(offsets: np.ndarray, window: int) -> float:
+    """Distinct positions that either direction reads, per position of the window.
 
-    From 1 to 2: directions read a sentence from its two ends, so that they show the
-    same positions of a whole sentence and mirrored ones of a part.
+    From 1 to 2: the directions read a sentence from its two ends. Of a whole sentence
+    they see the same positions, of a part mirrored ones: of `a b c d` a window of two
+    positions shows `a b` forward and `d c` backward.
 
     Args:
       offsets: where each sentence begins, and the end.
     """
-    every = max(1, (len(offsets) - 1) // SENTENCES)
-    lengths = offsets[1::every] - offsets[:-1:every] + 1
+    stride = max(1, (len(offsets) - 1) // SENTENCES)
+    lengths = offsets[1::stride] - offsets[:-1:stride] + 1
     total = seen = 0.0
     for length, times in zip(*np.unique(lengths, return_counts=True), strict=True):
         begin = np.arange(1 - window, length)
         low, high = np.maximum(begin, 0), np.minimum(begin + window, length)
+        # What [low, high) has in common with its mirror image.
         both = np.minimum(high, length - low) - np.maximum(low, length - high)
         total += times * (high - low).sum()
         seen += times * (2 * (high - low) - np.maximum(both, 0)).sum()
@@ -292,7 +294,7 @@ class WordTables:
         heard = np.bincount(self.targets, shares, minlength=self.vocabulary)
         tables = range(len(self.columns))
         words = tuple(shares[self._long == table] for table in tables)
-        return Frequencies(words, heard, shown(corpus.offsets, window))
+        return Frequencies(words, heard, positions_seen(corpus.offsets, window))
 
     def distinct(self, types: np.ndarray) -> tuple[np.ndarray, ...]:
         """The distinct ones of some types, those of each table, rising.

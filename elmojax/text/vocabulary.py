@@ -77,7 +77,7 @@ class Vocabulary:
         `min_count` times are left out. `InputError` if that leaves no word at all.
         """
         check_limits(max_size, min_count)
-        order = rank(words, counts)
+        order = order_by_count(words, counts)
         order = order[np.asarray(counts, np.int64)[order] >= min_count]
         ranked = [words[i] for i in order if words[i] not in (*SPECIALS, NO_WORD)]
         if not ranked:
@@ -149,7 +149,9 @@ def check_limits(max_size: int | None, min_count: int) -> None:
     require("min_count (--min-count)", min_count, Count)
 
 
-def rank(words: Sequence[str], counts: Sequence[int] | np.ndarray) -> np.ndarray:
+def order_by_count(
+    words: Sequence[str], counts: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Indices of the words by falling count, equal counts by code point: int64."""
     by_word = np.array(sorted(range(len(words)), key=words.__getitem__), np.int64)
     falling = -np.asarray(counts, np.int64)[by_word]

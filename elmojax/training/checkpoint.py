@@ -57,16 +57,16 @@ from elmojax.training.record import (
 )
 from elmojax.training.sharding import path_name, placed_shapes
 
-NAME = "heldout_perplexity"
-PLACE = Path("metrics", "metrics")
+PERPLEXITY = "heldout_perplexity"
+METRICS = Path("metrics", "metrics")
 
 
-def stored(perplexity: float) -> dict[str, float]:
+def _with_checksum(perplexity: float) -> dict[str, float]:
     """What is kept of a perplexity: itself, and a sum of its bits."""
-    return {NAME: perplexity, "sum": zlib.crc32(struct.pack("<d", perplexity))}
+    return {PERPLEXITY: perplexity, "sum": zlib.crc32(struct.pack("<d", perplexity))}
 
 
-def read(directory: Path, steps: list[int]) -> dict[int, float]:
+def _read_perplexities(directory: Path, steps: list[int]) -> dict[int, float]:
     """The perplexities of the checkpoints that have one, by step.
 
     Raises:
@@ -74,24 +74,24 @@ def read(directory: Path, steps: list[int]) -> dict[int, float]:
     """
     known = {}
     for step in steps:
-        path = directory / str(step) / PLACE
+        path = directory / str(step) / METRICS
         if not path.exists():
             continue
         try:
             found = parse_json(path.read_bytes())
-            if found != stored(found[NAME]):
+            if found != _with_checksum(found[PERPLEXITY]):
                 raise ValueError("its perplexity is not the one that was saved")
-            known[step] = found[NAME]
+            known[step] = found[PERPLEXITY]
         except (ValueError, KeyError, TypeError, struct.error) as error:
             raise DamagedCheckpoint(directory / str(step), error) from error
     return known
 
 
-def add(checkpoint: Path, perplexity: float) -> None:
+def _add_perplexity(checkpoint: Path, perplexity: float) -> None:
     """Gives a perplexity to a checkpoint that has none, whole or not at all."""
-    out = checkpoint / PLACE.parent
+    out = checkpoint / METRICS.parent
     with new_directory(out) as partial:
-        (partial / PLACE.name).write_text(json.dumps(stored(perplexity)))
+        (partial / METRICS.name).write_text(json.dumps(_with_checksum(perplexity)))
         (partial / "commit_success.txt").touch()
         install(partial, out, replaces=False)
 
@@ -133,7 +133,7 @@ class Checkpoints:
         self._saving: int | None = None
         self._unfinished: set[int] = set()
         there = checkpoint_steps(run)
-        self._perplexities = read(self.directory, there)
+        self._perplexities = _read_perplexities(self.directory, there)
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean)
         try:
             self._orbax = ocp.CheckpointManager(self.directory, options=options)
@@ -168,7 +168,7 @@ class Checkpoints:
 
     def score(self, step: int, perplexity: float) -> None:
         """Adds the held-out perplexity to a checkpoint that has none."""
-        add(self.directory / str(step), perplexity)
+        _add_perplexity(self.directory / str(step), perplexity)
         self._perplexities[step] = perplexity
 
     def save(
@@ -195,8 +195,8 @@ class Checkpoints:
         }
         self._perplexities.pop(step, None)
         if perplexity is not None:
-            metrics = stored(perplexity)
-            items[PLACE.parent.name] = ocp.args.JsonSave(metrics)
+            metrics = _with_checksum(perplexity)
+            items[METRICS.parent.name] = ocp.args.JsonSave(metrics)
             self._perplexities[step] = perplexity
         self._saving = step
         try:
@@ -394,22 +394,22 @@ def _compare(path: Path, part: str, wanted: dict[str, Any]) -> list[str]:
 
     Returns the names of all arrays of the part, in their order.
     """
-    stored = _stored(path, part)
-    missing, extra = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
+    found = _stored(path, part)
+    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing or extra:
         raise InputError(
             f"The checkpoint {path} belongs to another configuration: it lacks "
             f"{sorted(missing)[:3]} and has {sorted(extra)[:3]} besides."
         )
     for name, leaf in wanted.items():
-        shape, dtype = stored[name][0], np.dtype(stored[name][1])
+        shape, dtype = found[name][0], np.dtype(found[name][1])
         if (shape, dtype) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
             raise InputError(
                 f"The checkpoint {path} belongs to another configuration: {name} is "
                 f"{dtype} {list(shape)}, and {np.dtype(leaf.dtype)} "
                 f"{list(leaf.shape)} was expected."
             )
-    return sorted(stored)
+    return sorted(found)
 
 
 def read_run(

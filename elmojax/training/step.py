@@ -78,7 +78,8 @@ def check_update(
 
 
 def skip_update(guard: Guard, bad: Array, new: Any, old: Any) -> Any:
-    """`new`, or `old` after a bad update; where none may be skipped the run ends."""
+    """`new`, or `old` after a bad update. Where none may be skipped it is `new`, and
+    the training loop ends the run when it reads the metrics."""
     if not guard.skip:
         return new
     return jax.tree.map(lambda one, other: jnp.where(bad, other, one), new, old)
@@ -302,29 +303,31 @@ def train_step(
     parts = state.params.items()
     params = {name: part for name, part in parts if only in (None, name)}
     frozen = {name: part for name, part in parts if name not in params}
-    learned = before = (params, state.optimizer)
-    named = None
-    if batch.negatives is not None:
+    opt_state, tables, named = state.optimizer, (params, state.optimizer), None
+    if batch.negatives is not None:  # the rows of the tables that the batch names
         named = batch.negatives.words.reshape(-1, batch.negatives.words.shape[-1])[0]
-        learned = take(before, named)
-    gradient, metrics, carry = _gradient(
-        lm, learned[0], frozen, state.carry, batch, key
-    )
+        params, opt_state = take(tables, named)
+    gradient, metrics, carry = _gradient(lm, params, frozen, state.carry, batch, key)
     # Optax has float ** int32: refused under strict promotion, float64 under x64.
     with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
-        updates, moments = optimizer.update(gradient, learned[1], learned[0])
-    after = (cast(Params, optax.apply_updates(learned[0], updates)), moments)
+        updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+    new_params = cast(Params, optax.apply_updates(params, updates))
     metrics["gradient_norm"] = optax.tree.norm(gradient)
     loss, norm = metrics[lm.loss_name], metrics["gradient_norm"]
     bad, watch = check_update(guard, state.watch, loss, norm)
-    after, carry = skip_update(guard, bad, (after, carry), (learned, state.carry))
+    new = skip_update(
+        guard,
+        bad,
+        (new_params, new_opt_state, carry),
+        (params, opt_state, state.carry),
+    )
+    new_params, new_opt_state, carry = new
     if named is not None:
-        after = put(before, named, after)
+        new_params, new_opt_state = put(tables, named, (new_params, new_opt_state))
     metrics |= {"bad": bad.astype(jnp.int32), "skipped": watch.skipped}
-    params, moments = after
-    params = {**frozen, **params}
-    new = TrainState(params, moments, carry, state.key, state.step + 1, watch)
-    return new, metrics
+    new_params = {**frozen, **new_params}
+    step = state.step + 1
+    return TrainState(new_params, new_opt_state, carry, state.key, step, watch), metrics
 
 
 def _gradient(
@@ -345,19 +348,16 @@ def _gradient(
     if batch.weights.ndim == 2:
         (_, (metrics, carry)), gradient = one_microbatch(params, carry, batch, keys)
         return gradient, metrics, carry
-    microbatches, shards = (
-        len(batch.weights),
-        1 if lm.mesh is None else lm.mesh.shape["data"],
-    )
-    carries = jax.tree.map(
-        lambda leaf: split_rows(leaf, 2, shards, microbatches), carry
-    )
+    microbatches = len(batch.weights)
+    shards = 1 if lm.mesh is None else lm.mesh.shape["data"]
+    split = partial(split_rows, shards=shards, microbatches=microbatches)
+    carries = jax.tree.map(lambda leaf: split(leaf, 2), carry)
 
     def body(sums: Any, microbatch: Any) -> tuple[Any, LstmState]:
         (_, (metrics, after)), gradient = one_microbatch(params, *microbatch)
         return jax.tree.map(jnp.add, sums, (gradient, metrics)), after
 
-    parts = (carries, batch, split_rows(keys, 0, shards, microbatches))
+    parts = (carries, batch, split(keys, 0))
     first = jax.tree.map(lambda leaf: leaf[0], parts)
     (_, (metrics, _)), gradient = jax.eval_shape(one_microbatch, params, *first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (gradient, metrics))
