@@ -114,6 +114,10 @@ def check_fields(owner: Any, flags: bool = False) -> None:
     for name, (kind, hint) in field_hints(owner.__class__).items():
         called = f"--{name.replace('_', '-')}" if flags else f"{kind}.{name}"
         value = require(called, getattr(owner, name), hint)
+        if hasattr(
+            value, "item"
+        ):  # a number of NumPy or JAX; JSON and hashes need ours
+            value = value.item()
         object.__setattr__(owner, name, value)
 
 
@@ -206,7 +210,7 @@ def _one(hint: Any) -> tuple[Take, str]:
         return _tuple(arguments)
     if origin in SIMPLE:
         take, words = SIMPLE[origin]
-        return take, LISTS.get(str(hint), words)
+        return take, LISTS.get(hint, words)
     if isinstance(origin, type) and origin not in (Any, object):
         article = "an" if origin.__name__[0] in "AEIOU" else "a"
         kind = f"{article} {origin.__name__}"
@@ -239,7 +243,7 @@ def _tuple(arguments: tuple[Any, ...]) -> tuple[Take, str]:
     several = Ellipsis in arguments
 
     def take(value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
+        if not _is_sequence(value):
             raise ValueError
         each = takes * len(value) if several else takes
         return tuple(one(part) for one, part in zip(each, value, strict=True))
@@ -322,9 +326,9 @@ def _shape(value: Any) -> tuple[Any, ...] | None:
     return tuple(value.shape) if small or dtype.kind in "biuf" else None
 
 
-LISTS: dict[str, str] = {
-    str(Iterable[str]): "a list of strings",
-    str(Iterable[Sequence[str]]): 'a list of sentences, as [["The", "bank"], ["Hi"]]',
+LISTS: dict[Any, str] = {
+    Iterable[str]: "a list of strings",
+    Iterable[Sequence[str]]: 'a list of sentences, as [["The", "bank"], ["Hi"]]',
 }
 SIMPLE: dict[Any, tuple[Take, str]] = {
     bool: (_if(lambda value: isinstance(value, (bool, np.bool_))), "True or False"),

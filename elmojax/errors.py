@@ -24,6 +24,11 @@ def showable(text: str) -> str:
     return _ADDRESS.sub(lambda m: m["scheme"] + m["path"] + (m["sha256"] or ""), text)
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """What an error says, on one line, or its beginning."""
+    return " ".join(str(error).split())[:most]
+
+
 class InputError(ValueError):
     """Bad input: the message says what is wrong, where, and what to do about it.
 

@@ -24,11 +24,11 @@ from elmojax.config import (
     WordTableConfig,
     from_json,
 )
-from elmojax.errors import InputError, showable
+from elmojax.errors import InputError, one_line, showable
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params
-from elmojax.text.corpus import Corpus
+from elmojax.text.vocabulary import Vocabulary
 from elmojax.training import loop
 from elmojax.training.distributed import Stop, in_turn
 from elmojax.training.loop import Result
@@ -159,7 +159,7 @@ def with_word_vectors(
     """
     if config.data is None or config.word_vectors is None:
         raise InputError("--word-vectors needs --data: it says which words there are.")
-    words = Corpus.open(config.data).vocabulary.words
+    words = Vocabulary.read(config.data / "vocabulary.txt").words
     vectors, found = read_word_vectors(config.word_vectors, words, remark)
     encoder = WordTableConfig(*vectors.shape)
 
@@ -192,7 +192,7 @@ def read_config(path: Path) -> TrainConfig:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the user's own code raises, exits too
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        what = one_line(f"{type(error).__name__}: {error}")
         raise InputError(
             f"--config {path} fails in line {_line(error, path)} ({what}); mend it."
         ) from error

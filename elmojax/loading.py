@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked
-from elmojax.atomic import install, new_directory
+from elmojax.atomic import install, local, new_directory
 from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
 from elmojax.embedding.engine import whole
 from elmojax.embedding.likelihood import LanguageModelParams
@@ -261,6 +261,7 @@ def convert(model: Model, out: Path, version: str = "") -> str:
       InputError: if `out` is there already, cannot be written, or cannot hold the
         model.
     """
+    out = Path(os.path.realpath(local(out)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already; choose another --out.")
     if (Path(model.source) / "config.json").exists():

@@ -32,7 +32,7 @@ from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
 from elmojax.cli.runs import runs
 from elmojax.cli.score import score
-from elmojax.errors import AGAIN, InputError, Remark, TryAgain
+from elmojax.errors import AGAIN, InputError, Remark, TryAgain, one_line
 
 NO_BACKEND = "Unable to initialize backend"
 """How JAX begins to say so; of a backend that is known and not there it says nothing,
@@ -130,12 +130,12 @@ def _refused(error: OSError) -> str:
     name = "A file" if what is None else os.fsdecode(what)
     if len(name) > 200:
         name = f"{name[:80]}...{name[-80:]}"
-    why = error.strerror or " ".join(str(error).split())
+    why = error.strerror or one_line(error)
     return f"{name} cannot be used: {why}. Put it right, or name another."
 
 
 def _no_backend(error: Exception) -> str:
-    why = " ".join(str(error).split()) or "it is not there"
+    why = one_line(error) or "it is not there"
     return (
         f"JAX cannot compute on JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} "
         f"({why:.100}); set it to cpu, or leave it out to take what is there."

@@ -183,7 +183,7 @@ class Embedder:
             parts = [part.copy() for part in parts]  # lets go of the block
 
     @checked
-    def embed_sentence(self, sentence: Sequence[str]) -> np.ndarray:
+    def embed_sentence(self, sentence: Iterable[str]) -> np.ndarray:
         """One sentence: [layers + 1, words, vector], or [words, vector].
 
         Stands in for AllenNLP's `ElmoEmbedder.embed_sentence`.
@@ -191,7 +191,7 @@ class Embedder:
         Raises:
           InputError: for what is not a list of words.
         """
-        return next(self.embed_sentences([sentence]))
+        return next(self.embed_sentences([list(sentence)]))
 
     @checked
     def embed_batch(self, batch: Iterable[Sequence[str]]) -> list[np.ndarray]:

@@ -165,7 +165,7 @@ def make_plan(
       words: rows of the word table, all sentences one after the other: `<S>` is row
         0, `</S>` row 1.
       sizes: words of each sentence; 0 for one without words, which takes no place.
-      room: of the batch; words without a place in it get this number.
+      capacity: words of the batch; words without a place in it get this number.
       rows: None = the number that takes least time.
     """
     rows = rows or _best_rows(sizes, capacity)

@@ -10,11 +10,11 @@ the list + 1, and 0 for no word.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +172,10 @@ def _encode(
     return on_each(mesh, automatic(run), takes, P())(params, table, ids, start)
 
 
+WordList: TypeAlias = Iterable[str] | Mapping[str, Any] | set[str] | frozenset[str]
+"""Words in their order; of a dict, such as a count of words, the keys."""
+
+
 @dataclass(frozen=True)
 class WordIndex:
     """The words of a table: where each has its row, and none for any other word.
@@ -184,7 +188,7 @@ class WordIndex:
     words: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        require("words", self.words, Iterable[str])
+        require("words", self.words, WordList)
         words = tuple(self.words)
         wrong = next((word for word in words if not isinstance(word, str)), None)
         if wrong is not None:
@@ -215,7 +219,6 @@ class WordIndex:
         last_first = range(len(self.words) - 1, -1, -1)
         return {self.words[row]: row for row in last_first}
 
-    @checked
     def ids(self, words: Sequence[str]) -> np.ndarray:
         """The row of each word, from 0 (as `Vocabulary.ids`): int32 [words].
 
@@ -238,7 +241,7 @@ class WordIndex:
         return WordTableConfig(len(self), dim, *rows)
 
 
-Words: TypeAlias = WordIndex | Vocabulary | Iterable[str]
+Words: TypeAlias = WordIndex | Vocabulary | WordList
 
 
 def word_index(words: Words) -> WordIndex:

@@ -270,7 +270,7 @@ def largest_rows(
 
     Args:
       first: memory with the rows of `config`.
-      room: bytes a device.
+      available: bytes a device.
       again: the memory of another configuration.
     """
     parts = data * config.accumulate

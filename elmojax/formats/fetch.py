@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from elmojax.atomic import Lock, local, sha256_of
-from elmojax.errors import InputError, showable
+from elmojax.errors import InputError, one_line, showable
 
 SCHEMES = ("http", "https", "gs", "s3")
 BLOCK = 1 << 20
@@ -276,7 +276,7 @@ def _answering(url: str) -> Iterator[None]:
             inner = found[0]
         status = getattr(inner, "status", "")
         why = getattr(inner, "message", "") or getattr(inner, "strerror", "")
-        why = " ".join(f"{status} {why or inner or type(inner).__name__}".split())[:200]
+        why = one_line(f"{status} {why or inner or type(inner).__name__}")
         absent = isinstance(error, FileNotFoundError | PermissionError)
         if status in (401, 403, 404, 410) or (absent and not url.startswith("http")):
             raise _Missing(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, shown
 from elmojax.config import CharCnnConfig, ElmoConfig
-from elmojax.errors import InputError
+from elmojax.errors import InputError, one_line
 from elmojax.model.char_cnn import CharCnn, WordTable
 from elmojax.model.lstm import BiLstm, Reset
 from elmojax.model.ops import Dtype, Platform, require_own_process
@@ -194,7 +194,7 @@ def placements(config: ElmoConfig, sharding: Placement) -> Params:
         full = jax.tree.broadcast(sharding, full, is_leaf=lambda place: place is None)
         return jax.tree.map(checked, shapes, full.tree)
     except (ValueError, AttributeError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise InputError(
             f"sharding does not fit the arrays of the model ({why}); give one "
             "jax.sharding.Sharding, or a tree of them like the ElmoParams."

@@ -27,7 +27,7 @@ class LstmState:
 
     @classmethod
     @checked
-    def zeros(cls, config: LstmConfig, *batch: int) -> LstmState:
+    def zeros(cls, config: LstmConfig, *batch: Any) -> LstmState:
         """The state before any text, for `batch` rows (or none: one for all)."""
         lead = (config.layers, 2, *batch)
         return cls(

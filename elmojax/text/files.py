@@ -226,7 +226,8 @@ def _refuse_columns(head: bytes, path: object) -> None:
     whole, feed, rest = head.rpartition(b"\n")  # what is left may be cut
     lines = (whole if feed else rest).splitlines()
     rows = [line for line in lines if line.strip() and line[:1] != b"#"]
-    if rows and all(map(_ROW.fullmatch, rows)):
+    named = any(re.search(rb"^[^\t]*\t[^\t]*[^\W\d_]", row) for row in rows)
+    if named and all(map(_ROW.fullmatch, rows)):
         raise InputError(
             f"{path} is CoNLL-U (ten columns), not running text. Write its words "
             "(column 2) as one sentence a line: awk -F'\\t' '/^[0-9]+\\t/ {printf "

@@ -233,8 +233,9 @@ def prepare(
     started = time.perf_counter()
     out = Path(os.path.realpath(atomic.local(out)))
     request, sources = _sources(patterns, tfds, errors)
+    max_vocabulary, min_count = check_limits(max_vocabulary, min_count)
     given = _settings(vocabulary, max_vocabulary, min_count)
-    characters.byte_limit(max_characters)
+    max_characters = characters.byte_limit(max_characters) + 2
     request |= {
         "vocabulary_file": None if vocabulary is None else os.fspath(vocabulary),
         "max_vocabulary": max_vocabulary,
@@ -265,7 +266,6 @@ def prepare(
 def _settings(
     path: str | os.PathLike[str] | None, max_vocabulary: int | None, min_count: int
 ) -> Vocabulary | None:
-    check_limits(max_vocabulary, min_count)
     if path is None:
         return None
     if max_vocabulary is not None or min_count != 1:
@@ -396,7 +396,7 @@ def _require_own_features(path: Path) -> None:
     def visit(value: Any) -> None:
         if isinstance(value, str) and value.lstrip().startswith("{"):
             with contextlib.suppress(ValueError):
-                value = json.loads(value)  # JSON in JSON, as TFDS reads it
+                value = atomic.parse_json(value)  # JSON in JSON, as TFDS reads it
         if isinstance(value, list):
             value = dict(enumerate(value))
         if isinstance(value, dict):
@@ -411,10 +411,10 @@ def _require_own_features(path: Path) -> None:
                 visit(inner)
 
     try:
-        visit(json.loads(path.read_text("utf-8")) if path.exists() else {})
+        visit(atomic.parse_json(path.read_text("utf-8")) if path.exists() else {})
     except InputError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it.") from error
 
 

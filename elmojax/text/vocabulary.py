@@ -142,11 +142,11 @@ class Vocabulary:
             )
 
 
-def check_limits(max_size: int | None, min_count: int) -> None:
-    """`InputError` for limits of `from_counts` that make no sense."""
+def check_limits(max_size: int | None, min_count: int) -> tuple[int | None, int]:
+    """Limits of `from_counts` as Python's numbers; `InputError` if out of range."""
     size = "the vocabulary size (--max-vocabulary)"
-    require(size, max_size, VocabularySize | None)
-    require("min_count (--min-count)", min_count, Count)
+    max_size = require(size, max_size, VocabularySize | None)
+    return max_size, require("min_count (--min-count)", min_count, Count)
 
 
 def order_by_count(

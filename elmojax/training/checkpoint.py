@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from elmojax.arguments import checked
 from elmojax.atomic import install, new_directory, parse_json
 from elmojax.config import TrainConfig, from_json, to_json
-from elmojax.errors import InputError
+from elmojax.errors import InputError, one_line
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.model.ops import Precision, cast
 from elmojax.shapes import Params
@@ -141,7 +141,7 @@ class Checkpoints:
             self.steps = sorted({*self._orbax.all_steps()} & {*there})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{self.directory} cannot be read ({' '.join(str(error).split())}); "
+                f"{self.directory} cannot be read ({one_line(error)}); "
                 "restore it from a copy."
             ) from error
         # A damaged checkpoint must never read as no checkpoint at all.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from elmojax.errors import InputError
+from elmojax.errors import InputError, one_line
 
 PASSING = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "ABORTED")
 """In the text of errors that say nothing of the checkpoint itself."""
@@ -30,7 +30,7 @@ def damaged_or_busy(path: Path, error: BaseException) -> InputError:
     """What is wrong with a checkpoint, or with the machine that reads it."""
     here = MemoryError | PermissionError | TimeoutError | jax.errors.JaxRuntimeError
     root = root_of(error)
-    why = " ".join(f"{type(root).__name__}: {root}".split())[:200]
+    why = one_line(f"{type(root).__name__}: {root}")
     machine = isinstance(error, here) or isinstance(root, here)
     if machine or any(word in f"{error} {root}" for word in PASSING):
         return InputError(
@@ -52,7 +52,7 @@ class DamagedCheckpoint(InputError):
 
     def __init__(self, path: Path, why: object) -> None:
         self.path = path
-        self.why = " ".join(str(why).split())[:200]
+        self.why = one_line(why)
         super().__init__(
             f"The checkpoint {path} cannot be read ({self.why}). Restore it from a "
             "copy or take an earlier --step; `elmojax pretrain` sets it aside and goes "
@@ -75,7 +75,7 @@ class SaveFailed(InputError):
     """A checkpoint that could not be written; those before it are whole."""
 
     def __init__(self, step: int, before: int | None, error: BaseException) -> None:
-        why = " ".join(str(root_of(error)).split())[:200]
+        why = one_line(root_of(error))
         whole = "there is none yet" if before is None else f"that of step {before} is"
         super().__init__(
             f"The checkpoint of step {step} could not be saved ({why}); the newest "

@@ -36,7 +36,7 @@ from jax._src.distributed import global_state
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.errors import AGAIN, InputError, TryAgain
+from elmojax.errors import AGAIN, InputError, TryAgain, one_line
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ def join(
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         if (not known and "should be defined" in why) or "must be defined" in why:
             raise InputError(
                 "--distributed found no Slurm, GKE, Cloud TPU or Open MPI here; give "
@@ -196,7 +196,7 @@ def together() -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None or not joined() or "RESOURCE_EXHAUSTED" in str(cause):
             raise
-        why = " ".join(str(cause).split())[:200]
+        why = one_line(cause)
         raise TryAgain(f"{LOST} JAX says: {why}") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from elmojax.config import TrainConfig
-from elmojax.errors import InputError
+from elmojax.errors import InputError, one_line
 from elmojax.training.damage import SaveFailed
 from elmojax.training.distributed import Stop, Stopped, is_first, joined, together
 from elmojax.training.memory import StepMemory, explain_out_of_memory
@@ -120,7 +120,7 @@ def _run(loop: _Loop, directory: Path) -> None:
         if not joined():  # others might not come to finish what is being saved
             with contextlib.suppress(SaveFailed):
                 loop.run.checkpoints.close()
-        say("failed", " ".join(f"{error}".split()) or type(error).__name__)
+        say("failed", one_line(error, 1000) or type(error).__name__)
         raise
     finally:
         loop.close()

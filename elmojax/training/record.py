@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,8 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> N
     try:
         run.mkdir(parents=True, exist_ok=True)
         for left in run.glob(".*.partial*"):  # by a process that was killed here
-            left.unlink()
+            if left.is_file() or left.is_symlink():
+                left.unlink()
         if vocabulary is not None:
             vocabulary.write(run / "vocabulary.txt")
         _write(run, record)
@@ -196,8 +197,11 @@ def replace_record(run: Path, record: RunRecord) -> None:
 
 
 def _write(run: Path, record: RunRecord) -> None:
+    shown, source = record, record.train.init_from
+    if source is not None:  # without what may be a password
+        shown = replace(record, train=replace(record.train, init_from=showable(source)))
     with replaced(run / "config.json") as partial:
-        partial.write_text(showable(to_json(record)), encoding="utf-8")
+        partial.write_text(to_json(shown), encoding="utf-8")
 
 
 def _unwritable(run: Path, error: OSError) -> InputError:

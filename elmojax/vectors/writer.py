@@ -321,8 +321,9 @@ class PlacedWriter(Writer):
         os.fsync(self._handle)
         new = self._spans(self._kept, done)
         vectors = self._sum(new, self._kept_sums["vectors"])
-        self._kept_sums |= {"done": done, "vectors": vectors}
-        self._partial.commit(self._kept_sums)
+        kept = {**self._kept_sums, "done": done, "vectors": vectors}
+        self._partial.commit(kept)
+        self._kept_sums = kept
 
     def _complete(self) -> None:
         self.close()

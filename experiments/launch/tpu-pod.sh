@@ -79,12 +79,13 @@ starts_again() {
 
 # The newest checkpoint of the run that the flags name.
 saved() {
-    local workdir=runs/mini flag before=
+    local workdir= preset=mini flag before=
     for flag in "$@"; do
-        if [ "$before" = --workdir ]; then workdir=$flag; fi
-        case $flag in --workdir=*) workdir=${flag#*=} ;; esac
+        case $before in --workdir) workdir=$flag ;; --preset) preset=$flag ;; esac
+        case $flag in --workdir=*) workdir=${flag#*=} ;; --preset=*) preset=${flag#*=} ;; esac
         before=$flag
     done
+    : "${workdir:=runs/$preset}"
     { find "$workdir/checkpoints" -maxdepth 1 -name '[0-9]*' 2>/dev/null || true; } |
         sort -V | tail -n 1
 }

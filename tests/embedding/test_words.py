@@ -21,6 +21,8 @@ from elmojax.errors import InputError
 from elmojax.formats.hdf5 import load_hdf5, save_token_embeddings
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SENTENCES = [
     ["The", "old", "bank"],
     ["naïve"],

@@ -31,6 +31,8 @@ from elmojax.model.softmax import log_prob_all
 from elmojax.model.state import LstmState
 from elmojax.text.characters import batch_to_ids, character_ids
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DATA = Path(__file__).parents[1] / "data" / "bilm_tf_checkpoint"
 MODELS = ("characters", "plain", "words")
 

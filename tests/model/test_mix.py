@@ -9,6 +9,8 @@ import pytest
 
 from elmojax import ScalarMix, mix_penalty, mix_weights
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def golden(goldens):

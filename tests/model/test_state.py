@@ -9,6 +9,8 @@ import elmojax
 from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
 from elmojax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 encode = jax.jit(elmojax.encode)
 SENTENCES = [["The", "river", "bank"], ["Hi"], ["a", "b", "c", "d"], []]
 

@@ -281,7 +281,7 @@ def test_jobset_ends_with_bad_input_and_restarts_otherwise() -> None:
     assert rule["onExitCodes"] == {
         "containerName": job["template"]["spec"]["containers"][0]["name"],
         "operator": "In",
-        "values": [2, 132, 134, 135, 136, 139],
+        "values": [2, 132, 135, 136, 139],
     }
     assert jobset["failurePolicy"]["maxRestarts"] > 0
     # A Job that fails for this reason would be restarted without this rule.
