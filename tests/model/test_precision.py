@@ -184,7 +184,7 @@ def distances(got, wanted):
     [
         (None, ADAPTIVE),
         ((4, 2), ADAPTIVE),
-        ((4, 2), SAMPLED),
+        pytest.param((4, 2), SAMPLED, marks=pytest.mark.slow),
         pytest.param((8, 1), ADAPTIVE, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "kind", str(value)),

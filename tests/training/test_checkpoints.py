@@ -105,7 +105,7 @@ def wanted(world) -> dict[str, Any]:
     [
         pytest.param((1,), AxisType.Explicit, marks=pytest.mark.slow),
         pytest.param((4,), AxisType.Auto, marks=pytest.mark.slow),
-        ((4, 2), AxisType.Auto),
+        pytest.param((4, 2), AxisType.Auto, marks=pytest.mark.slow),
         ((4, 2), AxisType.Explicit),
     ],
 )

@@ -136,7 +136,7 @@ def wait_for_checkpoint(workdir: Path, step: int, processes) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(1, id="rows apart"),
+        pytest.param(1, id="rows apart", marks=pytest.mark.slow),
         pytest.param(4, id="model over both", marks=pytest.mark.slow),
     ],
 )

@@ -446,6 +446,7 @@ def test_out_of_memory_at_a_step_names_the_estimate(data, tmp_path, monkeypatch)
     assert report["rows"] == 8 and report["parameters"]["lstm"] < 10_000
 
 
+@pytest.mark.slow
 def test_a_cpu_is_given_a_step_when_the_one_before_is_finished(
     data, tmp_path, monkeypatch
 ):
