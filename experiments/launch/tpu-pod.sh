@@ -79,7 +79,7 @@ starts_again() {
 
 # The newest checkpoint of the run that the flags name.
 saved() {
-    local workdir= preset=mini flag before=
+    local workdir='' preset=mini flag before=''
     for flag in "$@"; do
         case $before in --workdir) workdir=$flag ;; --preset) preset=$flag ;; esac
         case $flag in --workdir=*) workdir=${flag#*=} ;; --preset=*) preset=${flag#*=} ;; esac

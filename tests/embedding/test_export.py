@@ -108,6 +108,7 @@ def test_all_layers(params, file, loader):
         np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_initial_state_goes_along(params, loader, tmp_path):
     warm = elmojax.warm(params)
     write_export(warm, tmp_path / "warm")

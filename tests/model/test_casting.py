@@ -85,10 +85,7 @@ def test_biases_stay_float32(params):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, marks=[pytest.mark.slow] if kind != "bf16" else [])
-        for kind in HALF
-    ],
+    [pytest.param(kind, marks=pytest.mark.slow) for kind in HALF],
 )
 def test_a_model_of_half_width_goes_everywhere(params, kind):
     half, unit = HALF[kind](params), 2.0 ** (-11 if kind == "float16" else -8)

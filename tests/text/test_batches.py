@@ -32,7 +32,7 @@ from elmojax.text.tables import (
     WordTables,
     bound,
     columns_of,
-    shown,
+    positions_seen,
 )
 
 LETTERS = ["a", "b", "no", "bank", "é", "river", "overlong-words", "日本", "<S>", "x"]
@@ -453,8 +453,8 @@ def test_windows_show_what_is_counted_one_by_one():
             here = {at for at in range(begin, begin + window) if 0 <= at < length}
             total += len(here)
             seen += len(here | {length - 1 - at for at in here})
-    assert shown(offsets, window) == pytest.approx(seen / total, rel=1e-12)
-    assert shown(np.arange(0, 99, 9), 10_000) == pytest.approx(1, abs=2e-3)
+    assert positions_seen(offsets, window) == pytest.approx(seen / total, rel=1e-12)
+    assert positions_seen(np.arange(0, 99, 9), 10_000) == pytest.approx(1, abs=2e-3)
 
 
 def test_capacities_are_seldom_exceeded_and_not_wasteful():

@@ -388,6 +388,7 @@ def _temporary(report):
     return report["memory_per_device"]["temporary"]
 
 
+@pytest.mark.slow
 def test_more_devices_than_there_are_have_the_share_of_those_that_are_there(data):
     flags = (*TINY, "--data", data, "--mesh.data")
     few = answer("estimate", *flags, 8, "--rows", 64)
