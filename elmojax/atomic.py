@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-import filelock
 import numpy as np
 
 from elmojax.errors import InputError, Remark
@@ -289,6 +288,8 @@ class Lock:
 def _locked(file: int, path: Path) -> bool:
     """Whether no other process has the lock of an open file; never waits."""
     try:
+        import filelock
+
         return filelock.lock_descriptor(file, blocking=False)
     except OSError as error:
         warnings.warn(
@@ -311,6 +312,8 @@ def is_locked(path: Path) -> bool | None:
     except OSError:
         return None
     try:
+        import filelock
+
         return not filelock.lock_descriptor(file, blocking=False)
     except OSError:
         return None
