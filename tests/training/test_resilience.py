@@ -238,7 +238,8 @@ def test_a_leap_of_the_loss_stops_a_run_where_it_is_asked_for(one_device, tmp_pa
     """A learning rate that throws the loss up by far."""
     wild = ("--optimizer.learning-rate", 30, "--optimizer.warmup-steps", 0)
     command = [*one_device, *wild, "--steps", 12]
-    done(*command, "--workdir", tmp_path / "off")
+    outcome = run(*command, "--workdir", tmp_path / "off")
+    assert outcome.status == 2 and "The run diverged" in outcome.err
     found = losses(tmp_path / "off")
     assert max(found.values()) > 1.5 * found[1]
     guarded = (*command, "--workdir", tmp_path / "on", "--spike-guard", 1.5)
