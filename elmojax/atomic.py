@@ -180,6 +180,8 @@ def install(partial: Path, out: Path, replaces: bool) -> None:
 
 
 def _hidden(out: Path, kind: str) -> Path:
+    if not out.name:
+        raise InputError(f"{out} cannot be replaced; name a directory inside it.")
     return out.with_name(f".{out.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
 
 
