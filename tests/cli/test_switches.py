@@ -157,13 +157,20 @@ def test_public_functions_under_all_switches_at_once(params, key, usual, tmp_pat
         *SWITCHES.items(),
         ("jax_numpy_dtype_promotion", "standard"),
         ("jax_default_matmul_precision", "tensorfloat32"),
-        ("jax_check_tracer_leaks", True),
     ],
 )
 def test_public_functions_under_one_switch(params, key, usual, tmp_path, name, value):
     with switched(**{name: value}):
         found = {**vectors(params, key), **the_rest(params, key, tmp_path)}
     assert_same(usual, found)
+
+
+@pytest.mark.slow
+def test_no_tracer_leaks(params, key, usual):
+    """Vectors and gradients: JAX looks through all memory after each trace."""
+    with switched(jax_check_tracer_leaks=True):
+        found = vectors(params, key)
+    assert_same({name: usual[name] for name in found}, found)
 
 
 @pytest.mark.slow
