@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from elmojax.text.characters import batch_to_ids
     from elmojax.training.checkpoint import restore
     from elmojax.training.record import model_config
-    from elmojax.vectors.output import read_vectors
+    from elmojax.vectors.npy import read_vectors
 
 __version__ = "0.1.0"
 
@@ -110,7 +110,7 @@ _LAZY = {
     "model_config": "elmojax.training.record",
     "pool": "elmojax.embedding.pooling",
     "pretrain": "elmojax.initialization",
-    "read_vectors": "elmojax.vectors.output",
+    "read_vectors": "elmojax.vectors.npy",
     "restore": "elmojax.training.checkpoint",
     "save_hdf5": "elmojax.formats.hdf5",
     "score": "elmojax.loading",

@@ -27,7 +27,7 @@ MOST_DEPTH = 100
 """Layers of a kind, or filters of different widths, that a model may have."""
 
 Count = Annotated[int, Range(1, 2**31 - 1)]
-Counter = Annotated[int, Range(0, 2**31 - 1)]
+CountOrZero = Annotated[int, Range(0, 2**31 - 1)]
 """A count that may be 0."""
 Width = Annotated[int, Range(1, 2**17)]
 Depth = Annotated[int, Range(1, MOST_DEPTH)]
@@ -99,9 +99,9 @@ class WordTableConfig:
     """Rows of the table, one for each vocabulary entry."""
     dim: Width
     """Size of a word embedding."""
-    begin_row: Counter = 0
+    begin_row: CountOrZero = 0
     """Row of `<S>`."""
-    end_row: Counter = 1
+    end_row: CountOrZero = 1
     """Row of `</S>`."""
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class OptimizerConfig:
     """Optimizer; the paper uses adagrad."""
     learning_rate: Positive = 0.2
     """Peak learning rate, reached after the warm-up."""
-    warmup_steps: Counter = 0
+    warmup_steps: CountOrZero = 0
     """Steps over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """Learning-rate schedule after the warm-up. `cosine` decays to a tenth of the peak
@@ -277,7 +277,7 @@ class TrainConfig:
     init_from: str | None = None
     """Model whose weights and shape a fresh run starts from: a run directory, HDF5
     files or an address."""
-    freeze_steps: Counter = 0
+    freeze_steps: CountOrZero = 0
     """Train only the softmax for this many steps, and everything after that."""
     steps: Count | None = None
     """Train for this many steps in all, whatever `epochs` says."""
@@ -300,16 +300,16 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Data type of matrix products; `auto` is float32 on a CPU and bf16 on other
     devices."""
-    checkpoint_every: Counter = 1000
+    checkpoint_every: CountOrZero = 1000
     """Save a checkpoint every so many steps; 0 saves only the last one."""
-    evaluate_every: Counter = 0
+    evaluate_every: CountOrZero = 0
     """Evaluate on `heldout` every so many steps; 0 evaluates only before and after
     training."""
     log_every: Count = 10
     """Write a line of metrics.jsonl every so many steps."""
     keep: Count = 3
     """Keep this many of the newest checkpoints, and the best one."""
-    patience: Counter = 0
+    patience: CountOrZero = 0
     """Stop after this many evaluations without a better perplexity; 0 never stops
     early."""
     accumulate: Annotated[int, Range(1, 2**20)] = 1
@@ -318,7 +318,7 @@ class TrainConfig:
     unique_words: bool = True
     """Encode each distinct word of a batch once. Turn it off only to measure what it
     saves."""
-    skip_nonfinite: Counter = 0
+    skip_nonfinite: CountOrZero = 0
     """Skip up to this many updates whose loss or gradient is not finite; one more stops
     the run."""
     spike_guard: NonNegative = 0.0

@@ -28,7 +28,7 @@ from elmojax.errors import InputError, one_line, showable
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
 from elmojax.shapes import Params
-from elmojax.text.vocabulary import Vocabulary
+from elmojax.text.corpus import vocabulary_of
 from elmojax.training import loop
 from elmojax.training.distributed import Stop, in_turn
 from elmojax.training.loop import Result
@@ -117,7 +117,10 @@ def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
         )
     if config.model not in PRESETS.values():  # a preset's gives way
         _require_same("model", config.model, shape, model.source)
-    vocabulary = in_turn(partial(open_corpora, config))[0].vocabulary
+    if config.data is None:
+        vocabulary = in_turn(partial(open_corpora, config))[0].vocabulary
+    else:
+        vocabulary = vocabulary_of(config.data)
     same = model.vocabulary == vocabulary
     if not isinstance(model.params.config.encoder, CharCnnConfig) and not same:
         raise InputError(
@@ -159,7 +162,7 @@ def with_word_vectors(
     """
     if config.data is None or config.word_vectors is None:
         raise InputError("--word-vectors needs --data: it says which words there are.")
-    words = Vocabulary.read(config.data / "vocabulary.txt").words
+    words = vocabulary_of(config.data).words
     vectors, found = read_word_vectors(config.word_vectors, words, remark)
     encoder = WordTableConfig(*vectors.shape)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from elmojax.arguments import check_fields
 from elmojax.atomic import local
-from elmojax.config import Counter, HeadConfig, OptimizerConfig, TrainConfig
+from elmojax.config import CountOrZero, HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.errors import InputError, showable
 from elmojax.model import ops
 from elmojax.text.characters import BEGIN, END, byte_limit
@@ -48,7 +48,7 @@ TextFiles = Annotated[
     ),
 ]
 Step = Annotated[
-    Counter | None,
+    CountOrZero | None,
     arg(help="Step of the checkpoint to use; the newest one by default."),
 ]
 BadBytes = Annotated[Errors, arg(help="How to treat bytes that are not UTF-8.")]

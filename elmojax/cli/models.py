@@ -9,7 +9,7 @@ from typing import Any
 
 import elmojax
 from elmojax.cli.common import BadBytes, Json, Model, parse, print_json
-from elmojax.config import Counter
+from elmojax.config import CountOrZero
 from elmojax.errors import InputError
 from elmojax.text.files import read_lines
 
@@ -22,7 +22,7 @@ class ConvertArguments:
     model: Model
     out: Path
     """Directory to write."""
-    step: Counter | None = None
+    step: CountOrZero | None = None
     """Checkpoint of a run to convert; the newest one by default."""
     json: Json = False
 

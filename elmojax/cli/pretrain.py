@@ -24,7 +24,7 @@ from elmojax.cli.common import (
     train_config,
     typed,
 )
-from elmojax.config import CharCnnConfig, Count, Counter
+from elmojax.config import CharCnnConfig, Count, CountOrZero
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker, readable
 
@@ -42,7 +42,7 @@ class PretrainArguments(RecipeArguments):
     directories. Slurm, GKE, Cloud TPU and Open MPI are recognised."""
     coordinator: str | None = None
     """Address of process 0 as HOST:PORT, where no cluster manager provides it."""
-    process_id: Counter | None = None
+    process_id: CountOrZero | None = None
     """Number of this process, from 0."""
     process_count: Count | None = None
     """Number of processes of the run."""

@@ -22,7 +22,7 @@ from elmojax.cli.common import (
     remark,
 )
 from elmojax.errors import InputError
-from elmojax.text.files import Oddities, expand
+from elmojax.text.files import Oddities, expand, read_text
 
 if TYPE_CHECKING:
     from elmojax.training.score import Score
@@ -51,7 +51,6 @@ def score(argv: list[str]) -> None:
     """log-probability of every word of a text, forward and backward"""
     from elmojax.embedding.engine import local_mesh
     from elmojax.loading import open_model
-    from elmojax.vectors.output import read_text
 
     asked = parse(ScoreArguments, "score", argv)
     files = sum(asked.text, ())

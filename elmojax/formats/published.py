@@ -66,7 +66,7 @@ def layout(config: ElmoConfig, found: Collection[str] | None = None) -> list[Ent
     if isinstance(config.encoder, CharCnnConfig):
         entries = _character_entries(config.encoder, config.lstm, found)
     else:
-        entries = _word_entries(config.encoder, config.lstm, found)
+        entries = _word_entries(config.encoder, config.lstm)
     for direction in range(2):
         for layer in range(config.lstm.layers):
             entries += _cell_entries(config.lstm, direction, layer, found)
@@ -112,9 +112,7 @@ def _character_entries(
     return entries + [e for e in spare if found is None or e.name in found]
 
 
-def _word_entries(
-    table: WordTableConfig, lstm: LstmConfig, found: Collection[str] | None
-) -> list[Entry]:
+def _word_entries(table: WordTableConfig, lstm: LstmConfig) -> list[Entry]:
     ours = ("encoder", "embedding")
     if table.dim == lstm.projection:
         return [Entry("embedding", (table.size, lstm.projection), ours)]

@@ -184,7 +184,7 @@ def placements(config: ElmoConfig, sharding: Placement) -> Params:
     """
     shapes = tree_shapes(config)
 
-    def checked(leaf: Any, place: Any) -> Any:
+    def fitting(leaf: Any, place: Any) -> Any:
         if place is not None:
             place.shard_shape(leaf.shape)
         return place
@@ -192,7 +192,7 @@ def placements(config: ElmoConfig, sharding: Placement) -> Params:
     try:
         full = from_tree(config, shapes)
         full = jax.tree.broadcast(sharding, full, is_leaf=lambda place: place is None)
-        return jax.tree.map(checked, shapes, full.tree)
+        return jax.tree.map(fitting, shapes, full.tree)
     except (ValueError, AttributeError) as error:
         why = one_line(error)
         raise InputError(

@@ -103,7 +103,7 @@ def rounded(params: Params, dtype: Dtype) -> Params:
     }
 
 
-def checked(params: Params, hidden: Any, targets: Any) -> tuple[Params, Array, Array]:
+def arrays_of(params: Params, hidden: Any, targets: Any) -> tuple[Params, Array, Array]:
     """Arguments of a softmax as arrays of JAX, those of positions in shards.
 
     Raises `InputError` for shapes that do not go together and for a target outside the
@@ -417,7 +417,7 @@ def log_prob(
         gradients are float32, or as what they belong to.
     """
     shape = np.shape(targets)
-    params, hidden, targets = checked(params, hidden, targets)
+    params, hidden, targets = arrays_of(params, hidden, targets)
     found = _log_prob((mesh, dtype), params, hidden, targets, members)
     return found.reshape(shape)
 
@@ -459,7 +459,7 @@ def negative_log_likelihood(
     clusters.
     """
     shape = np.shape(targets)
-    params, hidden, targets = checked(params, hidden, targets)
+    params, hidden, targets = arrays_of(params, hidden, targets)
     weights = jnp.asarray(weights, jnp.float32).reshape(targets.shape)
     arguments = (params, hidden, targets, weights, members)
     total, losses = weighted_loss((mesh, dtype), *arguments)

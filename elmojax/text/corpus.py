@@ -104,6 +104,17 @@ class Corpus:
         return counts
 
 
+def vocabulary_of(directory: str | os.PathLike[str]) -> Vocabulary:
+    """The vocabulary of a prepared corpus, of which nothing else is read.
+
+    Raises `InputError` as `Corpus.open` does.
+    """
+    directory = local(directory)
+    name = PARTS[0]
+    _check_part(directory / name, _read_summary(directory)["parts"][name])
+    return Vocabulary.read(directory / name)
+
+
 def _read_summary(directory: Path) -> dict[str, Any]:
     if not (directory / SUMMARY).is_file():
         what = "has no corpus.json" if directory.is_dir() else "is no directory"

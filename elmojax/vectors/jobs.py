@@ -32,10 +32,11 @@ from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import precision_of
-from elmojax.text.files import Errors, Oddities
+from elmojax.text.files import Errors, Oddities, Text, read_text
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.vectors.output import Form, Text, check_replaceable, open_output, read_text
+from elmojax.vectors.output import check_replaceable, open_output
 from elmojax.vectors.partial import TextProgress, writing
+from elmojax.vectors.writer import Form
 
 ProgressCallback = Callable[[int, int], None]
 """Called with words done (those of an earlier run too) and words in all."""

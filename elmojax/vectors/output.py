@@ -17,23 +17,11 @@ from elmojax import __version__
 from elmojax.atomic import local, read_object
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
-from elmojax.text.files import Text, read_text
+from elmojax.text.files import Text
 from elmojax.vectors import hdf5
-from elmojax.vectors.npy import INFO, RaggedWriter, Vectors, read_vectors
+from elmojax.vectors.npy import INFO, RaggedWriter
 from elmojax.vectors.partial import Partial, begun, writing
 from elmojax.vectors.writer import Form, Writer
-
-__all__ = [
-    "Form",
-    "Output",
-    "Text",
-    "Vectors",
-    "Writer",
-    "kind_of",
-    "open_output",
-    "read_text",
-    "read_vectors",
-]
 
 Kind = Literal["hdf5", "npy", "parquet"]
 

@@ -21,10 +21,12 @@ from elmojax import cluster
 from elmojax.cluster import connected, embed_files
 from elmojax.embedding.embedder import Embedder
 from elmojax.errors import InputError
+from elmojax.text.files import read_text
 from elmojax.vectors import jobs
 from elmojax.vectors.jobs import Actor, Job, Task, Worker
-from elmojax.vectors.output import Form, open_output, read_text
+from elmojax.vectors.output import open_output
 from elmojax.vectors.partial import TextProgress
+from elmojax.vectors.writer import Form
 
 if not (find_spec("ray") and find_spec("pyarrow")):
     pytest.skip("needs Ray and pyarrow", allow_module_level=True)
@@ -250,7 +252,8 @@ import pickle
 from pathlib import Path
 from elmojax.cluster import embed_files
 from elmojax.vectors.jobs import Job
-from elmojax.vectors.output import Form, open_output
+from elmojax.vectors.output import open_output
+from elmojax.vectors.writer import Form
 params = pickle.loads(Path("params").read_bytes())
 texts = [Path("text 0.txt"), Path("text 1.txt")]
 with open_output(Path("out.parquet"), texts, Form({FORM.shape})) as output:

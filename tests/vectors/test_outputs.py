@@ -25,9 +25,11 @@ import pytest
 
 from elmojax.embedding.pooling import Block, Pooler, pool
 from elmojax.errors import InputError
-from elmojax.text.files import split
+from elmojax.text.files import Text, read_text, split
 from elmojax.vectors import hdf5, output, partial
-from elmojax.vectors.output import Form, Text, open_output, read_text, read_vectors
+from elmojax.vectors.npy import read_vectors
+from elmojax.vectors.output import open_output
+from elmojax.vectors.writer import Form
 
 LINES = [
     "The bank of the river .",
