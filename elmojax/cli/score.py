@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from elmojax.cli.common import (
@@ -26,6 +28,10 @@ from elmojax.text.files import Oddities, expand, read_text
 
 if TYPE_CHECKING:
     from elmojax.training.score import Score
+
+
+PIECE = 65_536
+"""Values of a line that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -82,34 +88,36 @@ def score(argv: list[str]) -> None:
 def _print_table(scores: Iterable[Score]) -> None:
     print("line\tposition\tword\tforward\tbackward")
     for line, one in enumerate(scores):
-        marks = [word if known else f"{word}*" for word, known in _known(one)]
-        rows = zip([*marks, "</S> <S>"], one.forward, one.backward, strict=True)
+        marked = (word if known else f"{word}*" for word, known in _known(one))
+        names = chain(marked, ["</S> <S>"])
+        rows = zip(names, one.forward, one.backward, strict=True)
         for position, (word, forward, backward) in enumerate(rows, 1):
             print(f"{line}\t{position}\t{word}\t{forward:.5f}\t{backward:.5f}")
         print(f"{line}\tsum\t\t{one.forward_sum:.5f}\t{one.backward_sum:.5f}")
 
 
 def _known(one: Score) -> Iterator[tuple[str, bool]]:
-    return zip(one.words, one.known.tolist(), strict=True)
+    return zip(one.words, one.known, strict=True)
 
 
 def _print_json(scores: Iterable[Score], remarks: list[str]) -> None:
-    """One object, written sentence by sentence: the text may be long."""
+    """One object, written piece by piece: the text may be long, and so may a line."""
     total: dict[str, Any] = {"tokens": 0, "forward_sum": 0.0, "backward_sum": 0.0}
     print('{"unit": "nats", "sentences": [', end="")
     for line, one in enumerate(scores):
-        report = {
-            "line": line,
-            "tokens": one.words,
-            "unknown": [i for i, (_, known) in enumerate(_known(one)) if not known],
-            "forward": _rounded(one.forward[:-1]),
-            "backward": _rounded(one.backward[:-1]),
+        print(", " if line else "", f'{{"line": {line}', sep="", end="")
+        _print_list("tokens", one.words)
+        unknown = np.flatnonzero(~one.known)
+        _print_list("unknown", unknown, np.ndarray.tolist)
+        _print_list("forward", one.forward[:-1], _rounded)
+        _print_list("backward", one.backward[:-1], _rounded)
+        ends = {
             "forward_end": _rounded(one.forward[-1:])[0],
             "backward_end": _rounded(one.backward[-1:])[0],
             "forward_sum": one.forward_sum,
             "backward_sum": one.backward_sum,
         }
-        print(", " if line else "", json.dumps(report), sep="", end="")
+        print(f", {json.dumps(ends)[1:]}", end="")
         total["tokens"] += len(one.forward)
         total["forward_sum"] += one.forward_sum
         total["backward_sum"] += one.backward_sum
@@ -117,6 +125,17 @@ def _print_json(scores: Iterable[Score], remarks: list[str]) -> None:
         mean = -total[f"{way}_sum"] / total["tokens"]
         total[f"{way}_perplexity"] = math.exp(min(mean, 700.0))
     print(f"], {json.dumps({**total, 'remarks': remarks})[1:]}")
+
+
+def _print_list(
+    name: str, values: Any, plain: Callable[[Any], list[Any]] = list
+) -> None:
+    """One field of an object, its values a few at a time, as `plain` makes them."""
+    print(f', "{name}": [', end="")
+    for start in range(0, len(values), PIECE):
+        piece = json.dumps(plain(values[start : start + PIECE]))
+        print(", " if start else "", piece[1:-1], sep="", end="")
+    print("]", end="")
 
 
 def _rounded(numbers: Any) -> list[float]:

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.lstm import Reset
+from elmojax.model.lstm import STEP_COST, Reset
 from elmojax.model.ops import automatic
 from elmojax.model.state import LstmState
 from elmojax.shapes import Numbers
@@ -87,8 +87,6 @@ STEP_CHOICES = (64, 8)
 """Steps of one run of the LSTM; longer rows go on from its state in the next."""
 ROW_CHOICES = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)
 """Rows of one run."""
-STEP_COST = 24
-"""What a step costs besides its rows, in rows: it reads all weights."""
 LEAST_STEPS = 64
 """Steps of a full batch on the widest rows, at least."""
 FEW = 256

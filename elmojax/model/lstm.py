@@ -46,6 +46,8 @@ from elmojax.shapes import Cell, Hidden, Inputs, Lengths
 
 FORGET_BIAS = 1.0
 """Added to the forget gate when it is computed, never stored (as in TensorFlow)."""
+STEP_COST = 24
+"""What a step of the loop costs besides its rows, in rows: it reads all weights."""
 
 
 class State(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from elmojax.arguments import sentence_words
-from elmojax.model.lstm import Reset
+from elmojax.model.lstm import STEP_COST, Reset
 from elmojax.model.ops import require_own_process
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
@@ -27,8 +27,9 @@ from elmojax.training.step import LanguageModel
 
 BLOCK = 32_768
 """Positions that a device scores together."""
-MANY_ROWS, FEW_ROWS, WINDOW = 64, 8, 20
-"""Streams of a device, of many sentences and of few."""
+SHAPES = (64, 20), (8, 20), (1, 160)
+"""Rows of a device and their window: for many sentences, for few, for one that is long.
+Few shapes, as each is compiled."""
 TABLES = 256, 64
 """Rows of the smallest tables of short and of long words."""
 
@@ -99,12 +100,11 @@ class Scorer:
         words = WordTables(corpus, self.vocabulary, lm.config, devices, any_text=True)
         flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
         starts = corpus.offsets[:-1] + np.arange(len(sentences))
-        few = len(sentences) < devices * MANY_ROWS
-        rows = devices * (FEW_ROWS if few else MANY_ROWS)
+        rows, window = _best_shape(np.diff(starts, append=flat.shape[1]), devices)
         step = self._step(rows)
         carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
-        sizes = _sizes(corpus, words, rows)
-        for batch, places in located_batches(corpus, words, rows, WINDOW, sizes):
+        sizes = _sizes(corpus, words, rows, window)
+        for batch, places in located_batches(corpus, words, rows, window, sizes):
             here = (places.at == 0) & places.counts
             batch = place(lm.mesh, batch, "batch.")
             each, carry = step(self.params, carry, batch, here, self.initial_state)
@@ -122,12 +122,24 @@ class Scorer:
             yield Score(sentence, forward.copy(), backward, known[begin:end])
 
 
-def _sizes(corpus: Corpus, words: WordTables, rows: int) -> Sizes:
+def _best_shape(positions: np.ndarray, devices: int) -> tuple[int, int]:
+    """Rows of all devices and their window in which sentences take least time."""
+
+    def cost(shape: tuple[int, int]) -> int:
+        rows, window = shape
+        steps = max(int(positions.max()), -(-int(positions.sum()) // (rows * devices)))
+        return -(-steps // window) * window * (rows + STEP_COST)
+
+    rows, window = min(SHAPES, key=cost)
+    return rows * devices, window
+
+
+def _sizes(corpus: Corpus, words: WordTables, rows: int, window: int) -> Sizes:
     """Out of few, that few programs serve any sentences."""
     tables = len(words.columns)
-    most = Sizes((2 * rows // words.shards * WINDOW,) * tables).rounded()
+    most = Sizes((2 * rows // words.shards * window,) * tables).rounded()
     sizes = Capacities(Sizes(TABLES[:tables]), most)
-    return sizes.at(sizes.level(heldout_sizes(corpus, words, rows, WINDOW)))
+    return sizes.at(sizes.level(heldout_sizes(corpus, words, rows, window)))
 
 
 def _score(
@@ -150,7 +162,7 @@ def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:
     """Sentences in memory, as a prepared corpus has them on disk."""
     types = [*SPECIALS, *sorted(set(chain(*sentences)) - set(SPECIALS))]
     place = {word: number for number, word in enumerate(types)}
-    running = [place[word] for word in chain(*sentences)]
+    running = np.fromiter(map(place.__getitem__, chain(*sentences)), np.int32)
     lengths = [len(sentence) for sentence in sentences]
     return Corpus(
         directory=Path("memory"),
@@ -160,6 +172,6 @@ def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:
         types=types,
         counts=np.zeros(len(types), np.int64),
         # Where all sentences are empty there must be a word to look at, though unused.
-        words=np.array(running or [0], np.int32),
+        words=running if len(running) else np.zeros(1, np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -88,10 +89,10 @@ def test_neither_order_nor_company_nor_blocks_change_a_number(model, monkeypatch
     long = [TEXT[0][i % 6] for i in range(100)]
     sentences = [*TEXT, long, *TEXT * 12]
     together = elmojax.score(model, sentences)
-    assert len(together) == len(sentences) > scoring.MANY_ROWS
+    assert len(together) == len(sentences)
     turned = elmojax.score(model, sentences[::-1])[::-1]
     monkeypatch.setattr(scoring, "BLOCK", 10)
-    monkeypatch.setattr(scoring, "WINDOW", 3)
+    monkeypatch.setattr(scoring, "SHAPES", ((16, 3), (1, 5)))
     apart = elmojax.score(model, sentences)
     for other in (turned, apart):
         for one, two in zip(together, other, strict=True):
@@ -100,6 +101,28 @@ def test_neither_order_nor_company_nor_blocks_change_a_number(model, monkeypatch
     np.testing.assert_allclose(
         together[6].forward, written_out(model, long)[0], atol=5e-5
     )
+
+
+@pytest.mark.parametrize("shape", scoring.SHAPES)
+def test_rows_and_windows_change_no_number(model, monkeypatch, shape):
+    long = [TEXT[0][i % 6] for i in range(400)]
+    wanted = elmojax.score(model, [*TEXT, long])
+    monkeypatch.setattr(scoring, "SHAPES", (shape,))
+    for one, two in zip(wanted, elmojax.score(model, [*TEXT, long]), strict=True):
+        np.testing.assert_allclose(one.forward, two.forward, atol=3e-6)
+        np.testing.assert_allclose(one.backward, two.backward, atol=3e-6)
+
+
+def test_each_shape_is_best_for_some_sentences():
+    """Many sentences take many rows, one long sentence takes one."""
+    many, few, long = np.full(1000, 25), np.full(20, 25), np.array([100_000, 25])
+    for devices in (1, 4):
+        best = [
+            scoring._best_shape(np.resize(each, devices * len(each)), devices)
+            for each in (many, few)
+        ]
+        best.append(scoring._best_shape(long, devices))
+        assert best == [(rows * devices, window) for rows, window in scoring.SHAPES]
 
 
 def test_devices_change_no_number(model):
@@ -127,7 +150,9 @@ def run(model, tmp_path_factory):
     return out
 
 
-def test_the_command_prints_what_the_function_gives(run, tmp_path, capsys):
+def test_the_command_prints_what_the_function_gives(run, tmp_path, capsys, monkeypatch):
+    module = importlib.import_module("elmojax.cli.score")
+    monkeypatch.setattr(module, "PIECE", 2)  # so that a line has several
     path = tmp_path / "text"
     path.write_text("".join(" ".join(words) + "\n" for words in TEXT))
     wanted = elmojax.score(run, TEXT)
