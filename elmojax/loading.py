@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked
-from elmojax.atomic import install, local, new_directory
+from elmojax.atomic import install, local, new_directory, replaced
 from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
 from elmojax.embedding.engine import whole
 from elmojax.embedding.likelihood import LanguageModelParams
@@ -28,6 +29,7 @@ from elmojax.model.ops import DTYPES, Precision, cast
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
+from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.record import RunRecord, create_run, fingerprint
 from elmojax.training.score import Score, Scorer
@@ -100,8 +102,9 @@ def open_model(
 
     Args:
       model: a run directory of `elmojax pretrain`; a directory with options.json and
-        weights.hdf5; a TensorFlow checkpoint of bilm-tf; or the address of a published
-        model (see `fetch_model`).
+        weights.hdf5; a TensorFlow checkpoint of bilm-tf; the name of a model that
+        ships with elmojax ("mini"); or the address of a published model (see
+        `fetch_model`).
       step: which checkpoint of a run; None = the newest.
       head: whether to read the softmax.
       sharding: where the arrays of the biLM go; see `restore`.
@@ -109,7 +112,7 @@ def open_model(
     Raises:
       InputError: if there is no such model, or it cannot be read.
     """
-    path = fetch_model(str(model)) if is_url(model) else Path(model)
+    path = _locate(model)
     if not (path / "config.json").exists():
         files, is_checkpoint = hdf5_files(path), is_tf_checkpoint(path)
         if step is not None and (files or is_checkpoint):
@@ -122,7 +125,8 @@ def open_model(
     if not path.exists():
         raise InputError(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
-            "pretrain`, or a directory with options.json and weights.hdf5."
+            "pretrain`, a directory with options.json and weights.hdf5, or the name of "
+            f"a model that ships with elmojax ({', '.join(bundled())})."
         )
     record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
     params = from_tree(record.train.model, tree)
@@ -130,6 +134,21 @@ def open_model(
 
 
 FULL = HeadConfig("full")
+BUNDLED = Path(__file__).with_name("models")
+"""Directory of the models that ship with elmojax, as HDF5."""
+
+
+def bundled() -> list[str]:
+    """Names of the models that ship with elmojax; a directory of such a name is
+    `./NAME`."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{hdf5.OPTIONS}"))
+
+
+def _locate(model: str | os.PathLike[str]) -> Path:
+    """Where the files of a model are, fetched if need be."""
+    if is_url(model):
+        return fetch_model(str(model))
+    return BUNDLED / model if model in bundled() else Path(model)
 
 
 def hdf5_files(path: Path) -> tuple[Path, Path] | None:
@@ -184,8 +203,9 @@ def load(
 
     Args:
       model: a run directory of `elmojax pretrain` (its newest checkpoint), a directory
-        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, or the
-        address of a published model (see `fetch_model`).
+        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, the
+        name of a model that ships with elmojax ("mini"), or the address of a published
+        model (see `fetch_model`).
       sharding: where the arrays go: one `jax.sharding.Sharding`, or a pytree of them,
         as for `restore`; None = uncommitted.
       precision: of matrix products, "float32" or "bf16"; see `cast`.
@@ -250,11 +270,14 @@ def score(
     return list(opened.scorer()(sentences))
 
 
-def convert(model: Model, out: Path, version: str = "") -> str:
+def convert(
+    model: Model, out: Path, version: str = "", dtype: hdf5.Stored = "float32"
+) -> str:
     """Writes a run directory as HDF5, and any other model as a run directory.
 
-    HDF5 is options.json and weights.hdf5, with softmax.hdf5 and vocabulary.txt where
-    the model has them; all numbers go through unchanged. `out` is there when it is
+    HDF5 is options.json and weights.hdf5, with softmax.hdf5, vocabulary.txt and card.md
+    where the model has them; numbers go through unchanged, unless `dtype` is float16,
+    which only HDF5 files take. `out` is there when it is
     whole, and not before. Returns what was written, "HDF5" or "Orbax".
 
     Raises:
@@ -265,8 +288,17 @@ def convert(model: Model, out: Path, version: str = "") -> str:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already; choose another --out.")
     if (Path(model.source) / "config.json").exists():
-        hdf5.save_hdf5(model.params, out, model.head, model.vocabulary)
+        hdf5.save_hdf5(model.params, out, model.head, model.vocabulary, dtype=dtype)
+        card = Path(model.source) / CARD
+        if card.is_file():
+            with replaced(out / CARD) as partial:
+                shutil.copyfile(card, partial)
         return "HDF5"
+    if dtype != "float32":
+        raise InputError(
+            f"{model.source} becomes a run directory, whose numbers are float32; leave "
+            f"--dtype {dtype} out."
+        )
     if any(np.any(leaf) for leaf in jax.tree.leaves(model.params.initial_state)):
         raise InputError(
             f"{model.source} has an initial state other than zero, which a run "
@@ -295,7 +327,7 @@ def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]
     Raises:
       InputError: if the model cannot be read at all.
     """
-    path = fetch_model(str(model)) if is_url(model) else Path(model)
+    path = _locate(model)
     files = None if (path / "config.json").exists() else hdf5_files(path)
     if files:
         report = check_hdf5(*files)

@@ -33,9 +33,11 @@ Model = Annotated[
     arg(
         metavar="MODEL",
         help="Model: a run directory, a directory with options.json and weights.hdf5, "
-        "or an address.",
+        "an address, or mini, which ships with elmojax.",
     ),
 ]
+BUNDLED = "mini"
+"""The model of commands that read text, where none is named."""
 TextFiles = Annotated[
     tuple[tuple[str, ...], ...],
     tyro.conf.UseAppendAction,
@@ -150,6 +152,8 @@ def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) 
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
     found = _local(_tyro(kind, command, args=argv, config=plain, **more))
     check_fields(found, flags=True)
+    if getattr(found, "model", None) == BUNDLED and BUNDLED not in argv:
+        say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
     return found
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from elmojax.arguments import Range
 from elmojax.cli.common import (
+    BUNDLED,
     BadBytes,
     Json,
     Model,
@@ -71,7 +72,7 @@ Address = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Writes vectors of every line of a text.
 
@@ -88,7 +89,7 @@ class Arguments:
     the byte.
     """
 
-    model: Model
+    model: Model = BUNDLED
     out: Path
     """File or directory to write. It is called OUT.partial until it is complete."""
     text: TextFiles = ()

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from elmojax.cli.common import (
+    BUNDLED,
     BadBytes,
     Json,
     Model,
@@ -26,14 +27,14 @@ from elmojax.text.files import Oddities, expand
 from elmojax.training.metrics import readable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
     """Exact perplexity of a model on held-out text, every token once.
 
     All devices of this machine share the work (the most that divide 64).
     """
 
-    model: Model
+    model: Model = BUNDLED
     data: Path | None = None
     """Prepared corpus to evaluate on."""
     text: TextFiles = ()

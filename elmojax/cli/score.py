@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elmojax.cli.common import (
+    BUNDLED,
     BadBytes,
     Json,
     Model,
@@ -34,7 +35,7 @@ PIECE = 65_536
 """Values of a line that are written at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoreArguments:
     """Log-probability of every word, given the words before and the words after it.
 
@@ -45,7 +46,7 @@ class ScoreArguments:
     as <UNK> and marked with *. All devices of this machine share the work.
     """
 
-    model: Model
+    model: Model = BUNDLED
     text: TextFiles = ()
     errors: BadBytes = "strict"
     step: Step = None

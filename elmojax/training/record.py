@@ -66,6 +66,8 @@ class RunRecord:
     """Version of the order of sentences, `batches.ORDER`; 0 in records before it."""
     jax_threefry_partitionable: bool | None = None
     """JAX's switch of that name, which decides what a key draws; None = not known."""
+    devices: str = ""
+    """Devices that the run began on, in words."""
 
 
 def fixed(config: TrainConfig) -> TrainConfig:
