@@ -104,7 +104,7 @@ def _model(record: RunRecord) -> dict[str, str]:
         reads = f"characters ({encoder.max_characters} a word, {encoder.filter_count} "
         reads += f"filters, highway layers: {encoder.highway_layers})"
     else:
-        reads = f"ids of {encoder.words:,} words"
+        reads = f"ids of {encoder.size:,} words"
     lm = language_model(record)
     shapes = jax.eval_shape(lm.init, jax.random.key(0))
     head = sum(leaf.size for leaf in jax.tree.leaves(shapes.pop("head")))

@@ -28,7 +28,8 @@ from elmojax.initialization import with_model
 from elmojax.loading import open_model
 from elmojax.text.corpus import Corpus
 from elmojax.text.prepare import prepare
-from elmojax.training.card import command, model_card
+from elmojax.training.card import command as command_of
+from elmojax.training.card import model_card
 from elmojax.training.record import RunRecord, create_run, fixed, read_record
 from tests.commands import refused
 
@@ -138,7 +139,7 @@ def test_a_run_has_a_card_that_goes_with_its_model(folder, run, tmp_path):
 def test_the_command_of_a_card_makes_the_same_run(run):
     """All that its configuration says, but places, comes back."""
     config = read_record(run[0]).train
-    argv = command(config).split()[2:]
+    argv = command_of(config).split()[2:]
     default = defaults(PretrainArguments, typed(argv))
     again = train_config(parse(PretrainArguments, "pretrain", argv, default=default))
     assert fixed(again) == fixed(config)
@@ -148,9 +149,7 @@ def test_the_card_says_where_the_text_comes_from(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("a river bank\n" * 300)
     says = "Rivers of the World, CC BY 4.0, https://rivers.example"
-    main(
-        ["prepare", "--text", str(text), "--out", str(tmp_path / "c"), "--about", says]
-    )
+    prepare(tmp_path / "c", patterns=[str(text)], about=[says])
     config = TrainConfig(data=tmp_path / "c", workdir=tmp_path / "run")
     record = RunRecord(train=config, corpus="", vocabulary=6)
     create_run(config.workdir, record, None)
