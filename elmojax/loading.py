@@ -28,7 +28,7 @@ from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.ops import DTYPES, Precision, cast
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
-from elmojax.text.vocabulary import Vocabulary
+from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.record import RunRecord, create_run, fingerprint
@@ -121,7 +121,8 @@ def open_model(
             return _from_hdf5(path, *files, head, sharding)
         if is_checkpoint:
             params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
-            return Model(str(model), params, _words(path, params, head), softmax, FULL)
+            words, softmax = _with_words(path, params, softmax, head)
+            return Model(str(model), params, words, softmax, FULL)
     if not path.exists():
         raise InputError(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
@@ -172,10 +173,12 @@ def _from_hdf5(
     path: Path, options: Path, weights: Path, head: bool, sharding: Placement
 ) -> Model:
     params = hdf5.load_hdf5(options, weights, sharding=sharding)
-    words = _words(path, params, head)
-    if not head or not (path / hdf5.SOFTMAX).exists():
+    softmax = None
+    if head and (path / hdf5.SOFTMAX).exists():
+        softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
+    words, softmax = _with_words(path, params, softmax, head)
+    if softmax is None:
         return Model(str(path), params, words, None, FULL)
-    softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
     shape, cutoffs = FULL, edges_of(softmax)[:-1]
     if cutoffs:
         dim, narrow = softmax["down_0"].shape
@@ -184,12 +187,26 @@ def _from_hdf5(
     return Model(str(path), params, words, softmax, shape)
 
 
-def _words(path: Path, params: ElmoParams, head: bool) -> Vocabulary | None:
-    """Of the softmax, or of a model that reads word ids."""
-    if not head and isinstance(params.config.encoder, CharCnnConfig):
-        return None
+def _with_words(
+    path: Path, params: ElmoParams, softmax: Params | None, head: bool
+) -> tuple[Vocabulary | None, Params | None]:
+    """The words of a softmax, or of a model that reads word ids, and the softmax in
+    their order: `<S>`, `</S>`, `<UNK>` first, wherever they stand in its file."""
+    characters = isinstance(params.config.encoder, CharCnnConfig)
     file = (path if path.is_dir() else path.parent) / "vocabulary.txt"
-    return Vocabulary.read(file, trained=True) if file.exists() else None
+    if (characters and not head) or not file.exists():
+        return None, softmax
+    vocabulary, order = Vocabulary.read_trained(file)
+    if order is None or (softmax is None and characters):
+        return vocabulary, softmax
+    if not (characters and set(softmax or ()) <= {"kernel", "bias"}):
+        raise InputError(
+            f"{file} does not begin with {', '.join(SPECIALS)}, and only a full "
+            "softmax of a model that reads characters can be put in that order."
+        )
+    if softmax is not None and edges_of(softmax)[-1] == len(order):
+        softmax = {name: leaf[order] for name, leaf in softmax.items()}
+    return vocabulary, softmax
 
 
 @checked
