@@ -130,7 +130,8 @@ def _counted(words: Mapping[str, int]) -> str:
 def keep_compiled_programs() -> None:
     """Compiled programs stay on the disk, so that the next command need not wait.
 
-    Where JAX_COMPILATION_CACHE_DIR says, else in elmojax's own cache directory.
+    Where JAX_COMPILATION_CACHE_DIR says, else in elmojax's own cache directory. Without
+    one that can be written, programs are made anew each time.
     """
     import jax
 
@@ -138,8 +139,13 @@ def keep_compiled_programs() -> None:
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    with contextlib.suppress(InputError):  # without a home, programs are made anew
+    with contextlib.suppress(
+        InputError, OSError, RuntimeError
+    ):  # RuntimeError: no home
         programs = cache_directory() / "programs"
+        programs.mkdir(parents=True, exist_ok=True)
+        if not os.access(programs, os.W_OK):
+            return
         jax.config.update("jax_compilation_cache_dir", str(programs))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
