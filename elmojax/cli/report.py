@@ -1,0 +1,49 @@
+"""`elmojax report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from elmojax.atomic import check_out, replaced
+from elmojax.cli.common import Json, Overwrite, arg, parse, print_json
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Writes one HTML page about a pretraining run: how it stands, curves, held-out
+    perplexities, where the time went, what its newest checkpoint makes of a few
+    sentences, configuration, and its card.md.
+
+    The page holds all it needs and loads nothing. The run may still train.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, arg(metavar="RUN")]
+    """Run directory of `elmojax pretrain`."""
+    out: Path | None = None
+    """Page to write; by default report.html in the run directory, which replaces the
+    one before."""
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+def report(argv: list[str]) -> None:
+    """one HTML page about a pretraining run, which needs no network"""
+    asked = parse(ReportArguments, "report", argv)
+    out = asked.out or asked.run / "report.html"
+    if asked.out is not None:
+        check_out(out, asked.overwrite)
+
+    from elmojax.report import make_report
+
+    page = make_report(asked.run)
+    with replaced(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+    size = out.stat().st_size
+    if asked.json:
+        print_json({"out": out, "bytes": size})
+    else:
+        print(f"{out}: {size / 1e3:,.0f} kB.")
