@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from elmojax.arguments import checked
 from elmojax.atomic import install, local, new_directory, replaced
 from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
-from elmojax.embedding.engine import whole
+from elmojax.embedding.engine import local_mesh, whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
@@ -28,9 +29,13 @@ from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.ops import DTYPES, Precision, cast
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
+from elmojax.text.corpus import Corpus
+from elmojax.text.files import Errors, Oddities
+from elmojax.text.prepare import prepare
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints, read_run
+from elmojax.training.evaluate import ROWS, Evaluator
 from elmojax.training.record import RunRecord, create_run, fingerprint
 from elmojax.training.score import Score, Scorer
 from elmojax.training.sharding import path_name
@@ -285,6 +290,50 @@ def score(
     """
     opened = model if isinstance(model, Model) else open_model(model).cast(precision)
     return list(opened.scorer()(sentences))
+
+
+def evaluate_text(
+    model: Model,
+    files: Sequence[Path],
+    errors: Errors = "strict",
+    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+    told: Callable[[Oddities], Any] = lambda odd: None,
+) -> dict[str, float]:
+    """Exact perplexity of a model on text files, by all devices of this machine.
+
+    Args:
+      files: text, one tokenised sentence a line; prepared in a temporary directory.
+      progress: is told the tokens of each batch, and those of the whole text.
+      told: is told what is odd about the text, before it is evaluated.
+
+    Returns:
+      What `training.evaluate.summarize` says.
+
+    Raises:
+      InputError: for text that will not do, and a model without a softmax.
+    """
+    columns = model.params.config.max_characters or 50
+    with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
+        report = prepare(
+            Path(temporary) / "text",
+            patterns=list(map(str, files)),
+            errors=errors,
+            max_characters=columns,
+        )
+        told(Oddities(**report["odd"]))
+        return evaluate_corpus(model, Corpus.open(Path(temporary) / "text"), progress)
+
+
+def evaluate_corpus(
+    model: Model,
+    corpus: Corpus,
+    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+) -> dict[str, float]:
+    """`evaluate_text` of a prepared corpus."""
+    lm, params, vocabulary = model.language_model(local_mesh(ROWS))
+    total = len(corpus.words) + len(corpus.offsets) - 1
+    evaluator = Evaluator(lm, corpus, vocabulary)
+    return evaluator(params, lambda tokens: progress(tokens, total))
 
 
 def convert(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +33,7 @@ from elmojax.text.characters import batch_to_ids
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import read_lines
 from elmojax.text.uses import sense_files
+from elmojax.training.card import Evaluations, facts, model_card, step_seconds
 from elmojax.training.metrics import read_metrics, readable
 from elmojax.training.record import RunRecord, describe, read_record
 
@@ -45,8 +45,12 @@ ROWS = 12
 """Evaluations that a table shows at the end, besides the first and the best."""
 
 
-def make_report(run: Path) -> str:
+def make_report(run: Path, evaluations: Evaluations | None = None) -> str:
     """The page about a run directory.
+
+    Args:
+      run: the directory.
+      evaluations: of more held-out texts, for the card.
 
     Raises:
       InputError: if it is no run directory, or its config.json cannot be read.
@@ -58,13 +62,14 @@ def make_report(run: Path) -> str:
     except InputError as error:
         model = str(error)
     sections = [
-        ("At a glance", _glance(record, about, lines, model)),
+        ("At a glance", _glance(record, about, lines)),
         ("Curves", _curves(run, lines)),
         ("Held-out perplexity", _perplexities(lines)),
         ("Where the time went", _times(lines)),
         ("Samples", _samples(run, record, model)),
-        ("Configuration", _configuration(record)),
-        ("Model card", _card(run)),
+        ("Model and training", _table(facts(run).items())),
+        ("Configuration", f"<pre>{html.escape(to_json(record))}</pre>"),
+        ("Model card", f"<pre>{html.escape(model_card(run, evaluations))}</pre>"),
     ]
     body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
     name = html.escape(run.resolve().name)
@@ -129,10 +134,9 @@ def _said(text: str) -> str:
 # --- numbers of the run --------------------------------------------------------------
 
 
-def _glance(
-    record: RunRecord, about: Mapping[str, Any], lines: Lines, model: Model | str
-) -> str:
-    rates = [line["tokens_per_second"] for line in lines if _is_rate(line)]
+def _glance(record: RunRecord, about: Mapping[str, Any], lines: Lines) -> str:
+    known = (line.get("tokens_per_second") for line in lines)
+    rates = [rate for rate in known if rate]
     steps = about["steps"]
     tokens = max((line.get("tokens") or 0 for line in lines), default=0)
     rows = [
@@ -145,7 +149,6 @@ def _glance(
         ("held-out perplexity", _number(about["perplexity"], 1)),
         ("best", _best(about)),
         ("tokens a second", readable(statistics.median(rates), 0) if rates else ""),
-        ("parameters", "" if isinstance(model, str) else _parameters(model)),
         ("made by", f"elmojax {record.elmojax}, jax {record.jax}"),
     ]
     return _table([row for row in rows if row[1]])
@@ -159,16 +162,6 @@ def _best(about: Mapping[str, Any]) -> str:
     if about["best"] is None:
         return ""
     return f"{readable(about['best'], 1)} (step {about['best_step']:,})"
-
-
-def _parameters(model: Model) -> str:
-    import jax
-
-    def size(tree: Any) -> int:
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-    elmo, head = size(model.params.tree), size(model.head)
-    return f"{elmo:,} and {head:,} of the softmax" if head else f"{elmo:,}"
 
 
 def _curves(run: Path, lines: Lines) -> str:
@@ -212,19 +205,9 @@ def _perplexities(lines: Lines) -> str:
     return _table(rows, ["step", *MEASURES], "nnnnn") + more
 
 
-def _is_rate(line: Mapping[str, Any]) -> bool:
-    return bool(line.get("tokens_per_second")) and line.get("tokens") is not None
-
-
 def _times(lines: Lines) -> str:
     """From speeds and evaluations: what training itself has measured."""
-    trained, before = 0.0, 0
-    for line in lines:
-        if line.get("tokens") is None:
-            continue
-        if _is_rate(line):
-            trained += (line["tokens"] - before) / line["tokens_per_second"]
-        before = line["tokens"]
+    trained = step_seconds(lines)
     evaluated = sum(line.get("heldout_seconds") or 0.0 for line in lines)
     total = trained + evaluated
     if not total:
@@ -352,44 +335,3 @@ def read_samples(model: Model, sentences: Sequence[Sequence[str]]) -> list[Sampl
         ]
         samples.append(Sample(words, np.stack([forward, backward]), (told[0], told[1])))
     return samples
-
-
-# --- what the run is -----------------------------------------------------------------
-
-
-def _configuration(record: RunRecord) -> str:
-    train = record.train
-    lstm, encoder = train.model.lstm, train.model.encoder
-    if isinstance(encoder, CharCnnConfig):
-        filters = sum(count for _, count in encoder.filters)
-        read = f"characters, {filters:,} filters, {encoder.highway_layers} highway"
-    else:
-        read = f"table of {encoder.size:,} words"
-    until = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
-    optimizer = train.optimizer
-    rows = [
-        ("encoder", read),
-        ("LSTM", f"{lstm.layers} layers, {lstm.dim:,} cells, {lstm.projection:,} out"),
-        ("softmax", f"{train.head.kind}, {record.vocabulary:,} words"),
-        ("batch", f"{train.rows:,} rows of {train.window:,} words"),
-        ("length", until),
-        ("optimizer", f"{optimizer.name}, rate {optimizer.learning_rate:g}"),
-        ("dropout", f"{train.dropout:g}"),
-        ("seed", f"{train.seed}"),
-        ("data", str(train.data or "the sample in the package")),
-        ("held-out text", str(train.heldout or "")),
-        ("started from", train.init_from or ""),
-    ]
-    text = html.escape(to_json(record))
-    short = _table([row for row in rows if row[1]])
-    return (
-        f"{short}\n<details><summary>config.json</summary><pre>{text}</pre></details>"
-    )
-
-
-def _card(run: Path) -> str:
-    try:
-        text = (run / "card.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return _said("The run has no card.md.")
-    return f"<pre>{html.escape(text)}</pre>"
