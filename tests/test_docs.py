@@ -229,6 +229,11 @@ def test_the_picture_of_the_packages_is_that_of_their_imports():
     assert set(drawn) == found and len(drawn) == len(set(drawn))
 
 
+def test_the_reference_has_every_public_name_once():
+    named = re.findall(r"^::: elmojax\.(\w+)$", read("docs/reference.md"), re.M)
+    assert sorted(named) == sorted(elmojax.__all__)
+
+
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", *PAGES])
 def test_files_that_a_page_names_are_there(page):
     names = re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|cfg|toml))`", read(page))
