@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from elmojax.arguments import checked
 from elmojax.atomic import install, local, new_directory, replaced
 from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
-from elmojax.embedding.engine import whole
+from elmojax.embedding.engine import local_mesh, whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
@@ -28,9 +29,13 @@ from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.ops import DTYPES, Precision, cast
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
-from elmojax.text.vocabulary import Vocabulary
+from elmojax.text.corpus import Corpus
+from elmojax.text.files import Errors, Oddities
+from elmojax.text.prepare import prepare
+from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints, read_run
+from elmojax.training.evaluate import ROWS, Evaluator
 from elmojax.training.record import RunRecord, create_run, fingerprint
 from elmojax.training.score import Score, Scorer
 from elmojax.training.sharding import path_name
@@ -121,7 +126,8 @@ def open_model(
             return _from_hdf5(path, *files, head, sharding)
         if is_checkpoint:
             params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
-            return Model(str(model), params, _words(path, params, head), softmax, FULL)
+            words, softmax = _with_words(path, params, softmax, head)
+            return Model(str(model), params, words, softmax, FULL)
     if not path.exists():
         raise InputError(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
@@ -172,10 +178,12 @@ def _from_hdf5(
     path: Path, options: Path, weights: Path, head: bool, sharding: Placement
 ) -> Model:
     params = hdf5.load_hdf5(options, weights, sharding=sharding)
-    words = _words(path, params, head)
-    if not head or not (path / hdf5.SOFTMAX).exists():
+    softmax = None
+    if head and (path / hdf5.SOFTMAX).exists():
+        softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
+    words, softmax = _with_words(path, params, softmax, head)
+    if softmax is None:
         return Model(str(path), params, words, None, FULL)
-    softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
     shape, cutoffs = FULL, edges_of(softmax)[:-1]
     if cutoffs:
         dim, narrow = softmax["down_0"].shape
@@ -184,12 +192,26 @@ def _from_hdf5(
     return Model(str(path), params, words, softmax, shape)
 
 
-def _words(path: Path, params: ElmoParams, head: bool) -> Vocabulary | None:
-    """Of the softmax, or of a model that reads word ids."""
-    if not head and isinstance(params.config.encoder, CharCnnConfig):
-        return None
+def _with_words(
+    path: Path, params: ElmoParams, softmax: Params | None, head: bool
+) -> tuple[Vocabulary | None, Params | None]:
+    """The words of a softmax, or of a model that reads word ids, and the softmax in
+    their order: `<S>`, `</S>`, `<UNK>` first, wherever they stand in its file."""
+    characters = isinstance(params.config.encoder, CharCnnConfig)
     file = (path if path.is_dir() else path.parent) / "vocabulary.txt"
-    return Vocabulary.read(file, trained=True) if file.exists() else None
+    if (characters and not head) or not file.exists():
+        return None, softmax
+    vocabulary, order = Vocabulary.read_trained(file)
+    if order is None or (softmax is None and characters):
+        return vocabulary, softmax
+    if not (characters and set(softmax or ()) <= {"kernel", "bias"}):
+        raise InputError(
+            f"{file} does not begin with {', '.join(SPECIALS)}, and only a full "
+            "softmax of a model that reads characters can be put in that order."
+        )
+    if softmax is not None and edges_of(softmax)[-1] == len(order):
+        softmax = {name: leaf[order] for name, leaf in softmax.items()}
+    return vocabulary, softmax
 
 
 @checked
@@ -268,6 +290,50 @@ def score(
     """
     opened = model if isinstance(model, Model) else open_model(model).cast(precision)
     return list(opened.scorer()(sentences))
+
+
+def evaluate_text(
+    model: Model,
+    files: Sequence[Path],
+    errors: Errors = "strict",
+    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+    told: Callable[[Oddities], Any] = lambda odd: None,
+) -> dict[str, float]:
+    """Exact perplexity of a model on text files, by all devices of this machine.
+
+    Args:
+      files: text, one tokenised sentence a line; prepared in a temporary directory.
+      progress: is told the tokens of each batch, and those of the whole text.
+      told: is told what is odd about the text, before it is evaluated.
+
+    Returns:
+      What `training.evaluate.summarize` says.
+
+    Raises:
+      InputError: for text that will not do, and a model without a softmax.
+    """
+    columns = model.params.config.max_characters or 50
+    with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
+        report = prepare(
+            Path(temporary) / "text",
+            patterns=list(map(str, files)),
+            errors=errors,
+            max_characters=columns,
+        )
+        told(Oddities(**report["odd"]))
+        return evaluate_corpus(model, Corpus.open(Path(temporary) / "text"), progress)
+
+
+def evaluate_corpus(
+    model: Model,
+    corpus: Corpus,
+    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+) -> dict[str, float]:
+    """`evaluate_text` of a prepared corpus."""
+    lm, params, vocabulary = model.language_model(local_mesh(ROWS))
+    total = len(corpus.words) + len(corpus.offsets) - 1
+    evaluator = Evaluator(lm, corpus, vocabulary)
+    return evaluator(params, lambda tokens: progress(tokens, total))
 
 
 def convert(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,29 @@ def model_card(run: Path, evaluations: Evaluations | None = None) -> str:
     """
     record, lines = read_record(run), read_metrics(run / "metrics.jsonl")
     scores = {**_own_evaluation(record, lines), **(evaluations or {})}
+    train, status = record.train, Status.read(run)
+    if status is not None:  # the length of a run may change while it goes on
+        train = dataclasses.replace(train, steps=status.steps)
+    rows = [("model", ""), ("---", "---"), *facts(run).items()]
     parts = [
         f"# {run.resolve().name}",
         "A bidirectional language model (ELMo, Peters et al. 2018), trained by elmojax "
         f"{record.elmojax or '(version not known)'}.",
-        _table(("model", ""), _model(record) | _training(run, record, lines)),
+        "\n".join(f"| {name} | {value} |" for name, value in rows),
         "## Text",
         *_text(record.train),
         "## Held-out perplexity",
         _perplexities(scores) if scores else "Not measured.",
         "## Command",
-        f"    {command(record.train)}",
+        f"    {command(train)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def facts(run: Path) -> dict[str, str]:
+    """What a run trains and how, in words: the rows of its card."""
+    record, lines = read_record(run), read_metrics(run / "metrics.jsonl")
+    return _model(record) | _training(run, record, lines)
 
 
 def command(config: TrainConfig) -> str:
@@ -130,7 +140,7 @@ def _training(
             f"{last['step']:,} steps of {train.rows} x {train.window} tokens: "
             f"{last['tokens']:,.0f} tokens, {last['epoch']:.2f} passes over the text"
         )
-        found["time of the steps"] = _duration(_seconds(lines))
+        found["time of the steps"] = _duration(step_seconds(lines))
     if status is not None:
         found["state"] = status.state + (f" ({status.why})" if status.why else "")
     if record.devices:
@@ -151,7 +161,7 @@ def _named(place: str | Path) -> str:
     return address if "://" in address else Path(place).name
 
 
-def _seconds(lines: list[dict[str, Any]]) -> float:
+def step_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
     """Time of all steps, from the speed that was noted along the way."""
     total, tokens = 0.0, 0.0
     for line in lines:
@@ -228,8 +238,3 @@ def _perplexities(scores: Evaluations) -> str:
         ]
         rows.append([name, *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
-    pairs = [head, ("---", "---"), *rows.items()]
-    return "\n".join(f"| {name} | {value} |" for name, value in pairs)

@@ -281,6 +281,7 @@ def find_runs(directory: Path) -> list[Path]:
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is no directory; give one that holds runs.")
+    os.listdir(directory)  # `walk` passes over what it may not read
     runs = []
     for folder, below, files in os.walk(directory):
         if "config.json" in files and "vocabulary.txt" in files:

@@ -28,10 +28,12 @@ from elmojax.initialization import with_model
 from elmojax.loading import open_model
 from elmojax.text.corpus import Corpus
 from elmojax.text.prepare import prepare
+from elmojax.text.vocabulary import Vocabulary
 from elmojax.training.card import command as command_of
 from elmojax.training.card import model_card
 from elmojax.training.record import RunRecord, create_run, fixed, read_record
 from tests.commands import refused
+from tests.toys import drawn, tiny_params
 
 TINY = "--model.lstm.dim 16 --model.lstm.projection 8 --rows 8 --mesh.data 1".split()
 
@@ -93,6 +95,31 @@ def test_orbax_to_hdf5_and_back_changes_no_bit(folder, run, capsys):
     assert scores[0] == scores[1] == scores[2]
     assert status("convert", run[0], "--out", files) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_a_softmax_whose_special_words_stand_elsewhere_scores_the_same(tmp_path):
+    """bilm-tf finds them anywhere; its rows are put in our order as it is read."""
+    words = ("<S>", "</S>", "<UNK>", "the", "river", "bank")
+    params = tiny_params()
+    shapes = {"kernel": np.zeros((6, params.config.lstm.projection))}
+    head = drawn(shapes | {"bias": np.zeros(6)}, seed=3)
+    elmojax.save_hdf5(params, tmp_path / "ours", head, Vocabulary(words))
+    order = np.array([3, 1, 0, 4, 2, 5])  # of our rows in their file
+    theirs = {name: leaf[order] for name, leaf in head.items()}
+    elmojax.save_hdf5(params, tmp_path / "theirs", theirs)
+    listed = "".join(f"{words[number]}\n" for number in order)
+    (tmp_path / "theirs/vocabulary.txt").write_text(listed + "!!!MAXTERMID\n")
+    text = [["the", "river", "bank"], ["a", "bank"], []]
+    ours, found = (elmojax.score(tmp_path / name, text) for name in ("ours", "theirs"))
+    for one, other in zip(ours, found, strict=True):
+        np.testing.assert_array_equal(one.forward, other.forward)
+        np.testing.assert_array_equal(one.backward, other.backward)
+    cut = {"down_0": np.zeros((6, 2)), "up_0": np.zeros((2, 2))}
+    clusters = {"kernel": head["kernel"][:5], "bias": head["bias"][:5], **cut}
+    elmojax.save_hdf5(params, tmp_path / "theirs", clusters, overwrite=True)
+    (tmp_path / "theirs/vocabulary.txt").write_text(listed)
+    with pytest.raises(elmojax.InputError, match="only a full softmax"):
+        elmojax.score(tmp_path / "theirs", text)
 
 
 def test_half_the_size_keeps_three_digits(folder, run, tmp_path, capsys):
