@@ -33,6 +33,7 @@ from elmojax.text.characters import batch_to_ids
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import read_lines
 from elmojax.text.uses import sense_files
+from elmojax.text.vocabulary import UNKNOWN_ID
 from elmojax.training.card import Evaluations, facts, model_card, step_seconds
 from elmojax.training.metrics import read_metrics, readable
 from elmojax.training.record import RunRecord, describe, read_record
@@ -233,7 +234,7 @@ class Sample(NamedTuple):
     log_probs: np.ndarray
     """[two, words]: of each word after those before it, and before those after it."""
     guesses: tuple[list[list[str]], list[list[str]]]
-    """Most probable words at each place, by the same two."""
+    """Most probable words at each place, `<UNK>` left out, by the same two."""
 
 
 def _samples(run: Path, record: RunRecord, model: Model | str) -> str:
@@ -261,9 +262,9 @@ def _rows(sample: Sample) -> list[list[str]]:
         [
             word,
             _chance(chances[0, place]),
-            ", ".join(sample.guesses[0][place]),
+            " · ".join(sample.guesses[0][place]),
             _chance(chances[1, place]),
-            ", ".join(sample.guesses[1][place]),
+            " · ".join(sample.guesses[1][place]),
         ]
         for place, word in enumerate(sample.words)
     ]
@@ -315,14 +316,14 @@ def read_samples(model: Model, sentences: Sequence[Sequence[str]]) -> list[Sampl
     losses = sentence_loss(both, tokens, target_ids(vocabulary, lists))
     encoded = encode(params, tokens, sentence_marks=True)
     top = encoded.layers[:, -1]
-    half = top.shape[-1] // 2
+    half, most = top.shape[-1] // 2, min(GUESSES + 1, len(vocabulary))
     longest = top.shape[1] - 2
     places = [top[:, :longest, :half], top[:, 2:, half:]]  # of `<S> w1 .. wn </S>`
     ids = [
-        np.asarray(predict(tree["head"], here.reshape(-1, half), GUESSES)[0])
+        np.asarray(predict(tree["head"], here.reshape(-1, half), most)[0])
         for here in places
     ]
-    guessed = [each.reshape(len(lists), longest, GUESSES) for each in ids]
+    guessed = [each.reshape(len(lists), longest, most) for each in ids]
     samples = []
     for row, words in enumerate(lists):
         end = len(words)
@@ -330,7 +331,12 @@ def read_samples(model: Model, sentences: Sequence[Sequence[str]]) -> list[Sampl
         forward = -np.asarray(losses.forward)[row, :end]
         backward = -np.asarray(losses.backward)[row, 1 : end + 1]
         told = [
-            [[vocabulary.words[word] for word in best] for best in each[row, :end]]
+            [
+                [vocabulary.words[word] for word in best if word != UNKNOWN_ID][
+                    :GUESSES
+                ]
+                for best in each[row, :end]
+            ]
             for each in guessed
         ]
         samples.append(Sample(words, np.stack([forward, backward]), (told[0], told[1])))

@@ -118,6 +118,7 @@ def _plain(
 
 def _quieten() -> None:
     """What Orbax leaves behind of a file that it cannot read or write, we say once."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever is set need not be installed
     sys.unraisablehook = _report_others
     warnings.formatwarning = _plain
     for name in ("absl", "asyncio"):

@@ -74,6 +74,12 @@ Json = Annotated[
 ]
 
 
+def say_which_model(argv: list[str]) -> None:
+    """Where no MODEL is named, says that it is the bundled one."""
+    if BUNDLED not in argv:
+        say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
+
+
 def say(message: str) -> None:
     """A remark on standard error."""
     tqdm.write(f"elmojax: {showable(message)}", file=sys.stderr)
@@ -168,8 +174,6 @@ def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) 
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
     found = _local(_tyro(kind, command, args=argv, config=plain, **more))
     check_fields(found, flags=True)
-    if getattr(found, "model", None) == BUNDLED and BUNDLED not in argv:
-        say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
     return found
 
 

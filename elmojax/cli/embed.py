@@ -26,6 +26,7 @@ from elmojax.cli.common import (
     print_json,
     remark,
     say,
+    say_which_model,
 )
 from elmojax.config import BatchTokens, Count
 from elmojax.errors import InputError
@@ -145,6 +146,8 @@ def embed(argv: list[str]) -> None:
 
     started = time.perf_counter()
     mesh = None if asked.engine == "ray" else local_mesh()
+    if asked.model == BUNDLED:
+        say_which_model(argv)
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
     job = Job(

@@ -18,6 +18,7 @@ from elmojax.cli.common import (
     parse,
     print_json,
     remark,
+    say_which_model,
 )
 from elmojax.errors import InputError
 from elmojax.text.corpus import Corpus
@@ -51,6 +52,8 @@ def evaluate(argv: list[str]) -> None:
     if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")
     remarks: list[str] = []
+    if asked.model == BUNDLED:
+        say_which_model(argv)
     model = open_model(asked.model, asked.step).cast(asked.precision)
     with tqdm(unit="token", desc="evaluate", disable=None) as bar:
 

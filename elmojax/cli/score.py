@@ -23,6 +23,7 @@ from elmojax.cli.common import (
     keep_compiled_programs,
     parse,
     remark,
+    say_which_model,
 )
 from elmojax.errors import InputError
 from elmojax.text.files import Oddities, expand, read_text
@@ -65,6 +66,8 @@ def score(argv: list[str]) -> None:
         raise InputError("Give a text to score: --text FILE, one sentence a line.")
     paths = expand(files)
     keep_compiled_programs()
+    if asked.model == BUNDLED:
+        say_which_model(argv)
     model = open_model(asked.model, asked.step).cast(asked.precision)
     columns, odd = model.params.config.max_characters, Oddities()
     # All of it is read before the first line is printed, so what fails prints none.

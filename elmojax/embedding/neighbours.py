@@ -42,7 +42,7 @@ def use_vectors(
     top = embedder.params.config.lstm.layers
     if layer is not None and not 0 <= layer <= top:
         raise InputError(f"--layer is {layer}, and the model has layers 0 to {top}.")
-    groups = [list(group) for _, group in groupby(uses, lambda use: use[2:])]
+    groups = [list(group) for _, group in groupby(uses, lambda use: use.words)]
     sentences = (group[0].words for group in groups)
     context, static = [], []
     for group, vectors in zip(groups, embedder.embed_sentences(sentences), strict=True):

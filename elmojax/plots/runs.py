@@ -42,7 +42,7 @@ TRAINING = {"loss": "training", "sampled_loss": "training (sampled loss)"}
 
 
 def _points(lines: Lines, key: str) -> tuple[list[int], list[float]]:
-    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    found = [(line["step"], line[key]) for line in lines if line.get(key)]
     return [step for step, _ in found], [value for _, value in found]
 
 
@@ -93,14 +93,9 @@ def _perplexities(axes: Axes, runs: Mapping[str, Lines]) -> None:
     for number, (name, lines) in enumerate(runs.items()):
         steps, values = _points(lines, PERPLEXITY)
         if steps:
-            (entries[name],) = axes.plot(steps, values, **style_of(number), **_EDGE)
-            axes.annotate(
-                f"{values[-1]:,.1f}",
-                (steps[-1], values[-1]),
-                (0, 8),
-                textcoords="offset points",
-                ha="right",
-            )
+            (line,) = axes.plot(steps, values, **style_of(number), **_EDGE)
+            before = f"{name}: " if len(runs) > 1 else ""
+            entries[f"{before}{values[-1]:,.1f} at step {steps[-1]:,}"] = line
             top = max(top, max(values) / min(values))
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top > 4 else "all"))
@@ -110,7 +105,7 @@ def _perplexities(axes: Axes, runs: Mapping[str, Lines]) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("held-out perplexity (logarithmic)")
     axes.set_title("Held-out perplexity, geometric mean of both directions")
-    _finish(axes, entries if len(runs) > 1 else {})
+    _finish(axes, entries)
 
 
 def _finish(axes: Axes, entries: Mapping[str, Any]) -> None:

@@ -138,8 +138,10 @@ def _training(
     if last is not None:
         found["trained for"] = (
             f"{last['step']:,} steps of {train.rows} x {train.window} tokens: "
-            f"{last['tokens']:,.0f} tokens, {last['epoch']:.2f} passes over the text"
+            f"{last['tokens']:,.0f} tokens"
         )
+        if last.get("epoch"):
+            found["passes over the text"] = f"{last['epoch']:.2f}"
         found["time of the steps"] = _duration(step_seconds(lines))
     if status is not None:
         found["state"] = status.state + (f" ({status.why})" if status.why else "")

@@ -100,7 +100,7 @@ def test_the_sentences_in_the_package_need_no_file(run, here):
 @pytest.mark.parametrize(
     ("sentence", "flags", "says"),
     [
-        (SENTENCE, "--word tree", "about bank, bat, cell ... --among FILE"),
+        ("a tree", "--word tree", "about bank, bat, cell ... --among FILE"),
         (SENTENCE, "--word Bank", "no word 'Bank' ... spaces"),
         ("a bank is a bank", "--word bank", "--occurrence 1 to 2"),
         ("", "--word bank", "argument"),
@@ -119,7 +119,7 @@ def test_what_cannot_be_compared_is_one_sentence(run, here, sentence, flags, say
     if says is None:
         done("similar", sentence, *words)
         return
-    refused("similar", *([sentence] if sentence else [""]), *words, says=says)
+    refused("similar", sentence, *words, says=says)
 
 
 # --- plot ----------------------------------------------------------------------------
@@ -256,11 +256,14 @@ def page_of(run, *flags) -> Page:
 
 
 def test_a_report_is_one_page_that_loads_nothing(trained):
-    (trained / "card.md").write_text("# Card\n<script>alert(1)</script> & more\n")
-    page = page_of(trained)
-    (trained / "card.md").unlink()
+    hostile = "<script>alert(1)</script> & more"
+    Path("news.txt").write_text("the river bank\n" * 3)
+    Path("news.txt").rename(f"{hostile.replace('/', '')}.txt")
+    page = page_of(trained, "--text", f"{hostile.replace('/', '')}.txt")
     assert "script" not in page.tags and "<script>alert(1)" in page.text
-    assert "run <1> $x_2$" in page.text
+    assert (
+        "# run <1> $x_2$" in page.text and "| 12 |" in page.text
+    )  # tokens of the text
     (link,) = page.links
     kind, _, data = link.partition(",")
     assert kind == "data:image/svg+xml;base64"
@@ -273,7 +276,7 @@ def test_a_run_without_anything_has_a_report(run, here, monkeypatch):
     """No metrics, no held-out text, no card, no matplotlib; at last no checkpoint."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     page = page_of(run)
-    for said in ("No step has been logged", "not been evaluated", "no card.md"):
+    for said in ("No step has been logged", "not been evaluated", "Not measured"):
         assert said in page.text
     assert "sentences that ship with elmojax" in page.text
     bare = here / "bare"

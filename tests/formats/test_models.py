@@ -151,7 +151,7 @@ def test_a_run_has_a_card_that_goes_with_its_model(folder, run, tmp_path):
     card = (directory / "card.md").read_text(encoding="utf-8")
     assert card == model_card(directory)
     assert f"| {perplexities[-1]:,.1f} |" in card
-    assert "80 steps of 8 x 20 tokens: 12,800 tokens" in card
+    assert "80 steps of 8 x 20 tokens: 12,800 tokens |" in card
     leaves = jax.tree.leaves(elmojax.restore(directory))
     assert f"{sum(leaf.size for leaf in leaves):,}, and" in card
     words = Corpus.open(folder / "data").info["tokens"]
