@@ -45,6 +45,7 @@ def fit(
     evaluate: Callable[[Params], float],
     options: TrainingOptions,
     seed: int,
+    scale: optax.GradientTransformation | None = None,
 ) -> Fitted:
     """Trains until dev gets no better.
 
@@ -55,10 +56,12 @@ def fit(
       evaluate: the score on dev; more is better.
       options: epochs, patience, rates.
       seed: of dropout and order.
+      scale: of Adam's updates, where not all parameters learn at one rate.
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(options.gradient_norm),
         optax.inject_hyperparams(optax.adam)(options.learning_rate),
+        optax.identity() if scale is None else scale,
     )
 
     @jax.jit
