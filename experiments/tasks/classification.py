@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,30 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from features import parameters
-from fine_tuning import (
-    BILM,
-    FineTuningOptions,
-    check_fine_tuning,
-    gradual_unfreezing,
-    with_layers,
-)
+from fine_tuning import LSTM, FineTuning
 from fitting import Params
 from jax import Array
 from parts import Part, PartOptions, Scores, read_parts, train_and_test
 from task_report import Report, summary
 from texts import Text, TextOptions, Texts, Tokens, as_rows, make_texts, of_texts
 
-import elmojax
-from elmojax import ElmoParams, InputError
-from elmojax.config import Width
+from elmojax import InputError
+from elmojax.config import CountOrZero, Positive, Width
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationOptions(FineTuningOptions, PartOptions, TextOptions):
+class ClassificationOptions(PartOptions, TextOptions):
     """Trains a classifier on vectors of words and scores it."""
 
     hidden: Width = 128
     """Of each direction of the LSTM, and of the layer before the classes."""
+    unfreeze: CountOrZero = 0
+    """Epoch after which the biLM is trained, too: its top layer, and after each later
+    epoch one more; 0 = never."""
+    unfreeze_speed: Positive = 0.1
+    """Learning rate of the biLM, over that of the network."""
 
 
 class Example(NamedTuple):
@@ -138,28 +137,34 @@ def make_part(
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network, and the biLM that learns with it (None: it is frozen)."""
+    """A network that is trained to tell classes."""
 
     network: nn.Module
     labels: Sequence[str]
-    texts: Texts
-    """Of the training part."""
-    elmo: ElmoParams | None
+    tuning: FineTuning | None
+    """The biLM that is trained too; None = it is frozen."""
 
     def scores(self, params: Params, text: Text, key: Array | None = None) -> Array:
         """[batch, classes]; with dropout if there is a key for it."""
-        given = dict(params)
-        tree = given.pop(BILM, None)
-        if tree is not None:
-            text = with_layers(self.elmo, tree, self.texts.features, text)
+        if self.tuning is not None:
+            layers = self.tuning.layers(params[LSTM], text.tokens)
+            text = text._replace(layers=layers)
         rngs = None if key is None else {"dropout": key}
-        return self.network.apply({"params": given}, text, key is None, rngs=rngs)
+        return self.network.apply({"params": params}, text, key is None, rngs=rngs)
 
-    def init(self, seed: int, batch: Batch) -> Params:
-        """Parameters of the network, and of the biLM where it learns too."""
-        init = jax.jit(lambda key, text: self.network.init(key, text, True))
-        params = dict(init(jax.random.key(seed), batch.text)["params"])
-        return params if self.elmo is None else params | {BILM: self.elmo.tree}
+    def init(self, seed: int, text: Text) -> Params:
+        """Parameters of the network, and of the biLM where it is trained too."""
+
+        @jax.jit
+        def init(key: Array, text: Text) -> Params:
+            start = {}
+            if self.tuning is not None:
+                start = {LSTM: self.tuning.start()}
+                layers = self.tuning.layers(start[LSTM], text.tokens)
+                text = text._replace(layers=layers)
+            return start | self.network.init(key, text, True)["params"]
+
+        return init(jax.random.key(seed), text)
 
     def loss(self, params: Params, batch: Batch, key: Array) -> Array:
         """The mean negative logarithm of the probability of the right class."""
@@ -201,34 +206,33 @@ def run(
     Raises:
       InputError: for files and models that do not fit.
     """
-    check_fine_tuning(options, options)
     examples = read_examples(options, read)
-    elmo = elmojax.load(options.model) if options.fine_tune else None
-    texts = make_texts(
-        options,
-        [[text for example in part for text in example.texts] for part in examples],
-        elmo.config.encoder.max_characters if elmo is not None else 0,
-    )
+    spelt = [[text for example in part for text in example.texts] for part in examples]
+    texts = make_texts(options, spelt)
+    tuning = None
+    if options.unfreeze:
+        scale = np.ones(1) if texts[0].features is None else texts[0].features.scale
+        when = options.unfreeze, options.unfreeze_speed
+        tuning = FineTuning.of(options, list(chain(*spelt)), scale, *when)
+        texts = [replace(part, tuning=tuning) for part in texts]
     labels = sorted({example.label for example in examples[0]})
     parts = [
         make_part(part, of_part, labels, options.rows)
         for part, of_part in zip(examples, texts, strict=True)
     ]
     network = make_network(texts[0].words.size, len(labels), options)
-    classifier = Classifier(network, labels, texts[0], elmo)
+    classifier = Classifier(network, labels, tuning)
+    rates = None if tuning is None else tuning.rates
     outcomes = []
     for seed in options.seeds:
-        groups, scale = parts[0].groups(), None
-        params = classifier.init(seed, parts[0].batch(groups[0]))
-        if elmo is not None:
-            scale = gradual_unfreezing(params, len(groups), options.bilm_rate)
+        params = classifier.init(seed, parts[0].batch(parts[0].groups()[0]).text)
         score = classifier.accuracy()
-        given = (parts, params, classifier.loss, score, options, seed, scale)
+        given = (parts, params, classifier.loss, score, options, seed, rates)
         outcomes.append(train_and_test(*given))
     count = Counter(example.label for example in examples[2])
     return summary(
         *(task, "accuracy", options, of_texts(texts), outcomes),
-        variant="fine-tuned" if options.fine_tune else None,
+        variant=f"unfrozen after {options.unfreeze} epochs" if tuning else None,
         classes={label: count[label] for label in labels},
         parameters=parameters(outcomes[0].fitted.params),
         examples=[len(part) for part in examples],

@@ -1,100 +1,89 @@
-"""A biLM that is trained with the task: from the top down, one more part each epoch.
+"""A biLM that is trained with the task: its layers thaw one after the other, from the
+top (Howard and Ruder 2018, gradual unfreezing).
 
-As Howard and Ruder 2018 (ULMFiT) do it: in the first epoch the biLM is frozen, then
-its top layer learns, then the layers below, last the word encoder; each part at a lower
-rate than the one above.
+The vectors of words (layer 0) stay frozen: words are encoded once, and the LSTM reads
+them from a table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-from features import Features
+import numpy as np
 from fitting import Params
 from jax import Array
 from task_options import FeatureOptions
-from texts import Text
 
 import elmojax
-from elmojax import ElmoParams, InputError
-from elmojax.arguments import Range
+from elmojax import InputError
+from elmojax.embedding.words import WordIndex
 
-BILM = "bilm"
-"""Where the parameters of the biLM are among those of a task."""
-BELOW = 2.6
-"""A part learns at the rate of the one above divided by this (Howard and Ruder)."""
-Share = Annotated[float, Range(1e-6, 1)]
+LSTM = "lstm"
+"""The biLM's LSTM among the parameters of a task."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FineTuningOptions:
-    """Whether the biLM learns too."""
+@dataclass(frozen=True)
+class FineTuning:
+    """A biLM whose LSTM is a part of what the task trains."""
 
-    fine_tune: bool = False
-    """Train the biLM too, one more layer each epoch from the top; else it is frozen."""
-    bilm_rate: Share = 0.1
-    """Learning rate of its top layer, as a share of --learning-rate."""
+    params: elmojax.ElmoParams
+    """With a table of the words of all files."""
+    index: WordIndex
+    scale: np.ndarray
+    """float32 [layers + 1]: what each layer is divided by."""
+    first: int
+    """Epoch, from 0, in which the top layer thaws; each later one thaws one more."""
+    speed: float
+    """Learning rate of the LSTM, over that of the network."""
 
+    @classmethod
+    def of(
+        cls,
+        options: FeatureOptions,
+        sentences: Sequence[Sequence[str]],
+        scale: np.ndarray,
+        first: int,
+        speed: float,
+    ) -> FineTuning:
+        """Raises `InputError` for features that are no biLM's, or one layer of it."""
+        if options.features != "elmo" or options.layer is not None:
+            raise InputError("--unfreeze trains a biLM; it needs --features elmo.")
+        words = {word for sentence in sentences for word in sentence}
+        index = WordIndex(tuple(sorted(words)))
+        params = elmojax.cache_words(elmojax.load(options.model), index)
+        return cls(params, index, scale, first, speed)
 
-def check_fine_tuning(tuning: FineTuningOptions, options: FeatureOptions) -> None:
-    """Raises `InputError` for features that no biLM is behind."""
-    if tuning.fine_tune and (options.features != "elmo" or options.layer is not None):
-        raise InputError(
-            "--fine-tune trains all layers of a biLM; it goes with --features elmo "
-            "and without --layer."
-        )
+    def start(self) -> Params:
+        """The LSTM as it was pretrained."""
+        return dict(self.params.lstm)
 
+    def tokens(
+        self, sentences: Sequence[Sequence[str]], rows: int, time: int
+    ) -> np.ndarray:
+        """int32 [rows, time]: places in the table, 0 past the ends of sentences."""
+        tokens = np.zeros((rows, time), np.int32)
+        ids = np.asarray(elmojax.word_ids(self.index, sentences))
+        tokens[: ids.shape[0], : ids.shape[1]] = ids
+        return tokens
 
-def gradual_unfreezing(
-    params: Params, steps: int, share: float
-) -> optax.GradientTransformation:
-    """The scale of updates: 1 for the task, for each part of the biLM 0 at first.
+    def layers(self, lstm: Params, tokens: Array) -> Array:
+        """[batch, layers + 1, time, vector], of the LSTM as it is now."""
+        encoded = elmojax.encode(self.params.replace(lstm=lstm), tokens)
+        return encoded.layers / self.scale[None, :, None, None]
 
-    Args:
-      params: of the task, and under BILM those of a biLM.
-      steps: of an epoch; the part number n from the top, from 1, learns after n of
-        them.
-      share: rate of the top layer, 1 = that of the task.
-    """
-    parts = sorted({*jax.tree.leaves(_part_names(params[BILM]))})
-    from_top = [*(part for part in reversed(parts) if part != "encoder"), "encoder"]
+    def rates(self, params: Params, epoch: int) -> Params:
+        """What the learning rate of each parameter is multiplied with: 0 = frozen."""
+        top = self.params.config.lstm.layers - 1
+        lowest = top - (epoch - self.first)
 
-    def scale(number: int) -> optax.GradientTransformation:
-        def now(step: Array) -> Array:
-            rate = share / BELOW ** (number - 1)
-            return jnp.where(step >= number * steps, rate, 0.0).astype(jnp.float32)
+        def rate(path: Any, _: Array) -> float:
+            names = [getattr(key, "key", "") for key in path]
+            if names[0] != LSTM:
+                return 1.0
+            layer = int(names[1].rpartition("_")[2])
+            return self.speed if layer >= lowest else 0.0
 
-        return optax.scale_by_schedule(now)
-
-    scales = {part: scale(number) for number, part in enumerate(from_top, start=1)}
-    places = {name: "task" for name in params if name != BILM}
-    places[BILM] = _part_names(params[BILM])
-    return optax.multi_transform({"task": optax.identity(), **scales}, places)
-
-
-def _part_names(tree: Params) -> Params:
-    """For each array of a biLM the part that it belongs to: encoder, layer_0 ..."""
-    return {
-        "encoder": dict.fromkeys(tree["encoder"], "encoder"),
-        "lstm": {
-            name: f"layer_{int(name.split('_')[-1]):02d}" for name in tree["lstm"]
-        },
-    }
-
-
-def with_layers(elmo: ElmoParams, tree: Params, features: Features, text: Text) -> Text:
-    """A text whose layers the biLM makes now, at the scale of the features.
-
-    Args:
-      elmo: the biLM before training.
-      tree: its parameters now.
-      features: made before training.
-      text: with characters.
-    """
-    now: Any = elmo.replace(encoder=tree["encoder"], lstm=tree["lstm"])
-    layers = elmojax.encode(now, text.characters).layers
-    return text._replace(layers=layers / features.scale[None, :, None, None])
+        return jax.tree_util.tree_map_with_path(rate, params)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
-import optax
 from batching import plan
 from fitting import Batch, Loss, Params, fit
 from task_options import TrainingOptions
@@ -99,13 +98,13 @@ def train_and_test(
     score: Callable[[Params, Part], Scores],
     options: TrainingOptions,
     seed: int,
-    scale: optax.GradientTransformation | None = None,
+    rates: Callable[[Params, int], Params] | None = None,
 ) -> Outcome:
     """Trains with one seed, and scores on test.
 
     Args:
       parts: train, dev and test.
-      params, loss, options, seed, scale: as for `fit`.
+      params, loss, options, seed, rates: as for `fit`.
       score: of a part.
     """
     train, dev, test = parts
@@ -114,7 +113,7 @@ def train_and_test(
     def on_dev(params: Params) -> float:
         return next(iter(score(params, dev).values()))
 
-    fitted = fit(params, loss, train.batches, on_dev, options, seed, scale)
+    fitted = fit(params, loss, train.batches, on_dev, options, seed, rates)
     first, *more = score(fitted.params, test).items()
     begin = time.perf_counter()
     score(fitted.params, test)

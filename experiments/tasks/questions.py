@@ -103,9 +103,9 @@ def side_by_side(question: Text, passage: Text) -> Text:
     """Both in one text, the passage after the positions of the question."""
     words = jnp.concatenate([question.words, passage.words], axis=1)
     if question.layers is None:
-        return Text(words, None, None)
+        return Text(words, None)
     layers = jnp.concatenate([question.layers, passage.layers], axis=2)
-    return Text(words, layers, None)
+    return Text(words, layers)
 
 
 def attend(p: Array, q: Array, mask: Array, param: Callable[..., Array]) -> Array:

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from batching import padded_length
 from features import Features, make_features
+from fine_tuning import FineTuning
 from heads import PADDING, Words, with_features
 from jax import Array
 from task_options import ReportOptions, TrainingOptions
 
-import elmojax
 from elmojax import InputError
 from elmojax.config import CountOrZero
 
@@ -38,8 +38,9 @@ class Text(NamedTuple):
     """int32 [batch, time]."""
     layers: Any
     """float16 [batch, layers, time, vector]; None without features."""
-    characters: Any
-    """int32 [batch, time, characters]; None but where the biLM is trained too."""
+    tokens: Any = None
+    """int32 [batch, time] of `FineTuning.tokens`, of which `layers` are made; None for
+    a frozen biLM."""
 
     @property
     def mask(self) -> Any:
@@ -54,8 +55,8 @@ class Texts:
     words: Words
     texts: Sequence[Tokens]
     features: Features | None
-    characters: int
-    """Of a word, for a biLM that is trained too; 0 = none are wanted."""
+    tuning: FineTuning | None = None
+    """A biLM that is trained too; None = it is frozen."""
     _place: dict[Tokens, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,28 +66,23 @@ class Texts:
     def batch(self, texts: Sequence[Tokens], rows: int, time: int = 1) -> Text:
         """Texts of this part as so many rows, with positions for the longest of them
         and for `time` at least."""
-        longest = max(time, *map(len, texts)) if texts else time
+        longest = max([time, *map(len, texts)])
         shape = rows, padded_length(longest)
-        layers = characters = None
-        if self.features is not None:
+        layers = tokens = None
+        if self.tuning is not None:
+            tokens = self.tuning.tokens(texts, *shape)
+        elif self.features is not None:
             numbers = [self._place[text] for text in texts]
             layers = self.features.batch(numbers, *shape)
-        if self.characters:
-            characters = np.zeros((*shape, self.characters), np.int32)
-            given = np.asarray(elmojax.batch_to_ids(texts, self.characters))
-            characters[: given.shape[0], : given.shape[1]] = given
-        return Text(self.words.ids(texts, *shape), layers, characters)
+        return Text(self.words.ids(texts, *shape), layers, tokens)
 
 
-def make_texts(
-    options: TextOptions, parts: Sequence[Iterable[Tokens]], characters: int = 0
-) -> list[Texts]:
+def make_texts(options: TextOptions, parts: Sequence[Iterable[Tokens]]) -> list[Texts]:
     """The texts of train, dev and test with their features.
 
     Args:
       options: which features.
       parts: texts of each part; what comes again is kept once.
-      characters: of a word, for a biLM that is trained too.
 
     Raises:
       InputError: as `make_features` does, and if nothing is left at the input.
@@ -101,10 +97,7 @@ def make_texts(
     distinct = [list(dict.fromkeys(part)) for part in parts]
     features = make_features(options, distinct) or [None] * len(parts)
     words = Words.of(distinct[0])
-    return [
-        Texts(words, *of_part, characters)
-        for of_part in zip(distinct, features, strict=True)
-    ]
+    return [Texts(words, *of_part) for of_part in zip(distinct, features, strict=True)]
 
 
 def of_texts(texts: Sequence[Texts]) -> list[Features] | None:
