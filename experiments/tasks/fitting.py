@@ -45,6 +45,7 @@ def fit(
     evaluate: Callable[[Params], float],
     options: TrainingOptions,
     seed: int,
+    rates: Callable[[Params, int], Params] | None = None,
 ) -> Fitted:
     """Trains until dev gets no better.
 
@@ -55,6 +56,8 @@ def fit(
       evaluate: the score on dev; more is better.
       options: epochs, patience, rates.
       seed: of dropout and order.
+      rates: of parameters and an epoch, what the learning rate of each parameter is
+        multiplied with; one of 0 is frozen. None = 1 for all.
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(options.gradient_norm),
@@ -62,13 +65,21 @@ def fit(
     )
 
     @jax.jit
-    def step(params: Params, state: Any, batch: Batch, key: Array) -> Any:
+    def step(
+        params: Params, state: Any, batch: Batch, key: Array, rates: Params
+    ) -> tuple[Params, Any, Array]:
         def objective(params: Params) -> tuple[Array, Array]:
             value = loss(params, batch, key)
             return value + mix_penalties(params, options.penalty), value
 
         slopes, value = jax.grad(objective, has_aux=True)(params)
+        if rates is not None:
+            slopes = jax.tree.map(
+                lambda slope, rate: jnp.where(rate > 0, slope, 0.0), slopes, rates
+            )
         updates, state = optimizer.update(slopes, state, params)
+        if rates is not None:
+            updates = jax.tree.map(jnp.multiply, updates, rates)
         return optax.apply_updates(params, updates), state, value
 
     state, key = optimizer.init(params), jax.random.key(seed + 1)
@@ -76,9 +87,10 @@ def fit(
     epochs: list[dict[str, float]] = []
     for epoch in range(options.epochs):
         losses = []
+        now_rates = None if rates is None else rates(params, epoch)
         for batch in batches(np.random.default_rng((seed, epoch))):
             key, now = jax.random.split(key)
-            params, state, value = step(params, state, batch, now)
+            params, state, value = step(params, state, batch, now, now_rates)
             losses.append(value)
         dev = evaluate(params)
         epochs.append({"loss": float(jnp.mean(jnp.stack(losses))), "dev": dev})

@@ -72,7 +72,8 @@ class Spelling(nn.Module):
     @nn.compact
     def __call__(self, letters: Array) -> Array:
         """Letters [batch, time, LETTERS], bytes + 1, to [batch, time, filters]."""
-        x = nn.Embed(257, self.width)(letters) * (letters > 0)[..., None]
+        x = nn.Embed(257, self.width)(letters)
+        x = jnp.where((letters > 0)[..., None], x, 0.0)
         x = nn.Conv(self.filters, (3,))(x)
         return nn.relu(x).max(axis=-2)
 

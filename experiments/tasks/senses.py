@@ -192,7 +192,7 @@ def readings(features: Features, uses: Sequence[Use]) -> dict[str, np.ndarray]:
 
 
 class Batch(NamedTuple):
-    """Uses of words; rows past the end have the weight 0."""
+    """Uses of words; rows past the end do not count."""
 
     layers: np.ndarray
     """float32 [batch, layers, 1, vector]."""
@@ -200,8 +200,8 @@ class Batch(NamedTuple):
     """int32 [batch]."""
     possible: np.ndarray
     """bool [batch, senses]: those of the word."""
-    weights: np.ndarray
-    """float32 [batch]."""
+    counts: np.ndarray
+    """bool [batch]."""
 
 
 class Probe(nn.Module):
@@ -245,7 +245,7 @@ class Uses:
                 self.vectors[filled][:, :, None],
                 np.array([self.senses[use.word, use.sense] for use in uses], np.int32),
                 np.stack([owners == use.word for use in uses]),
-                (np.arange(self.rows) < len(some)).astype(np.float32),
+                np.arange(self.rows) < len(some),
             )
 
 
@@ -262,12 +262,13 @@ def train_probe(train: Uses, test: Uses, options: SensesOptions, seed: int) -> O
         given, rngs = {"params": params}, {"dropout": key}
         scores = network.apply(given, batch, False, rngs=rngs)
         each = optax.softmax_cross_entropy_with_integer_labels(scores, batch.senses)
-        return (each * batch.weights).sum() / batch.weights.sum()
+        return each.mean(where=batch.counts)
 
     @jax.jit
     def right(params: Params, batch: Batch) -> Array:
         scores = network.apply({"params": params}, batch, True)
-        return ((scores.argmax(axis=-1) == batch.senses) * batch.weights).sum()
+        hits = scores.argmax(axis=-1) == batch.senses
+        return hits.sum(where=batch.counts)
 
     def evaluate(part: Uses, numbers: np.ndarray, params: Params) -> float:
         hits = [float(right(params, batch)) for batch in part.batches(numbers)]
