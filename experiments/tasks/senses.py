@@ -8,7 +8,7 @@ uses of the same word in the training file whose vectors have the largest cosine
 centring, no scaling); their most frequent sense is the answer, and of several that are
 as frequent the one whose cosines add up to more. Probe: one linear map from the mix of
 layers to the senses of a word, trained on nine tenths of the training file; the rest
-chooses the epoch. The majority sense of the training file is what both are held
+chooses the epoch. Its vectors are standardized for each word. The majority sense of the training file is what both are held
 against.
 """
 
@@ -249,6 +249,22 @@ class Uses:
             )
 
 
+def standardized(
+    train: Sequence[Use], of_train: np.ndarray, test: Sequence[Use], of_test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [uses, layers, vector] of which each value has, over the uses of a word
+    in train, the mean 0 and the deviation 1 (0 if it is always the same)."""
+    moved = np.zeros_like(of_train), np.zeros_like(of_test)
+    before, after = by_word(train), by_word(test)
+    for word, here in before.items():
+        mean, deviation = of_train[here].mean(axis=0), of_train[here].std(axis=0)
+        rate = np.where(deviation > 1e-3, 1 / np.maximum(deviation, 1e-3), 0.0)
+        there = after.get(word, np.zeros(0, np.int64))
+        moved[0][here] = (of_train[here] - mean) * rate
+        moved[1][there] = (of_test[there] - mean) * rate
+    return moved
+
+
 def train_probe(train: Uses, test: Uses, options: SensesOptions, seed: int) -> Outcome:
     """Trains the probe with one seed, and scores it on test."""
     started = time.perf_counter()
@@ -309,9 +325,13 @@ def run(options: SensesOptions) -> Report:
     }
     senses = sorted({(use.word, use.sense) for use in train})
     numbers = {sense: number for number, sense in enumerate(senses)}
+    of_train, of_test = standardized(
+        *(train, made[0].at([use.place for use in train])),
+        *(test, made[1].at([use.place for use in test])),
+    )
     parts = [
-        Uses(part, features.at([use.place for use in part]), numbers, options.rows)
-        for part, features in zip((train, test), made, strict=True)
+        Uses(part, vectors, numbers, options.rows)
+        for part, vectors in ((train, of_train), (test, of_test))
     ]
     outcomes = [train_probe(*parts, options, seed) for seed in options.seeds]
     return summary(

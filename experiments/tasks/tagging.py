@@ -59,9 +59,9 @@ class TaggingOptions(TrainingOptions, ReportOptions):
     """A conditional random field over the tags; else a softmax for each word."""
     word_width: Width = 100
     """Of the learned word vectors."""
-    filters: CountOrZero = 50
+    filters: CountOrZero = 30
     """Of the convolution over letters; 0 = none."""
-    hidden: Width = 200
+    hidden: Width = 100
     """Of each direction of the LSTM."""
     unfreeze: CountOrZero = 0
     """Epoch after which the biLM is trained, too: its top layer, and after each later
