@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from conftest import REPOSITORY
 from toys import tiny_params
 
@@ -521,3 +523,31 @@ def test_a_bert_of_a_directory_has_a_vector_for_each_word(task, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(elmojax.InputError, match="BERT with gelu"):
         task("transformer").Transformer.read(tmp_path)
+
+
+def test_what_is_done_is_not_run_again(task, tmp_path, capsys, monkeypatch):
+    """All commands parse; one that fails is named, and its report is still missing."""
+    module, ran = task("all"), []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pos-elmo.json").write_text("{}")
+    flags = ["--data", "d", "--text", "a.txt", "--vocabulary", "v", "--seeds", "0", "1"]
+    flags += ["--out", str(tmp_path / "out"), "--tasks", "pos", "--layers", "1"]
+    module.main([*flags, "--dry"])
+    names = [line.split("/")[-1] for line in capsys.readouterr().out.splitlines()]
+    kinds = "random word2vec none characters glove elmo-layer0 elmo-unfrozen".split()
+    wanted = ["word2vec.bin", "glove.bin", *(f"pos-{kind}.json" for kind in kinds)]
+    assert names == wanted
+    shapes = {"pos.py": task("pos").PosOptions}
+    shapes["static_vectors.py"] = task("static_vectors").Arguments
+
+    def run(command, **_):
+        ran.append(command)
+        tyro.cli(shapes[Path(command[1]).name], args=command[2:])
+        return subprocess.CompletedProcess(command, int("glove" in command))
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module, "write_tables", lambda asked, jobs: None)
+    with pytest.raises(SystemExit) as caught:
+        module.main(flags)
+    assert caught.value.code == 1 and len(ran) == len(wanted)
+    assert "failed: glove.bin, pos-glove.json" in capsys.readouterr().err

@@ -8,8 +8,8 @@ uses of the same word in the training file whose vectors have the largest cosine
 centring, no scaling); their most frequent sense is the answer, and of several that are
 as frequent the one whose cosines add up to more. Probe: one linear map from the mix of
 layers to the senses of a word, trained on nine tenths of the training file; the rest
-chooses the epoch. Its vectors are standardized for each word. The majority sense of the training file is what both are held
-against.
+chooses the epoch. Its vectors are standardized for each word. Both are held against the
+majority sense of the training file.
 """
 
 from __future__ import annotations
