@@ -132,7 +132,7 @@ def spoken(tmp_path_factory) -> list[str]:
 def test_sentiment_is_learned(task, moods, model, capsys, tmp_path):
     """Beside learned words a biLM is read, and trained too from the second epoch on."""
     out = tmp_path / "report.json"
-    flags = [*moods, *SMALL, "--model", str(model), "--epochs", "5", "--place", "both"]
+    flags = [*moods, *SMALL, "--model", str(model), "--epochs", "9", "--place", "both"]
     flags += ["--unfreeze", "1", "--word-width", "8", "--out", str(out)]
     report = ran(task("sentiment"), flags, capsys)
     assert report["metric"] == "accuracy" and report["mean"] > 90

@@ -50,8 +50,8 @@ def sequence_score(
     at_end = jnp.maximum(mask.sum(axis=1) - 1, 0)[:, None]
     last = jnp.take_along_axis(tags, at_end, axis=1)[:, 0]
     return (
-        (of_words * mask).sum(axis=1)
-        + (steps * mask[:, 1:]).sum(axis=1)
+        of_words.sum(axis=1, where=mask)
+        + steps.sum(axis=1, where=mask[:, 1:])
         + transitions.first[tags[:, 0]]
         + transitions.last[last]
     )
@@ -62,14 +62,14 @@ def log_partition(scores: Array, mask: Array, transitions: Transitions) -> Array
 
     def step(alpha: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
         scores, here = now
-        paths = alpha[:, :, None] + transitions.steps + scores[:, None, :]
+        paths = alpha[:, :, None] + transitions.steps[None] + scores[:, None, :]
         new = jax.nn.logsumexp(paths, axis=1)
         return jnp.where(here[:, None], new, alpha), None
 
-    alpha = transitions.first + scores[:, 0]
+    alpha = transitions.first[None] + scores[:, 0]
     rest = (scores[:, 1:].swapaxes(0, 1), mask[:, 1:].T)
     alpha, _ = jax.lax.scan(step, alpha, rest)
-    return jax.nn.logsumexp(alpha + transitions.last, axis=-1)
+    return jax.nn.logsumexp(alpha + transitions.last[None], axis=-1)
 
 
 def viterbi(scores: Array, mask: Array, transitions: Transitions) -> Array:
@@ -79,15 +79,15 @@ def viterbi(scores: Array, mask: Array, transitions: Transitions) -> Array:
 
     def step(best: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         scores, here = now
-        paths = best[:, :, None] + transitions.steps
+        paths = best[:, :, None] + transitions.steps[None]
         new, origin = paths.max(axis=1) + scores, paths.argmax(axis=1)
         kept = here[:, None]
-        return jnp.where(kept, new, best), jnp.where(kept, origin, stay)
+        return jnp.where(kept, new, best), jnp.where(kept, origin, stay[None])
 
-    best = transitions.first + scores[:, 0]
+    best = transitions.first[None] + scores[:, 0]
     rest = (scores[:, 1:].swapaxes(0, 1), mask[:, 1:].T)
     best, origins = jax.lax.scan(step, best, rest)
-    last = (best + transitions.last).argmax(axis=-1)
+    last = (best + transitions.last[None]).argmax(axis=-1)
 
     def back(tag: Array, origin: Array) -> tuple[Array, Array]:
         before = jnp.take_along_axis(origin, tag[:, None], axis=1)[:, 0]

@@ -27,6 +27,7 @@ import optax
 from batching import padded_length, plan
 from crf import Transitions, log_likelihood, viterbi
 from features import Features, make_features, parameters
+from fine_tuning import LSTM, FineTuning
 from fitting import Params, fit
 from heads import PADDING, BiLstm, Spelling, Words, letter_ids, with_features
 from jax import Array
@@ -35,7 +36,7 @@ from task_options import ReportOptions, TrainingOptions
 from task_report import Outcome, Report, summary
 
 from elmojax import InputError
-from elmojax.config import Count, CountOrZero, Width
+from elmojax.config import Count, CountOrZero, Positive, Width
 
 Metric = Literal["F1", "accuracy"]
 
@@ -58,10 +59,15 @@ class TaggingOptions(TrainingOptions, ReportOptions):
     """A conditional random field over the tags; else a softmax for each word."""
     word_width: Width = 100
     """Of the learned word vectors."""
-    filters: CountOrZero = 50
+    filters: CountOrZero = 30
     """Of the convolution over letters; 0 = none."""
-    hidden: Width = 200
+    hidden: Width = 100
     """Of each direction of the LSTM."""
+    unfreeze: CountOrZero = 0
+    """Epoch after which the biLM is trained, too: its top layer, and after each later
+    epoch one more; 0 = never."""
+    unfreeze_speed: Positive = 0.1
+    """Learning rate of the biLM, over that of the network."""
 
 
 class Batch(NamedTuple):
@@ -73,8 +79,11 @@ class Batch(NamedTuple):
     """uint16 [batch, time, letters]."""
     tags: np.ndarray
     """int32 [batch, time]."""
-    layers: np.ndarray | None
+    layers: Any
     """float16 [batch, layers, time, vector]; None without features."""
+    tokens: np.ndarray | None
+    """int32 [batch, time] of `FineTuning.tokens`, of which `layers` are made; None for
+    a frozen biLM."""
 
     @property
     def mask(self) -> Any:
@@ -124,6 +133,7 @@ class Part:
     words: Words
     tags: Sequence[str]
     rows: int
+    tuning: FineTuning | None = None
     _place: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,10 +156,13 @@ class Part:
         for row, sentence in zip(tags, some, strict=False):
             numbers = [self._place.get(tag, 0) for tag in sentence.tags]
             row[: len(numbers)] = numbers
-        layers = None if self.features is None else self.features.batch(group, *shape)
-        return Batch(
-            self.words.ids(words, *shape), letter_ids(words, *shape), tags, layers
-        )
+        layers = tokens = None
+        if self.tuning is not None:
+            tokens = self.tuning.tokens(words, *shape)
+        elif self.features is not None:
+            layers = self.features.batch(group, *shape)
+        ids, letters = self.words.ids(words, *shape), letter_ids(words, *shape)
+        return Batch(ids, letters, tags, layers, tokens)
 
 
 def score(
@@ -213,26 +226,34 @@ def train_tagger(
     """Trains with one seed, and scores on test."""
     options, (train, dev, test) = network.options, parts
     started = time.perf_counter()
-    init = jax.jit(lambda key, batch: network.init(key, batch, True))
-    params = init(jax.random.key(seed), train.batch(train.groups()[0]))["params"]
+    tuning = train.tuning
+
+    @jax.jit
+    def init(key: Array, batch: Batch) -> Params:
+        start = {} if tuning is None else {LSTM: tuning.start()}
+        return start | network.init(key, ready(start, batch, tuning), True)["params"]
+
+    params = init(jax.random.key(seed), train.batch(train.groups()[0]))
 
     def loss(params: Params, batch: Batch, key: Array) -> Array:
         given, rngs = {"params": params}, {"dropout": key}
+        batch = ready(params, batch, tuning)
         scores, transitions = network.apply(given, batch, False, rngs=rngs)
-        words = batch.mask.sum()
+        words = batch.mask.sum().astype(jnp.float32)
         if options.crf:
             each = log_likelihood(scores, batch.tags, batch.mask, transitions)
             return -each.sum(where=batch.mask[:, 0]) / words
         each = optax.softmax_cross_entropy_with_integer_labels(scores, batch.tags)
         return each.sum(where=batch.mask) / words
 
-    predict = predictor(network)
+    predict = predictor(network, tuning)
 
     def evaluate(part: Part) -> Callable[[Params], float]:
         gold = [sentence.tags for sentence in part.sentences]
         return lambda params: score(gold, predict(params, part), metric)
 
-    fitted = fit(params, loss, train.batches, evaluate(dev), options, seed)
+    rates = None if tuning is None else tuning.rates
+    fitted = fit(params, loss, train.batches, evaluate(dev), options, seed, rates)
     scored = evaluate(test)(fitted.params)
     begin = time.perf_counter()
     predict(fitted.params, test)
@@ -241,11 +262,21 @@ def train_tagger(
     return Outcome(scored, fitted, end - started, each)
 
 
-def predictor(network: Tagger) -> Callable[[Params, Part], list[list[str]]]:
+def ready(params: Params, batch: Batch, tuning: FineTuning | None) -> Batch:
+    """The batch with layers of the biLM as it is now, where it is trained."""
+    if tuning is None:
+        return batch
+    return batch._replace(layers=tuning.layers(params[LSTM], batch.tokens))
+
+
+def predictor(
+    network: Tagger, tuning: FineTuning | None
+) -> Callable[[Params, Part], list[list[str]]]:
     """A function that gives the tags of all sentences of a part."""
 
     @jax.jit
     def best(params: Params, batch: Batch) -> Array:
+        batch = ready(params, batch, tuning)
         scores, transitions = network.apply({"params": params}, batch, True)
         if network.options.crf:
             return viterbi(scores, batch.mask, transitions)
@@ -275,11 +306,17 @@ def run(task: str, metric: Metric, options: TaggingOptions) -> Report:
       InputError: for files and models that do not fit.
     """
     read = read_parts(options, metric)
-    features = make_features(options, [[s.words for s in part] for part in read])
-    words = Words.of(sentence.words for sentence in read[0])
+    spelt = [[sentence.words for sentence in part] for part in read]
+    features = make_features(options, spelt)
+    tuning = None
+    if options.unfreeze:
+        scale = np.ones(1) if features is None else features[0].scale
+        when = options.unfreeze, options.unfreeze_speed
+        tuning = FineTuning.of(options, list(chain(*spelt)), scale, *when)
+    words = Words.of(spelt[0])
     tags = sorted({tag for sentence in read[0] for tag in sentence.tags})
     parts = [
-        Part(part, of_part, words, tags, options.rows)
+        Part(part, of_part, words, tags, options.rows, tuning)
         for part, of_part in zip(read, features or [None] * 3, strict=True)
     ]
     network = Tagger(words.size, len(tags), options)
@@ -287,5 +324,6 @@ def run(task: str, metric: Metric, options: TaggingOptions) -> Report:
     return summary(
         *(task, metric, options, features, outcomes),
         parameters=parameters(outcomes[0].fitted.params),
+        variant=f"unfrozen after {options.unfreeze} epochs" if tuning else None,
         sentences=[len(part) for part in read],
     )

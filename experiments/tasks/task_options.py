@@ -51,11 +51,11 @@ class TrainingOptions(FeatureOptions):
     """One training for each; they change initial parameters, dropout and order."""
     rows: Count = 32
     """Sentences of a batch."""
-    epochs: Count = 30
-    patience: Count = 4
+    epochs: Count = 20
+    patience: Count = 3
     """Epochs without a better dev score after which training ends; the learning rate
     is halved after each of them."""
-    learning_rate: Positive = 0.002
+    learning_rate: Positive = 0.003
     gradient_norm: Positive = 5.0
     """Gradients are clipped to this norm."""
     dropout: Rate = 0.5
