@@ -163,6 +163,7 @@ def test_questions_are_answered(task, asked, capsys, tmp_path):
     assert "" in found.values()
 
 
+@pytest.mark.slow
 def test_translation_is_learned(task, spoken, capsys, tmp_path):
     pytest.importorskip("sacrebleu")
     out = tmp_path / "translations.txt"

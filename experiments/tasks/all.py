@@ -6,7 +6,7 @@
 Each run is a command of its own whose report goes to --out; what is there already is
 not done again, so that the same command goes on after an interruption. A run that fails
 is named at the end, and the others go on. --data has a folder for each task:
-conll2000, senseval2, ud_ewt, wnut17.
+conll2000, senseval2, snli_small, sst2, ud_ewt, wnut17.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from task_report import plot, read_reports, table, write_text
 from elmojax import InputError
 
 HERE = Path(__file__).resolve().parent
-Task = Literal["senses", "chunking", "pos", "ner"]
+Task = Literal["senses", "chunking", "pos", "ner", "sentiment", "entailment"]
 FILES: dict[Task, dict[str, str]] = {
     "senses": {"train": "senseval2/train.tsv", "test": "senseval2/test.tsv"},
     "chunking": {"train": "conll2000/train.txt", "test": "conll2000/test.txt"},
@@ -40,7 +40,18 @@ FILES: dict[Task, dict[str, str]] = {
         "dev": "wnut17/dev.txt",
         "test": "wnut17/test.txt",
     },
+    "sentiment": {
+        "train": "sst2/train.tsv",
+        "dev": "sst2/dev.tsv",
+        "test": "sst2/test.tsv",
+    },
+    "entailment": {
+        "train": "snli_small/train_small.tsv",
+        "test": "snli_small/test.tsv",
+    },
 }
+VECTORS_ALONE: tuple[Task, ...] = ("senses", "sentiment", "entailment")
+"""Tasks that know nothing of words but their vectors."""
 KINDS = ("elmo", "random", "word2vec", "none", "characters", "glove", "transformer")
 """The most telling first."""
 
@@ -60,7 +71,7 @@ class Arguments:
     """Text that the model was trained on, for static vectors; none = without them."""
     transformer: Path | None = None
     """Directory of a BERT; none = without it."""
-    tasks: tuple[Task, ...] = ("senses", "chunking", "pos", "ner")
+    tasks: tuple[Task, ...] = tuple(FILES)
     seeds: tuple[int, ...] = (0, 1, 2)
     layers: int = 3
     """Layers of the model; each is read alone, with the first seed."""
@@ -106,7 +117,7 @@ def task_jobs(asked: Arguments) -> Iterator[Job]:
                 continue
             flags += ("--vectors", asked.transformer)
         for task in asked.tasks:
-            if (task, kind) != ("senses", "none"):
+            if kind != "none" or task not in VECTORS_ALONE:
                 yield _job(asked, task, kind, asked.seeds, *flags)
     for task in asked.tasks:
         for layer in range(asked.layers):
@@ -114,8 +125,10 @@ def task_jobs(asked: Arguments) -> Iterator[Job]:
             yield _job(asked, task, name, asked.seeds[:1], "--layer", layer)
     if "chunking" in asked.tasks:
         yield _job(asked, "chunking", "elmo-both", asked.seeds, "--place", "both")
-    if "pos" in asked.tasks:
-        yield _job(asked, "pos", "elmo-unfrozen", asked.seeds, "--unfreeze", 3)
+    unfrozen: dict[Task, int] = {"pos": 3, "sentiment": 2}
+    for task, epochs in unfrozen.items():
+        if task in asked.tasks:
+            yield _job(asked, task, "elmo-unfrozen", asked.seeds, "--unfreeze", epochs)
 
 
 def _job(
