@@ -336,7 +336,15 @@ def test_a_mix_and_a_linear_map_tell_senses(task, model, senses, capsys):
     assert report["neighbours"]["layer 0"]["accuracy"] < 70  # it knows no context
     assert 50 <= report["majority"]["accuracy"] < 70
     assert set(report["neighbours"]) == {
-        *("layer 0", "layer 1", "layer 2", "layers 1 and 2", "all layers", "window"),
+        *(
+            "layer 0",
+            "layer 1",
+            "layer 2",
+            "layers 1 and 2",
+            "all layers",
+            "window",
+            "standardized",
+        ),
     }
 
 
@@ -349,6 +357,7 @@ def small(task, model, tagged):
     return replace(options, epochs=2, learning_rate=0.03, **sizes)
 
 
+@pytest.mark.slow
 def test_layers_thaw_from_the_top(task, small, monkeypatch):
     """Frozen at first, then the top layer moves, then the one below; words never do."""
     tagging, seen = task("tagging"), []

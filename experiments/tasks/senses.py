@@ -4,12 +4,12 @@
 
 Files are tables of tabs whose first line is word, sense, target_index, sentence. A use
 of a word is the vector of that word in its sentence. Neighbours: the `--neighbours`
-uses of the same word in the training file whose vectors have the largest cosine (no
-centring, no scaling); their most frequent sense is the answer, and of several that are
-as frequent the one whose cosines add up to more. Probe: one linear map from the mix of
-layers to the senses of a word, trained on nine tenths of the training file; the rest
-chooses the epoch. Its vectors are standardized for each word. Both are held against the
-majority sense of the training file.
+uses of the same word in the training file whose vectors have the largest cosine (as they
+are, and once "standardized" for each word); their most frequent sense is the answer,
+and of several that are as frequent the one whose cosines add up to more. Probe: one
+linear map from the mix of layers to the senses of a word, trained on nine tenths of the
+training file; the rest chooses the epoch. Its vectors are standardized for each word.
+Both are held against the majority sense of the training file.
 """
 
 from __future__ import annotations
@@ -316,6 +316,14 @@ def run(options: SensesOptions) -> Report:
         readings(features, part)
         for features, part in zip(made, (train, test), strict=True)
     )
+    senses = sorted({(use.word, use.sense) for use in train})
+    numbers = {sense: number for number, sense in enumerate(senses)}
+    of_train, of_test = standardized(
+        *(train, made[0].at([use.place for use in train])),
+        *(test, made[1].at([use.place for use in test])),
+    )
+    before["standardized"] = of_train.reshape(len(train), -1)
+    after["standardized"] = of_test.reshape(len(test), -1)
     found = {
         name: accuracy(
             test,
@@ -323,12 +331,6 @@ def run(options: SensesOptions) -> Report:
         )
         for name in before
     }
-    senses = sorted({(use.word, use.sense) for use in train})
-    numbers = {sense: number for number, sense in enumerate(senses)}
-    of_train, of_test = standardized(
-        *(train, made[0].at([use.place for use in train])),
-        *(test, made[1].at([use.place for use in test])),
-    )
     parts = [
         Uses(part, vectors, numbers, options.rows)
         for part, vectors in ((train, of_train), (test, of_test))
