@@ -50,8 +50,6 @@ FILES: dict[Task, dict[str, str]] = {
         "test": "snli_small/test.tsv",
     },
 }
-VECTORS_ALONE: tuple[Task, ...] = ("senses", "sentiment", "entailment")
-"""Tasks that know nothing of words but their vectors."""
 KINDS = ("elmo", "random", "word2vec", "none", "characters", "glove", "transformer")
 """The most telling first."""
 
@@ -117,7 +115,7 @@ def task_jobs(asked: Arguments) -> Iterator[Job]:
                 continue
             flags += ("--vectors", asked.transformer)
         for task in asked.tasks:
-            if kind != "none" or task not in VECTORS_ALONE:
+            if (task, kind) != ("senses", "none"):
                 yield _job(asked, task, kind, asked.seeds, *flags)
     for task in asked.tasks:
         for layer in range(asked.layers):

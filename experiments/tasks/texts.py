@@ -26,9 +26,8 @@ Tokens = tuple[str, ...]
 class TextOptions(TrainingOptions, ReportOptions):
     """What a network that reads whole texts knows of their words."""
 
-    word_width: CountOrZero = 0
-    """Of learned word vectors beside the features; 0 = none. `--features none` needs
-    them, and so does `--place output`."""
+    word_width: CountOrZero = 100
+    """Of the learned word vectors beside the features; 0 = none."""
 
 
 class Text(NamedTuple):
@@ -91,8 +90,8 @@ def make_texts(options: TextOptions, parts: Sequence[Iterable[Tokens]]) -> list[
         options.features == "none" or options.place == "output"
     ):
         raise InputError(
-            "Nothing is read at the input: with --features none and --place output, "
-            "--word-width must be 1 or more."
+            "Nothing is left to read at the input: with --features none and with "
+            "--place output, --word-width must be 1 or more."
         )
     distinct = [list(dict.fromkeys(part)) for part in parts]
     features = make_features(options, distinct) or [None] * len(parts)
