@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import lzma
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -135,6 +138,15 @@ def compile_once(tmp_path_factory) -> Iterator[None]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def task() -> Iterator[Callable[[str], ModuleType]]:
+    """A module of experiments/tasks by its name, as the commands there import it."""
+    folder = str(REPOSITORY / "experiments" / "tasks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,110 @@
+"""What every task can be told, and how its command begins and ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from elmojax import InputError
+from elmojax.arguments import Range, check_fields
+from elmojax.cli.common import print_json
+from elmojax.config import Count, NonNegative, Positive, Width
+
+Kind = Literal[
+    "elmo", "characters", "random", "word2vec", "glove", "transformer", "none"
+]
+Place = Literal["input", "output", "both"]
+Rate = Annotated[float, Range(0, 0.99)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """Which vectors of words a task reads."""
+
+    features: Kind = "elmo"
+    """elmo: all layers of a biLM; characters: its layer 0 alone; random: a vector drawn
+    for each word; word2vec, glove: vectors of a file; transformer: all layers of a
+    BERT; none."""
+    model: str = "mini"
+    """biLM of elmo and characters: bundled name, run directory, directory with
+    options.json and weights.hdf5, address."""
+    vectors: Path | None = None
+    """File of word2vec or glove, or directory of the transformer."""
+    width: Width = 128
+    """Of random vectors."""
+    layer: int | None = None
+    """The one layer to read, from 0; none = a mix of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(FeatureOptions):
+    """How a task is trained on them."""
+
+    place: Place = "input"
+    """Where the task's network gets the mix of layers."""
+    seeds: tuple[int, ...] = (0,)
+    """One training for each; they change initial parameters, dropout and order."""
+    rows: Count = 32
+    """Sentences of a batch."""
+    epochs: Count = 20
+    patience: Count = 3
+    """Epochs without a better dev score after which training ends; the learning rate
+    is halved after each of them."""
+    learning_rate: Positive = 0.003
+    gradient_norm: Positive = 5.0
+    """Gradients are clipped to this norm."""
+    dropout: Rate = 0.5
+    elmo_dropout: Rate = 0.5
+    """On the mixes."""
+    penalty: NonNegative = 0.001
+    """Lambda of the L2 penalty on the weights of the mixes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What is done with the report."""
+
+    out: Path | None = None
+    """Where to write the report, as JSON."""
+    json: bool = False
+    """Print exactly one JSON object on standard output."""
+
+
+Asked = TypeVar("Asked", bound=ReportOptions)
+
+
+def command(
+    name: str,
+    kind: type[Asked],
+    run: Callable[[Asked], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """The command of a task: flags, the report; status 2 for wrong input.
+
+    Args:
+      name: stands before errors.
+      kind: the dataclass of its flags.
+      run: makes the report.
+      argv: flags; None = those that were typed.
+    """
+    # Imported here, for the report is not needed for flags.
+    from task_report import readable, write_json
+
+    try:
+        options = tyro.cli(kind, args=argv)
+        check_fields(options, flags=True)
+        report = run(options)
+        if options.out is not None:
+            write_json(options.out, report)
+    except InputError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    if options.json:
+        print_json(report)
+    else:
+        print(readable(report))

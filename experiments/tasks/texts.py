@@ -1,0 +1,132 @@
+"""Texts of words as a network reads them: numbers of words, and their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from batching import padded_length
+from features import Features, make_features
+from fine_tuning import FineTuning
+from heads import PADDING, Words, with_features
+from jax import Array
+from task_options import ReportOptions, TrainingOptions
+
+from elmojax import InputError
+from elmojax.config import CountOrZero
+
+Tokens = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(TrainingOptions, ReportOptions):
+    """What a network that reads whole texts knows of their words."""
+
+    word_width: CountOrZero = 100
+    """Of the learned word vectors beside the features; 0 = none."""
+
+
+class Text(NamedTuple):
+    """Some texts, as arrays that hold 0 past the ends."""
+
+    words: Any
+    """int32 [batch, time]."""
+    layers: Any
+    """float16 [batch, layers, time, vector]; None without features."""
+    tokens: Any = None
+    """int32 [batch, time] of `FineTuning.tokens`, of which `layers` are made; None for
+    a frozen biLM."""
+
+    @property
+    def mask(self) -> Any:
+        """bool [batch, time]."""
+        return self.words != PADDING
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The distinct texts of a part of a task."""
+
+    words: Words
+    texts: Sequence[Tokens]
+    features: Features | None
+    tuning: FineTuning | None = None
+    """A biLM that is trained too; None = it is frozen."""
+    _place: dict[Tokens, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        place = {text: number for number, text in enumerate(self.texts)}
+        object.__setattr__(self, "_place", place)
+
+    def batch(self, texts: Sequence[Tokens], rows: int, time: int = 1) -> Text:
+        """Texts of this part as so many rows, with positions for the longest of them
+        and for `time` at least."""
+        longest = max([time, *map(len, texts)])
+        shape = rows, padded_length(longest)
+        layers = tokens = None
+        if self.tuning is not None:
+            tokens = self.tuning.tokens(texts, *shape)
+        elif self.features is not None:
+            numbers = [self._place[text] for text in texts]
+            layers = self.features.batch(numbers, *shape)
+        return Text(self.words.ids(texts, *shape), layers, tokens)
+
+
+def make_texts(options: TextOptions, parts: Sequence[Iterable[Tokens]]) -> list[Texts]:
+    """The texts of train, dev and test with their features.
+
+    Args:
+      options: which features.
+      parts: texts of each part; what comes again is kept once.
+
+    Raises:
+      InputError: as `make_features` does, and if nothing is left at the input.
+    """
+    if not options.word_width and (
+        options.features == "none" or options.place == "output"
+    ):
+        raise InputError(
+            "Nothing is left to read at the input: with --features none and with "
+            "--place output, --word-width must be 1 or more."
+        )
+    distinct = [list(dict.fromkeys(part)) for part in parts]
+    features = make_features(options, distinct) or [None] * len(parts)
+    words = Words.of(distinct[0])
+    return [Texts(words, *of_part) for of_part in zip(distinct, features, strict=True)]
+
+
+def of_texts(texts: Sequence[Texts]) -> list[Features] | None:
+    """The features of some parts; None without."""
+    made = [part.features for part in texts if part.features is not None]
+    return made or None
+
+
+def input_vectors(
+    words: int, text: Text, options: TextOptions, deterministic: bool
+) -> Array:
+    """[learned vectors of words; mix of layers] as float32 [batch, time, width].
+
+    Called once in the `nn.compact` method of a network, whose parameters get `word`
+    and `mix_input`.
+
+    Args:
+      words: that the task knows.
+      text: to read.
+      options: widths, places, dropout.
+      deterministic: False while training.
+    """
+    learned = None
+    if options.word_width:
+        learned = nn.Embed(words, options.word_width, name="word")(text.words)
+        learned = nn.Dropout(options.dropout)(learned, deterministic=deterministic)
+    given = (text.layers, text.mask, options, deterministic)
+    return with_features(learned, "input", *given)
+
+
+def as_rows(texts: Sequence[Text]) -> Text:
+    """Texts of the same times, the rows of one after those of the other."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *texts)
