@@ -49,6 +49,20 @@ def linked(path: Path) -> InputError:
     )
 
 
+def check_out(out: Path, overwrite: bool = False) -> None:
+    """`InputError` if a file `out` cannot be made there, or would replace another."""
+    if local(out).exists() and not (overwrite and out.is_file()):
+        raise InputError(
+            f"{out} is there already; give another --out, or --overwrite to replace "
+            "it (a file only)."
+        )
+    if not out.parent.is_dir():
+        raise InputError(
+            f"{out} cannot be written: there is no directory {out.parent}. Make it, or "
+            "choose another --out."
+        )
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A name in the same directory to write to, which `path` has after the block.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked
-from elmojax.atomic import install, local, new_directory
+from elmojax.atomic import install, local, new_directory, replaced
 from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
-from elmojax.embedding.engine import whole
+from elmojax.embedding.engine import local_mesh, whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
@@ -27,8 +29,13 @@ from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.ops import DTYPES, Precision, cast
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
-from elmojax.text.vocabulary import Vocabulary
+from elmojax.text.corpus import Corpus
+from elmojax.text.files import Errors, Oddities
+from elmojax.text.prepare import prepare
+from elmojax.text.vocabulary import SPECIALS, Vocabulary
+from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints, read_run
+from elmojax.training.evaluate import ROWS, Evaluator
 from elmojax.training.record import RunRecord, create_run, fingerprint
 from elmojax.training.score import Score, Scorer
 from elmojax.training.sharding import path_name
@@ -100,8 +107,9 @@ def open_model(
 
     Args:
       model: a run directory of `elmojax pretrain`; a directory with options.json and
-        weights.hdf5; a TensorFlow checkpoint of bilm-tf; or the address of a published
-        model (see `fetch_model`).
+        weights.hdf5; a TensorFlow checkpoint of bilm-tf; the name of a model that
+        ships with elmojax ("mini"); or the address of a published model (see
+        `fetch_model`).
       step: which checkpoint of a run; None = the newest.
       head: whether to read the softmax.
       sharding: where the arrays of the biLM go; see `restore`.
@@ -109,7 +117,7 @@ def open_model(
     Raises:
       InputError: if there is no such model, or it cannot be read.
     """
-    path = fetch_model(str(model)) if is_url(model) else Path(model)
+    path = _locate(model)
     if not (path / "config.json").exists():
         files, is_checkpoint = hdf5_files(path), is_tf_checkpoint(path)
         if step is not None and (files or is_checkpoint):
@@ -118,11 +126,13 @@ def open_model(
             return _from_hdf5(path, *files, head, sharding)
         if is_checkpoint:
             params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
-            return Model(str(model), params, _words(path, params, head), softmax, FULL)
+            words, softmax = _with_words(path, params, softmax, head)
+            return Model(str(model), params, words, softmax, FULL)
     if not path.exists():
         raise InputError(
             f"There is no model {str(model)!r}: give a run directory of `elmojax "
-            "pretrain`, or a directory with options.json and weights.hdf5."
+            "pretrain`, a directory with options.json and weights.hdf5, or the name of "
+            f"a model that ships with elmojax ({', '.join(bundled())})."
         )
     record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
     params = from_tree(record.train.model, tree)
@@ -130,6 +140,21 @@ def open_model(
 
 
 FULL = HeadConfig("full")
+BUNDLED = Path(__file__).with_name("models")
+"""Directory of the models that ship with elmojax, as HDF5."""
+
+
+def bundled() -> list[str]:
+    """Names of the models that ship with elmojax; a directory of such a name is
+    `./NAME`."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{hdf5.OPTIONS}"))
+
+
+def _locate(model: str | os.PathLike[str]) -> Path:
+    """Where the files of a model are, fetched if need be."""
+    if is_url(model):
+        return fetch_model(str(model))
+    return BUNDLED / model if model in bundled() else Path(model)
 
 
 def hdf5_files(path: Path) -> tuple[Path, Path] | None:
@@ -153,10 +178,12 @@ def _from_hdf5(
     path: Path, options: Path, weights: Path, head: bool, sharding: Placement
 ) -> Model:
     params = hdf5.load_hdf5(options, weights, sharding=sharding)
-    words = _words(path, params, head)
-    if not head or not (path / hdf5.SOFTMAX).exists():
+    softmax = None
+    if head and (path / hdf5.SOFTMAX).exists():
+        softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
+    words, softmax = _with_words(path, params, softmax, head)
+    if softmax is None:
         return Model(str(path), params, words, None, FULL)
-    softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
     shape, cutoffs = FULL, edges_of(softmax)[:-1]
     if cutoffs:
         dim, narrow = softmax["down_0"].shape
@@ -165,12 +192,26 @@ def _from_hdf5(
     return Model(str(path), params, words, softmax, shape)
 
 
-def _words(path: Path, params: ElmoParams, head: bool) -> Vocabulary | None:
-    """Of the softmax, or of a model that reads word ids."""
-    if not head and isinstance(params.config.encoder, CharCnnConfig):
-        return None
+def _with_words(
+    path: Path, params: ElmoParams, softmax: Params | None, head: bool
+) -> tuple[Vocabulary | None, Params | None]:
+    """The words of a softmax, or of a model that reads word ids, and the softmax in
+    their order: `<S>`, `</S>`, `<UNK>` first, wherever they stand in its file."""
+    characters = isinstance(params.config.encoder, CharCnnConfig)
     file = (path if path.is_dir() else path.parent) / "vocabulary.txt"
-    return Vocabulary.read(file, trained=True) if file.exists() else None
+    if (characters and not head) or not file.exists():
+        return None, softmax
+    vocabulary, order = Vocabulary.read_trained(file)
+    if order is None or (softmax is None and characters):
+        return vocabulary, softmax
+    if not (characters and set(softmax or ()) <= {"kernel", "bias"}):
+        raise InputError(
+            f"{file} does not begin with {', '.join(SPECIALS)}, and only a full "
+            "softmax of a model that reads characters can be put in that order."
+        )
+    if softmax is not None and edges_of(softmax)[-1] == len(order):
+        softmax = {name: leaf[order] for name, leaf in softmax.items()}
+    return vocabulary, softmax
 
 
 @checked
@@ -184,8 +225,9 @@ def load(
 
     Args:
       model: a run directory of `elmojax pretrain` (its newest checkpoint), a directory
-        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, or the
-        address of a published model (see `fetch_model`).
+        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, the
+        name of a model that ships with elmojax ("mini"), or the address of a published
+        model (see `fetch_model`).
       sharding: where the arrays go: one `jax.sharding.Sharding`, or a pytree of them,
         as for `restore`; None = uncommitted.
       precision: of matrix products, "float32" or "bf16"; see `cast`.
@@ -250,11 +292,58 @@ def score(
     return list(opened.scorer()(sentences))
 
 
-def convert(model: Model, out: Path, version: str = "") -> str:
+def evaluate_text(
+    model: Model,
+    files: Sequence[Path],
+    errors: Errors = "strict",
+    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+    told: Callable[[Oddities], Any] = lambda odd: None,
+) -> dict[str, float]:
+    """Exact perplexity of a model on text files, by all devices of this machine.
+
+    Args:
+      files: text, one tokenised sentence a line; prepared in a temporary directory.
+      progress: is told the tokens of each batch, and those of the whole text.
+      told: is told what is odd about the text, before it is evaluated.
+
+    Returns:
+      What `training.evaluate.summarize` says.
+
+    Raises:
+      InputError: for text that will not do, and a model without a softmax.
+    """
+    columns = model.params.config.max_characters or 50
+    with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
+        report = prepare(
+            Path(temporary) / "text",
+            patterns=list(map(str, files)),
+            errors=errors,
+            max_characters=columns,
+        )
+        told(Oddities(**report["odd"]))
+        return evaluate_corpus(model, Corpus.open(Path(temporary) / "text"), progress)
+
+
+def evaluate_corpus(
+    model: Model,
+    corpus: Corpus,
+    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+) -> dict[str, float]:
+    """`evaluate_text` of a prepared corpus."""
+    lm, params, vocabulary = model.language_model(local_mesh(ROWS))
+    total = len(corpus.words) + len(corpus.offsets) - 1
+    evaluator = Evaluator(lm, corpus, vocabulary)
+    return evaluator(params, lambda tokens: progress(tokens, total))
+
+
+def convert(
+    model: Model, out: Path, version: str = "", dtype: hdf5.Stored = "float32"
+) -> str:
     """Writes a run directory as HDF5, and any other model as a run directory.
 
-    HDF5 is options.json and weights.hdf5, with softmax.hdf5 and vocabulary.txt where
-    the model has them; all numbers go through unchanged. `out` is there when it is
+    HDF5 is options.json and weights.hdf5, with softmax.hdf5, vocabulary.txt and card.md
+    where the model has them; numbers go through unchanged, unless `dtype` is float16,
+    which only HDF5 files take. `out` is there when it is
     whole, and not before. Returns what was written, "HDF5" or "Orbax".
 
     Raises:
@@ -265,8 +354,17 @@ def convert(model: Model, out: Path, version: str = "") -> str:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already; choose another --out.")
     if (Path(model.source) / "config.json").exists():
-        hdf5.save_hdf5(model.params, out, model.head, model.vocabulary)
+        hdf5.save_hdf5(model.params, out, model.head, model.vocabulary, dtype=dtype)
+        card = Path(model.source) / CARD
+        if card.is_file():
+            with replaced(out / CARD) as partial:
+                shutil.copyfile(card, partial)
         return "HDF5"
+    if dtype != "float32":
+        raise InputError(
+            f"{model.source} becomes a run directory, whose numbers are float32; leave "
+            f"--dtype {dtype} out."
+        )
     if any(np.any(leaf) for leaf in jax.tree.leaves(model.params.initial_state)):
         raise InputError(
             f"{model.source} has an initial state other than zero, which a run "
@@ -295,7 +393,7 @@ def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]
     Raises:
       InputError: if the model cannot be read at all.
     """
-    path = fetch_model(str(model)) if is_url(model) else Path(model)
+    path = _locate(model)
     files = None if (path / "config.json").exists() else hdf5_files(path)
     if files:
         report = check_hdf5(*files)

@@ -109,6 +109,12 @@ USUAL: dict[str, tuple[object, ...]] = {
     "export": ("export", "../run", "--out", "o"),
     "verify": ("verify", "../hdf5"),
     "runs": ("runs", ".."),
+    "similar": (
+        *("similar", "the river bank .", "--word", "bank"),
+        *("--among", "../three.txt", "--model", "../hdf5"),
+    ),
+    "plot": ("plot", "run", "../run", "--out", "o.png"),
+    "report": ("report", "../run", "--out", "o.html"),
 }
 
 NEVER = ("-1", "nan", "x", "", "9" * 5000, "9" * 4000, "1e300", "-inf")
@@ -137,6 +143,7 @@ NUMBERS = {
     "score": {"--step": WHOLE},
     "convert": {"--step": WHOLE},
     "export": {"--step": WHOLE},
+    "similar": {"--nearest --occurrence": WHOLE + ZERO, "--layer --step": WHOLE},
 }
 HUGE = (
     "pretrain --rows 2147483648",
@@ -271,6 +278,7 @@ READERS = {
     ("", "a.json"): "pretrain --config given/a.json --workdir w",
     ("", "a.toml"): "pretrain --config given/a.toml --workdir w",
     ("", "a.py"): "pretrain --config given/a.py --workdir w",
+    ("", "mix.json"): "plot mix given/mix.json --out o.png",
 }
 
 
@@ -359,6 +367,17 @@ PATHS = (
     ("pretrain --data ../data --workdir {}", ("../three.txt", "x" * 300)),
     ("pretrain --workdir w --config {}", ("nothing", "../run", "../three.txt", "/")),
     ("pretrain --workdir w --data ../data --init-from {}", WRONG),
+    ("similar bank --word bank --among ../three.txt --model {}", WRONG),
+    ("similar bank --word bank --model ../hdf5 --among {}", WRONG),
+    ("plot run {} --out o.png", WRONG),
+    ("plot mix {} --out o.png", WRONG),
+    ("plot run ../run --out {}", ("o", "o.pdf", "../run", "/", "x" * 300 + ".png")),
+    (
+        "plot senses --word bank --model ../hdf5 --out {}",
+        ("o", "../run.gif", "no/o.svg"),
+    ),
+    ("report {}", WRONG),
+    ("report ../run --out {}", ("../three.txt", "../run", "/", "no/o", "x" * 300)),
     ("runs {}", ("nothing", "../data", "../three.txt", "", "x" * 300)),
 )
 

@@ -29,6 +29,7 @@ from conftest import REPOSITORY
 
 import elmojax
 from elmojax.cli import COMMANDS
+from elmojax.cli.plot import KINDS
 from elmojax.formats import fetch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -185,8 +186,9 @@ def test_the_commands_of_a_page(page, there, monkeypatch):
 def test_every_flag_that_a_page_names_exists():
     """In a command, in a sentence or in a table."""
     known = {"--help", "--version"}
-    for name in COMMANDS:
-        known.update(re.findall(r"--[a-z][\w.-]+", commands.run(name, "--help").out))
+    for name in (*COMMANDS, *(f"plot {kind}" for kind in KINDS)):
+        told = commands.run(*name.split(), "--help").out
+        known.update(re.findall(r"--[a-z][\w.-]+", told))
     tests = REPOSITORY / "tests"
     scripts = [tests / "faults.py", tests / "damage.py"]
     for script in (*REPOSITORY.glob("experiments/**/*.py"), *scripts):
@@ -225,6 +227,11 @@ def test_the_picture_of_the_packages_is_that_of_their_imports():
     }
     drawn = re.findall(r"^    (\w+) --> (\w+)$", read("docs/architecture.md"), re.M)
     assert set(drawn) == found and len(drawn) == len(set(drawn))
+
+
+def test_the_reference_has_every_public_name_once():
+    named = re.findall(r"^::: elmojax\.(\w+)$", read("docs/reference.md"), re.M)
+    assert sorted(named) == sorted(elmojax.__all__)
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", *PAGES])

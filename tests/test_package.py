@@ -82,6 +82,7 @@ def test_wheel_has_the_sample_and_no_tests():
     files = {str(file) for file in _installed().files or []}
     if "elmojax/config.py" not in files:
         pytest.skip("elmojax is installed in editable mode")
-    sample = {"elmojax/sample/train.txt.xz", "elmojax/sample/heldout.txt.xz"}
+    names = ("train.txt.xz", "heldout.txt.xz", "senses/bank-river.txt")
+    sample = {f"elmojax/sample/{name}" for name in names}
     assert sample | {"elmojax/py.typed"} <= files
     assert not {f for f in files if f.startswith(("tests/", "experiments/"))}

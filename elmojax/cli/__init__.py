@@ -28,10 +28,13 @@ from elmojax.cli.estimate import estimate
 from elmojax.cli.evaluate import evaluate
 from elmojax.cli.export import export
 from elmojax.cli.models import convert, verify
+from elmojax.cli.plot import plot
 from elmojax.cli.prepare import prepare
 from elmojax.cli.pretrain import pretrain
+from elmojax.cli.report import report
 from elmojax.cli.runs import runs
 from elmojax.cli.score import score
+from elmojax.cli.similar import similar
 from elmojax.errors import AGAIN, InputError, Remark, TryAgain, one_line
 
 NO_BACKEND = "Unable to initialize backend"
@@ -43,9 +46,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": pretrain,
     "estimate": estimate,
     "runs": runs,
+    "report": report,
     "evaluate": evaluate,
     "score": score,
     "embed": embed,
+    "similar": similar,
+    "plot": plot,
     "convert": convert,
     "verify": verify,
     "export": export,
@@ -112,6 +118,7 @@ def _plain(
 
 def _quieten() -> None:
     """What Orbax leaves behind of a file that it cannot read or write, we say once."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever is set need not be installed
     sys.unraisablehook = _report_others
     warnings.formatwarning = _plain
     for name in ("absl", "asyncio"):

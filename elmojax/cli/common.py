@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -27,15 +27,17 @@ from elmojax.text.characters import BEGIN, END, byte_limit
 from elmojax.text.files import Errors, Oddities
 
 arg = tyro.conf.arg
-Model = Annotated[
+ModelOption = Annotated[
     str,
-    tyro.conf.Positional,
     arg(
         metavar="MODEL",
         help="Model: a run directory, a directory with options.json and weights.hdf5, "
-        "or an address.",
+        "an address, or mini, which ships with elmojax.",
     ),
 ]
+Model = Annotated[ModelOption, tyro.conf.Positional]
+BUNDLED = "mini"
+"""The model of commands that read text, where none is named."""
 TextFiles = Annotated[
     tuple[tuple[str, ...], ...],
     tyro.conf.UseAppendAction,
@@ -70,6 +72,12 @@ Json = Annotated[
     tyro.conf.FlagCreatePairsOff,
     arg(help="Print exactly one JSON object on standard output."),
 ]
+
+
+def say_which_model(argv: list[str]) -> None:
+    """Where no MODEL is named, says that it is the bundled one."""
+    if BUNDLED not in argv:
+        say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
 
 
 def say(message: str) -> None:
@@ -125,10 +133,21 @@ def _counted(words: Mapping[str, int]) -> str:
     return ", ".join(f"{word} {count:,} times" for word, count in words.items())
 
 
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Short names of files or directories, each another one."""
+    packed = re.compile(r"(\.(gz|xz|bz2))?$", re.IGNORECASE)
+    stems = [Path(packed.sub("", path.name)).stem or str(path) for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else str(path)
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+
+
 def keep_compiled_programs() -> None:
     """Compiled programs stay on the disk, so that the next command need not wait.
 
-    Where JAX_COMPILATION_CACHE_DIR says, else in elmojax's own cache directory.
+    Where JAX_COMPILATION_CACHE_DIR says, else in elmojax's own cache directory. Without
+    one that can be written, programs are made anew each time.
     """
     import jax
 
@@ -136,8 +155,13 @@ def keep_compiled_programs() -> None:
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    with contextlib.suppress(InputError):  # without a home, programs are made anew
+    with contextlib.suppress(
+        InputError, OSError, RuntimeError
+    ):  # RuntimeError: no home
         programs = cache_directory() / "programs"
+        programs.mkdir(parents=True, exist_ok=True)
+        if not os.access(programs, os.W_OK):
+            return
         jax.config.update("jax_compilation_cache_dir", str(programs))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

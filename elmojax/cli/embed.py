@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from elmojax.arguments import Range
 from elmojax.cli.common import (
+    BUNDLED,
     BadBytes,
     Json,
     Model,
@@ -25,6 +26,7 @@ from elmojax.cli.common import (
     print_json,
     remark,
     say,
+    say_which_model,
 )
 from elmojax.config import BatchTokens, Count
 from elmojax.errors import InputError
@@ -71,7 +73,7 @@ Address = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Writes vectors of every line of a text.
 
@@ -88,7 +90,7 @@ class Arguments:
     the byte.
     """
 
-    model: Model
+    model: Model = BUNDLED
     out: Path
     """File or directory to write. It is called OUT.partial until it is complete."""
     text: TextFiles = ()
@@ -144,6 +146,8 @@ def embed(argv: list[str]) -> None:
 
     started = time.perf_counter()
     mesh = None if asked.engine == "ray" else local_mesh()
+    if asked.model == BUNDLED:
+        say_which_model(argv)
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
     job = Job(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import elmojax
+from elmojax.atomic import check_out
 from elmojax.cli.common import (
     Json,
     Model,
@@ -35,7 +36,7 @@ class ExportArguments:
 
 def export(argv: list[str]) -> None:
     """a model as one file that runs with JAX alone (StableHLO)"""
-    from elmojax.embedding.export import check_out, write_export
+    from elmojax.embedding.export import write_export
     from elmojax.loading import open_model
 
     asked = parse(ExportArguments, "export", argv)

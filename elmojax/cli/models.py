@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import elmojax
 from elmojax.cli.common import BadBytes, Json, Model, parse, print_json
@@ -24,6 +24,9 @@ class ConvertArguments:
     """Directory to write."""
     step: CountOrZero | None = None
     """Checkpoint of a run to convert; the newest one by default."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Data type of the numbers in HDF5 files. float16 takes half the space and keeps
+    three digits."""
     json: Json = False
 
 
@@ -33,7 +36,7 @@ def convert(argv: list[str]) -> None:
 
     asked = parse(ConvertArguments, "convert", argv)
     model = loading.open_model(asked.model, asked.step)
-    kind = loading.convert(model, asked.out, elmojax.__version__)
+    kind = loading.convert(model, asked.out, elmojax.__version__, asked.dtype)
     files = sorted(path.name for path in asked.out.iterdir())
     if asked.json:
         print_json({"out": asked.out, "format": kind, "files": files})

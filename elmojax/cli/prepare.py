@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tqdm import tqdm
 
 from elmojax.cli.common import (
@@ -12,6 +14,7 @@ from elmojax.cli.common import (
     Json,
     Overwrite,
     TextFiles,
+    arg,
     parse,
     print_json,
     remark,
@@ -22,6 +25,17 @@ from elmojax.text import prepare as preparing
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import Oddities
 from elmojax.training.choices import automatic_cutoffs
+
+About = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    arg(
+        metavar="SENTENCE",
+        help_behavior_hint="(may be repeated)",
+        help="Where the text comes from and under which licence; the card of a model "
+        "that is trained on it says so.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class PrepareArguments:
     max_characters: Columns = 50
     """Character columns of a word. Words of more than max_characters - 2 bytes count as
     truncated."""
+    about: About = ()
     overwrite: Overwrite = False
     json: Json = False
 
@@ -76,6 +91,7 @@ def prepare(argv: list[str]) -> None:
             min_count=asked.min_count,
             errors=asked.errors,
             max_characters=asked.max_characters,
+            about=asked.about,
             overwrite=asked.overwrite,
             progress=progress,
         )

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elmojax.cli.common import (
+    BUNDLED,
     BadBytes,
     Json,
     Model,
@@ -22,6 +23,7 @@ from elmojax.cli.common import (
     keep_compiled_programs,
     parse,
     remark,
+    say_which_model,
 )
 from elmojax.errors import InputError
 from elmojax.text.files import Oddities, expand, read_text
@@ -34,7 +36,7 @@ PIECE = 65_536
 """Values of a line that are written at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoreArguments:
     """Log-probability of every word, given the words before and the words after it.
 
@@ -45,7 +47,7 @@ class ScoreArguments:
     as <UNK> and marked with *. All devices of this machine share the work.
     """
 
-    model: Model
+    model: Model = BUNDLED
     text: TextFiles = ()
     errors: BadBytes = "strict"
     step: Step = None
@@ -64,6 +66,8 @@ def score(argv: list[str]) -> None:
         raise InputError("Give a text to score: --text FILE, one sentence a line.")
     paths = expand(files)
     keep_compiled_programs()
+    if asked.model == BUNDLED:
+        say_which_model(argv)
     model = open_model(asked.model, asked.step).cast(asked.precision)
     columns, odd = model.params.config.max_characters, Oddities()
     # All of it is read before the first line is printed, so what fails prints none.

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.atomic import local, replaced
+from elmojax.atomic import check_out, replaced
 from elmojax.config import CharCnnConfig
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
@@ -149,20 +149,6 @@ def _config(name: str, value: int) -> Iterator[None]:
         yield
     finally:
         jax.config.update(name, before)
-
-
-def check_out(out: Path, overwrite: bool = False) -> None:
-    """`InputError` if a file `out` cannot be made there, or would replace another."""
-    if local(out).exists() and not (overwrite and out.is_file()):
-        raise InputError(
-            f"{out} is there already; give another --out, or --overwrite to replace "
-            "it (a file only)."
-        )
-    if not out.parent.is_dir():
-        raise InputError(
-            f"{out} cannot be written: there is no directory {out.parent}. Make it, or "
-            "choose another --out."
-        )
 
 
 def write_export(

@@ -146,7 +146,8 @@ def contextualize(
       params: from `init`, `restore` or `load`.
       words: float [batch, time, projection]; `<S>` and `</S>` are added.
       mask: bool [batch, time], True where there is a word; words come first.
-      state, sentence_marks: as for `encode`.
+      state: as for `encode`.
+      sentence_marks: as for `encode`.
 
     Returns:
       Encoded, as from `encode`.

@@ -120,8 +120,14 @@ class TrainingText:
         self.row_positions = -(-self.positions // rows)
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
         self.capacities = words.frequencies(window).capacities(
-            *(rows, window, words.shards * microbatches, words.edges),
-            *(words.split, words.every, samples, seed),
+            rows,
+            window,
+            parts=words.shards * microbatches,
+            edges=words.edges,
+            split=words.split,
+            every=words.every,
+            samples=samples,
+            seed=seed,
         )
 
     def steps(self, epochs: float) -> int:

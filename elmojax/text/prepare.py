@@ -21,7 +21,7 @@ import os
 import re
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -213,6 +213,7 @@ def prepare(
     min_count: int = 1,
     errors: files.Errors = "strict",
     max_characters: int = 50,
+    about: Sequence[str] = (),
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
@@ -222,7 +223,8 @@ def prepare(
     the number of types, not with the text. The vocabulary is the file given, or the
     most frequent words: `max_vocabulary` entries with the three special ones, each
     occurring `min_count` times or more. `errors="replace"` reads undecodable bytes as
-    U+FFFD. The same text and settings give the same bytes.
+    U+FFFD. The same text and settings give the same bytes. `about` says where the text
+    comes from and under which licence, for the cards of models.
 
     Returns the contents of corpus.json, `status` ("written", "unchanged" or
     "replaced"), `seconds` and `words_per_second`, and `odd`, the fields of the
@@ -242,6 +244,7 @@ def prepare(
         "min_count": min_count,
         "max_characters": max_characters,
         "errors": errors,
+        **({"about": list(about)} if about else {}),
     }
     with atomic.new_directory(out) as partial:
         replaces = _check_out(out, request, overwrite)

@@ -96,13 +96,28 @@ class Vocabulary:
         (bilm-tf's published files hold words with odd characters); a byte-order mark
         at the start is dropped.
         """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"The vocabulary {path} cannot be read: {error.strerror}."
-            ) from error
-        return cls(tuple(listed_words(data, path)), str(path), trained)
+        return cls(tuple(listed_words(_bytes(path), path)), str(path), trained)
+
+    @classmethod
+    def read_trained(
+        cls, path: str | os.PathLike[str]
+    ) -> tuple[Vocabulary, np.ndarray | None]:
+        """Reads the vocabulary file of a trained softmax, whatever its order.
+
+        bilm-tf finds the special words wherever they stand; here they come first.
+
+        Returns the vocabulary and, where it is another order than that of the file,
+        the place of each of its words there: int64 [words]. `InputError` for a file
+        that lacks a special word, and as `read`.
+        """
+        listed = listed_words(_bytes(path), path)
+        place = {word: number for number, word in enumerate(listed)}
+        if listed[: len(SPECIALS)] == [*SPECIALS] or not place.keys() >= {*SPECIALS}:
+            return cls(tuple(listed), str(path), trained=True), None
+        first = [place[word] for word in SPECIALS]
+        order = np.array([*first, *sorted(set(range(len(listed))) - set(first))])
+        words = tuple(listed[number] for number in order)
+        return cls(words, str(path), trained=True), order
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary file; a reader sees the old one or the whole new one.
@@ -158,6 +173,15 @@ def order_by_count(
     return by_word[np.argsort(falling, kind="stable")]
 
 
+def _bytes(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"The vocabulary {path} cannot be read: {error.strerror}."
+        ) from error
+
+
 def read_words(data: bytes, where: object) -> list[str]:
     """The lines of a word file; `where` names it in the `InputError` for bad UTF-8."""
     try:
@@ -192,7 +216,7 @@ def _check_specials(words: tuple[str, ...], where: str) -> None:
         raise InputError(
             f"The first three lines of {where} must be {', '.join(SPECIALS)}, not "
             f"{', '.join(words[: len(SPECIALS)])}. Let `elmojax prepare` build the "
-            "vocabulary; that of a trained model cannot be put into another order."
+            "vocabulary; that of a trained model must have these words somewhere."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
@@ -80,7 +82,16 @@ def complete(
         numpy=np.__version__,
         order=ORDER,
         jax_threefry_partitionable=bool(jax.threefry_partitionable.value),
+        devices=_devices(),
     )
+
+
+def _devices() -> str:
+    """What JAX computes on: "4 x NVIDIA H100", "cpu (2 cores)"."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    named = (f"{n} x {kind}" if n > 1 else kind for kind, n in sorted(kinds.items()))
+    cores = f" ({os.cpu_count()} cores)" if jax.default_backend() == "cpu" else ""
+    return ", ".join(named) + cores
 
 
 def scheduled(config: TrainConfig, corpus: Corpus) -> int | None:

@@ -15,6 +15,7 @@ import jax
 
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError, one_line
+from elmojax.training.card import write_card
 from elmojax.training.damage import SaveFailed
 from elmojax.training.distributed import Stop, Stopped, is_first, joined, together
 from elmojax.training.memory import StepMemory, explain_out_of_memory
@@ -84,6 +85,8 @@ def pretrain(
             if run.lock is not None:
                 run.lock.release()
     best = run.checkpoints.best
+    if is_first():
+        write_card(directory)
     return Result(
         directory,
         run.step,

@@ -15,6 +15,8 @@ import jax
 
 from elmojax.atomic import parse_json, replaced
 from elmojax.errors import InputError
+from elmojax.plots.pictures import can_draw, save
+from elmojax.plots.runs import draw_losses
 
 
 class Tracker:
@@ -165,30 +167,11 @@ class Profile(Tracker):
 
 def plot_losses(run: Path) -> Path | None:
     """Draws loss.png from metrics.jsonl; None where it cannot: a run is worth more."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         return None
-    from matplotlib.figure import Figure
-
-    lines = read_metrics(run / "metrics.jsonl")
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for key, label, style in (
-        ("loss", "training loss", {"color": "tab:blue", "linewidth": 1}),
-        ("sampled_loss", "sampled training loss", {"linewidth": 1}),
-        ("heldout_loss", "held-out loss", {"color": "tab:red", "marker": "o"}),
-    ):
-        points = [(line["step"], line[key]) for line in lines if line.get(key)]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set_xlabel("step")
-    axes.set_ylabel("negative log-likelihood a token (nats)")
-    axes.set_title(f"Pretraining of {run.name}")
-    axes.grid(alpha=0.3)
-    axes.legend()
     path = run / "loss.png"
     try:
-        with replaced(path) as partial:
-            figure.savefig(partial, dpi=120, format="png")
+        save(draw_losses({run.name: read_metrics(run / "metrics.jsonl")}), path)
     except OSError:
         return None
     return path

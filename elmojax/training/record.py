@@ -66,6 +66,8 @@ class RunRecord:
     """Version of the order of sentences, `batches.ORDER`; 0 in records before it."""
     jax_threefry_partitionable: bool | None = None
     """JAX's switch of that name, which decides what a key draws; None = not known."""
+    devices: str = ""
+    """Devices that the run began on, in words."""
 
 
 def fixed(config: TrainConfig) -> TrainConfig:
@@ -279,6 +281,7 @@ def find_runs(directory: Path) -> list[Path]:
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is no directory; give one that holds runs.")
+    os.listdir(directory)  # `walk` passes over what it may not read
     runs = []
     for folder, below, files in os.walk(directory):
         if "config.json" in files and "vocabulary.txt" in files:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -149,7 +150,7 @@ def _sources(
             yield [table[ids][:, None]]
 
 
-def _required(options: FeatureOptions):
+def _required(options: FeatureOptions) -> Path:
     if options.vectors is None:
         raise InputError(
             f"--features {options.features} reads vectors; give their place with "

@@ -4,12 +4,12 @@
 
 Files are tables of tabs whose first line is word, sense, target_index, sentence. A use
 of a word is the vector of that word in its sentence. Neighbours: the `--neighbours`
-uses of the same word in the training file whose vectors have the largest cosine (as they
-are, and once "standardized" for each word); their most frequent sense is the answer,
-and of several that are as frequent the one whose cosines add up to more. Probe: one
-linear map from the mix of layers to the senses of a word, trained on nine tenths of the
-training file; the rest chooses the epoch. Its vectors are standardized for each word.
-Both are held against the majority sense of the training file.
+uses of the same word in the training file whose vectors have the largest cosine (as
+they are, and once "standardized" for each word); their most frequent sense is the
+answer, and of several that are as frequent the one whose cosines add up to more. Probe:
+one linear map from the mix of layers to the senses of a word, trained on nine tenths of
+the training file; the rest chooses the epoch. Its vectors are standardized for each
+word. Both are held against the majority sense of the training file.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ import pytest
 
 import elmojax
 from elmojax.cli import main
+from elmojax.cli.common import defaults, parse, train_config, typed
+from elmojax.cli.pretrain import PretrainArguments
 from elmojax.config import (
     CharCnnConfig,
     ElmoConfig,
@@ -26,7 +28,12 @@ from elmojax.initialization import with_model
 from elmojax.loading import open_model
 from elmojax.text.corpus import Corpus
 from elmojax.text.prepare import prepare
+from elmojax.text.vocabulary import Vocabulary
+from elmojax.training.card import command as command_of
+from elmojax.training.card import model_card
+from elmojax.training.record import RunRecord, create_run, fixed, read_record
 from tests.commands import refused
+from tests.toys import drawn, tiny_params
 
 TINY = "--model.lstm.dim 16 --model.lstm.projection 8 --rows 8 --mesh.data 1".split()
 
@@ -88,6 +95,94 @@ def test_orbax_to_hdf5_and_back_changes_no_bit(folder, run, capsys):
     assert scores[0] == scores[1] == scores[2]
     assert status("convert", run[0], "--out", files) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_a_softmax_whose_special_words_stand_elsewhere_scores_the_same(tmp_path):
+    """bilm-tf finds them anywhere; its rows are put in our order as it is read."""
+    words = ("<S>", "</S>", "<UNK>", "the", "river", "bank")
+    params = tiny_params()
+    shapes = {"kernel": np.zeros((6, params.config.lstm.projection))}
+    head = drawn(shapes | {"bias": np.zeros(6)}, seed=3)
+    elmojax.save_hdf5(params, tmp_path / "ours", head, Vocabulary(words))
+    order = np.array([3, 1, 0, 4, 2, 5])  # of our rows in their file
+    theirs = {name: leaf[order] for name, leaf in head.items()}
+    elmojax.save_hdf5(params, tmp_path / "theirs", theirs)
+    listed = "".join(f"{words[number]}\n" for number in order)
+    (tmp_path / "theirs/vocabulary.txt").write_text(listed + "!!!MAXTERMID\n")
+    text = [["the", "river", "bank"], ["a", "bank"], []]
+    ours, found = (elmojax.score(tmp_path / name, text) for name in ("ours", "theirs"))
+    for one, other in zip(ours, found, strict=True):
+        np.testing.assert_array_equal(one.forward, other.forward)
+        np.testing.assert_array_equal(one.backward, other.backward)
+    cut = {"down_0": np.zeros((6, 2)), "up_0": np.zeros((2, 2))}
+    clusters = {"kernel": head["kernel"][:5], "bias": head["bias"][:5], **cut}
+    elmojax.save_hdf5(params, tmp_path / "theirs", clusters, overwrite=True)
+    (tmp_path / "theirs/vocabulary.txt").write_text(listed)
+    with pytest.raises(elmojax.InputError, match="only a full softmax"):
+        elmojax.score(tmp_path / "theirs", text)
+
+
+def test_half_the_size_keeps_three_digits(folder, run, tmp_path, capsys):
+    """In float16; a model that has numbers beyond it is refused as a whole."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    main(["convert", str(run[0]), "--out", str(whole)])
+    main(["convert", str(run[0]), "--out", str(half), "--dtype", "float16"])
+    for one, other in zip(
+        *(jax.tree.leaves(open_model(path).params) for path in (whole, half)),
+        strict=True,
+    ):
+        assert other.dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(one, np.float16), other)
+    sizes = [(path / "weights.hdf5").stat().st_size for path in (half, whole)]
+    assert sizes[0] < 0.7 * sizes[1]
+    main(["verify", str(half)])
+    out = tmp_path / "out"
+    assert status("convert", half, "--out", out, "--dtype", "float16") == 2
+    assert "leave --dtype float16 out" in capsys.readouterr().err and not out.exists()
+    large = jax.tree.map(lambda leaf: leaf + 1e5, elmojax.load(half))
+    with pytest.raises(elmojax.InputError, match="beyond float16"):
+        elmojax.save_hdf5(large, out, dtype="float16")
+    assert not out.exists()
+
+
+def test_a_run_has_a_card_that_goes_with_its_model(folder, run, tmp_path):
+    """Numbers are those of the run; places of this machine are not named."""
+    directory, perplexities = run
+    card = (directory / "card.md").read_text(encoding="utf-8")
+    assert card == model_card(directory)
+    assert f"| {perplexities[-1]:,.1f} |" in card
+    assert "80 steps of 8 x 20 tokens: 12,800 tokens |" in card
+    leaves = jax.tree.leaves(elmojax.restore(directory))
+    assert f"{sum(leaf.size for leaf in leaves):,}, and" in card
+    words = Corpus.open(folder / "data").info["tokens"]
+    assert f"{words:,} words" in card and "licence was not said" in card
+    assert str(folder) not in card
+    main(["convert", str(directory), "--out", str(tmp_path / "files")])
+    assert (tmp_path / "files/card.md").read_text(encoding="utf-8") == card
+    more = model_card(directory, {"news": {"mean_perplexity": 1234.56}})
+    assert "| news | - | - | 1,234.6 | - | - | - |" in more
+
+
+def test_the_command_of_a_card_makes_the_same_run(run):
+    """All that its configuration says, but places, comes back."""
+    config = read_record(run[0]).train
+    argv = command_of(config).split()[2:]
+    default = defaults(PretrainArguments, typed(argv))
+    again = train_config(parse(PretrainArguments, "pretrain", argv, default=default))
+    assert fixed(again) == fixed(config)
+
+
+def test_the_card_says_where_the_text_comes_from(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a river bank\n" * 300)
+    says = "Rivers of the World, CC BY 4.0, https://rivers.example"
+    prepare(tmp_path / "c", patterns=[str(text)], about=[says])
+    config = TrainConfig(data=tmp_path / "c", workdir=tmp_path / "run")
+    record = RunRecord(train=config, corpus="", vocabulary=6)
+    create_run(config.workdir, record, None)
+    assert f"- {says}" in model_card(config.workdir)
+    shutil.rmtree(tmp_path / "c")
+    assert "not there any more" in model_card(config.workdir)
 
 
 def test_a_model_without_a_softmax_converts_and_says_what_it_cannot_do(

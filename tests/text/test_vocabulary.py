@@ -93,6 +93,20 @@ def test_the_words_of_a_trained_softmax_keep_their_places(tmp_path):
     assert counted.words == (*SPECIALS, "a")
 
 
+def test_special_words_may_stand_anywhere_in_a_trained_vocabulary(tmp_path):
+    """As in that of the published models: </S>, <S>, <UNK>, ..., !!!MAXTERMID."""
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(b"</S>\n<S>\nthe\n<UNK>\na\n!!!MAXTERMID\n")
+    vocabulary, order = Vocabulary.read_trained(path)
+    assert vocabulary.words == (*SPECIALS, "the", "a")
+    assert order.tolist() == [1, 0, 3, 2, 4]
+    path.write_bytes(GOOD + b"the\n")
+    assert Vocabulary.read_trained(path)[1] is None
+    path.write_bytes(b"<S>\nthe\na\n")
+    with pytest.raises(InputError, match="must have these words somewhere"):
+        Vocabulary.read_trained(path)
+
+
 GOOD = b"<S>\n</S>\n<UNK>\n"
 
 

@@ -1,0 +1,198 @@
+"""`elmojax plot`: of the uses of a word, of runs, of the mixes of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from elmojax.arguments import shown
+from elmojax.cli.common import Json, Overwrite, arg, names_of, parse, print_json
+from elmojax.cli.uses import UsesArguments, find
+from elmojax.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Out = Annotated[
+    Path,
+    arg(metavar="OUT.png|OUT.svg", help="Picture to write, PNG or SVG by its ending."),
+]
+Runs = Annotated[
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    arg(metavar="RUN [RUN ...]", help="Run directories of `elmojax pretrain`."),
+]
+Files = Annotated[
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    arg(
+        metavar="FILE [FILE ...]",
+        help='JSON files, each an object {"task": NAME, "mix": {PLACE: [WEIGHT of '
+        "layer 0, of layer 1, ...]}}, as the commands of experiments/tasks write. "
+        "Files of the same task are averaged.",
+    ),
+]
+NEAR = 8
+"""Words that are drawn beside the static vector."""
+WIDTH = 32
+"""Characters of the label of a use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensesArguments(UsesArguments):
+    """Draws the uses of a word as points, in context and without.
+
+    Uses have the colour of their text, and as many are labelled as there is room for.
+    Without context they are all one point; the words that are nearest to it stand
+    beside it.
+    """
+
+    out: Out
+    method: Literal["pca", "tsne", "umap"] = "pca"
+    """How vectors in context become points: principal components, t-SNE (needs
+    scikit-learn) or UMAP (needs umap-learn)."""
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """Draws the losses and held-out perplexities of pretraining runs, by the step."""
+
+    runs: Runs
+    out: Out
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixArguments:
+    """Draws the weights that tasks give to the layers of a model."""
+
+    files: Files
+    out: Out
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+def plot(argv: list[str]) -> None:
+    """pictures: uses of a word, curves of runs, weights of layers by task"""
+    if argv[:1] in (["-h"], ["--help"]):
+        lines = [f"  {name:7} {draw.__doc__}" for name, draw in KINDS.items()]
+        print("usage: elmojax plot KIND [OPTIONS]      (elmojax plot KIND --help)\n")
+        print("\n".join(lines))
+        return
+    if not argv or argv[0] not in KINDS:
+        what = f"there is no {shown(argv[0])} to plot" if argv else "say what to plot"
+        raise InputError(
+            f"{what[0].upper()}{what[1:]}: elmojax plot senses, run or mix."
+        )
+    KINDS[argv[0]](argv[1:])
+
+
+def plot_senses(argv: list[str]) -> None:
+    """the uses of a word in context, against its vector without context"""
+    from elmojax.plots.pictures import check_picture
+    from elmojax.plots.senses import Cloud, draw_senses
+
+    asked: SensesArguments = parse(SensesArguments, "plot senses", argv)
+    check_picture(asked.out, asked.overwrite)
+
+    from elmojax.embedding.neighbours import nearest, use_vectors, word_vectors
+    from elmojax.embedding.projection import (
+        principal_components,
+        project,
+        require_method,
+    )
+
+    require_method(asked.method)
+    found = find(asked)
+    vectors = use_vectors(found.embedder, found.uses, asked.layer)
+    near: list[str] = []
+    static = vectors.static
+    if found.others:
+        of_words = word_vectors(found.embedder, found.others)
+        close = [one.place for one in nearest(static[0], of_words, NEAR)]
+        near = [found.others[index] for index in close]
+        static = np.concatenate([static, of_words[close]])
+    context = project(vectors.context, asked.method)
+    flat = principal_components(static).points
+    labels = [use.snippet(WIDTH) for use in found.uses]
+    texts = np.array([use.text for use in found.uses])
+
+    def clouds(points: np.ndarray) -> list[Cloud]:
+        return [
+            Cloud(
+                found.names[text],
+                points[: len(texts)][texts == text],
+                [label for label, of in zip(labels, texts, strict=True) if of == text],
+            )
+            for text in sorted(set(texts.tolist()))
+        ]
+
+    figure = draw_senses(
+        asked.word,
+        clouds(context.points),
+        context.axes,
+        clouds(flat),
+        Cloud("grey: the words nearest to it", flat[len(texts) :], near),
+        found.layer(asked.layer),
+    )
+    report = {"uses": len(found.uses), "texts": found.paths, "method": asked.method}
+    _write(figure, asked, {**report, "remarks": found.remarks}, f"{len(texts):,} uses")
+
+
+def plot_run(argv: list[str]) -> None:
+    """losses and held-out perplexities of one or several runs"""
+    from elmojax.plots.pictures import check_picture
+    from elmojax.plots.runs import draw_runs
+    from elmojax.training.metrics import read_metrics
+    from elmojax.training.record import read_record
+
+    asked: RunArguments = parse(RunArguments, "plot run", argv)
+    check_picture(asked.out, asked.overwrite)
+    for run in asked.runs:
+        read_record(run)
+    each = [read_metrics(run / "metrics.jsonl") for run in asked.runs]
+    for run, lines in zip(asked.runs, each, strict=True):
+        if not lines:
+            raise InputError(
+                f"{run} has no numbers yet in metrics.jsonl; plot it when it has "
+                "trained some steps."
+            )
+    names = names_of(asked.runs)
+    figure = draw_runs(dict(zip(names, each, strict=True)))
+    _write(figure, asked, {"runs": asked.runs}, f"{len(each)} run(s)")
+
+
+def plot_mix(argv: list[str]) -> None:
+    """weights that tasks give to the layers"""
+    from elmojax.plots.mixes import draw_mixes, read_mixes
+    from elmojax.plots.pictures import check_picture
+
+    asked: MixArguments = parse(MixArguments, "plot mix", argv)
+    check_picture(asked.out, asked.overwrite)
+    mixes = read_mixes(asked.files)
+    _write(draw_mixes(mixes), asked, {"mixes": mixes}, f"{len(mixes)} mix(es)")
+
+
+def _write(figure: Figure, asked: Any, report: dict[str, Any], what: str) -> None:
+    from elmojax.plots.pictures import save
+
+    save(figure, asked.out)
+    if asked.json:
+        print_json({"out": asked.out, **report})
+    else:
+        print(f"{asked.out}: {what}.")
+
+
+KINDS: dict[str, Callable[[list[str]], None]] = {
+    "senses": plot_senses,
+    "run": plot_run,
+    "mix": plot_mix,
+}

@@ -1,0 +1,72 @@
+"""`elmojax report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from elmojax.atomic import check_out, replaced
+from elmojax.cli.common import (
+    BadBytes,
+    Json,
+    Overwrite,
+    TextFiles,
+    arg,
+    names_of,
+    parse,
+    print_json,
+)
+from elmojax.text.files import expand
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Writes one HTML page about a pretraining run: how it stands, curves, held-out
+    perplexities, where the time went, what its newest checkpoint makes of a few
+    sentences, configuration, and its model card.
+
+    The page holds all it needs and loads nothing. The run may still train. With an
+    --out that ends in .md, only the model card is written.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, arg(metavar="RUN")]
+    """Run directory of `elmojax pretrain`."""
+    out: Path | None = None
+    """Page to write; by default report.html in the run directory, which replaces the
+    one before."""
+    text: TextFiles = ()
+    """Held-out texts, whose perplexity is measured for the model card."""
+    errors: BadBytes = "strict"
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+def report(argv: list[str]) -> None:
+    """one HTML page about a pretraining run, which needs no network"""
+    asked = parse(ReportArguments, "report", argv)
+    paths = expand(sum(asked.text, ()))
+    out = asked.out or asked.run / "report.html"
+    if asked.out is not None:
+        check_out(out, asked.overwrite)
+
+    from elmojax.loading import evaluate_text, open_model
+    from elmojax.report import make_report
+    from elmojax.training.card import model_card
+
+    scores = {}
+    if paths:
+        model = open_model(asked.run)
+        for name, path in zip(names_of(paths), paths, strict=True):
+            scores[name] = evaluate_text(model, [path], asked.errors)
+    make = model_card if out.suffix == ".md" else make_report
+    page = make(asked.run, scores)
+    with replaced(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+    size = out.stat().st_size
+    if asked.json:
+        print_json({"out": out, "bytes": size})
+    else:
+        print(f"{out}: {size / 1e3:,.0f} kB.")
