@@ -33,7 +33,7 @@ Files = Annotated[
     arg(
         metavar="FILE [FILE ...]",
         help='JSON files, each an object {"task": NAME, "mix": {PLACE: [WEIGHT of '
-        "layer 0, of layer 1, ...]}}, or what `experiments/tagging.py --json` prints. "
+        "layer 0, of layer 1, ...]}}, as the commands of experiments/tasks write. "
         "Files of the same task are averaged.",
     ),
 ]

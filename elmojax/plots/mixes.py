@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def read_mixes(paths: Sequence[Path]) -> dict[str, list[float]]:
     """The weights of layers 0, 1, ... in each mix, by "task, place".
 
-    A file is a JSON object {"task": name, "mix": {place: weights}}, or what
-    `experiments/tagging.py --json` prints, whose task is the name of the file. Several
+    A file is a JSON object {"task": name, "mix": {place: weights}}, as the commands of
+    `experiments/tasks` write it; without a task, it is the name of the file. Several
     files of a task, such as its seeds, are averaged.
 
     Raises:
@@ -50,13 +50,6 @@ def _mixes_of(path: Path) -> dict[str, list[float]]:
             f"{path} cannot be read: {why}; give the JSON report of a task."
         ) from error
     task, mixes = report.get("task", path.stem), report.get("mix")
-    if mixes is None and isinstance(report.get("mixes"), dict):  # of the tagger
-        mixes = {
-            name.removeprefix("mix_"): mix.get("weights")
-            if isinstance(mix, dict)
-            else 0
-            for name, mix in report["mixes"].items()
-        }
     if not isinstance(task, str) or not isinstance(mixes, dict) or not mixes:
         raise InputError(
             f"{path} holds no mix of layers; give the JSON report of a task that ran "

@@ -20,7 +20,7 @@ from fitting import Params
 from jax import Array
 from parts import Part, PartOptions, Scores, read_parts, train_and_test
 from task_report import Report, summary
-from texts import Text, TextOptions, Texts, Tokens, as_rows, make_texts, of_texts
+from texts import Text, TextOptions, Texts, Tokens, as_rows, features_of, make_texts
 
 from elmojax import InputError
 from elmojax.config import CountOrZero, Positive, Width
@@ -152,19 +152,14 @@ class Classifier:
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, text, key is None, rngs=rngs)
 
-    def init(self, seed: int, text: Text) -> Params:
+    def init(self, key: Array, text: Text) -> Params:
         """Parameters of the network, and of the biLM where it is trained too."""
-
-        @jax.jit
-        def init(key: Array, text: Text) -> Params:
-            start = {}
-            if self.tuning is not None:
-                start = {LSTM: self.tuning.start()}
-                layers = self.tuning.layers(start[LSTM], text.tokens)
-                text = text._replace(layers=layers)
-            return start | self.network.init(key, text, True)["params"]
-
-        return init(jax.random.key(seed), text)
+        if self.tuning is None:
+            return self.network.init(key, text, True)["params"]
+        start = {LSTM: self.tuning.start()}
+        layers = self.tuning.layers(start[LSTM], text.tokens)
+        text = text._replace(layers=layers)
+        return start | self.network.init(key, text, True)["params"]
 
     def loss(self, params: Params, batch: Batch, key: Array) -> Array:
         """The mean negative logarithm of the probability of the right class."""
@@ -223,15 +218,15 @@ def run(
     network = make_network(texts[0].words.size, len(labels), options)
     classifier = Classifier(network, labels, tuning)
     rates = None if tuning is None else tuning.rates
-    outcomes = []
+    init, score = jax.jit(classifier.init), classifier.accuracy()
+    first, outcomes = parts[0].batch(parts[0].groups()[0]), []
     for seed in options.seeds:
-        params = classifier.init(seed, parts[0].batch(parts[0].groups()[0]).text)
-        score = classifier.accuracy()
+        params = init(jax.random.key(seed), first.text)
         given = (parts, params, classifier.loss, score, options, seed, rates)
         outcomes.append(train_and_test(*given))
     count = Counter(example.label for example in examples[2])
     return summary(
-        *(task, "accuracy", options, of_texts(texts), outcomes),
+        *(task, "accuracy", options, features_of(texts), outcomes),
         variant=f"unfrozen after {options.unfreeze} epochs" if tuning else None,
         classes={label: count[label] for label in labels},
         parameters=parameters(outcomes[0].fitted.params),

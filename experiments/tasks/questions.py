@@ -28,7 +28,7 @@ from parts import Part, PartOptions, Scores, read_parts, train_and_test
 from squad import Question, read_squad, squad_scores
 from task_options import command
 from task_report import Report, summary, write_text
-from texts import Text, TextOptions, Texts, input_vectors, make_texts, of_texts
+from texts import Text, TextOptions, Texts, features_of, input_vectors, make_texts
 
 from elmojax import InputError
 from elmojax.config import Count, Width
@@ -253,7 +253,7 @@ def run(options: QuestionOptions) -> Report:
         }
         write_text(options.answers, json.dumps(named, ensure_ascii=False) + "\n")
     return summary(
-        *("questions", "F1", options, of_texts(texts), outcomes),
+        *("questions", "F1", options, features_of(texts), outcomes),
         parameters=parameters(outcomes[0].fitted.params),
         examples=[len(part) for part in questions],
     )

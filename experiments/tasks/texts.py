@@ -99,7 +99,7 @@ def make_texts(options: TextOptions, parts: Sequence[Iterable[Tokens]]) -> list[
     return [Texts(words, *of_part) for of_part in zip(distinct, features, strict=True)]
 
 
-def of_texts(texts: Sequence[Texts]) -> list[Features] | None:
+def features_of(texts: Sequence[Texts]) -> list[Features] | None:
     """The features of some parts; None without."""
     made = [part.features for part in texts if part.features is not None]
     return made or None

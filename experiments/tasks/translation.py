@@ -33,7 +33,15 @@ from parts import Part, PartOptions, Scores, read_parts, train_and_test
 from task_files import read_lines, split_fields
 from task_options import command
 from task_report import Report, summary, write_text
-from texts import Text, TextOptions, Texts, Tokens, input_vectors, make_texts, of_texts
+from texts import (
+    Text,
+    TextOptions,
+    Texts,
+    Tokens,
+    features_of,
+    input_vectors,
+    make_texts,
+)
 
 from elmojax import InputError
 from elmojax.config import Count, Width
@@ -307,7 +315,7 @@ def run(options: TranslationOptions) -> Report:
         found = translate(outcomes[-1].fitted.params, parts[2])
         write_text(options.translations, "\n".join(found) + "\n")
     return summary(
-        *("translation", "BLEU", options, of_texts(texts), outcomes),
+        *("translation", "BLEU", options, features_of(texts), outcomes),
         target_words=target.size,
         parameters=parameters(outcomes[0].fitted.params),
         examples=[len(part) for part in pairs],

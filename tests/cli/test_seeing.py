@@ -182,7 +182,7 @@ def test_mixes_are_drawn_and_averaged(here):
     files = {
         "one": {"task": "NER", "mix": {"input": [0.5, 0.3, 0.2]}},
         "two": {"task": "NER", "mix": {"input": [0.1, 0.5, 0.4]}},
-        "tagger": {"mixes": {"mix_output": {"weights": [0.25, 0.75], "gamma": 1.0}}},
+        "tagger": {"mix": {"output": [0.25, 0.75]}},
     }
     for name, content in files.items():
         (here / f"{name}.json").write_text(json.dumps(content))
@@ -204,7 +204,7 @@ def test_mixes_are_drawn_and_averaged(here):
         ('{"mix": {"input": [0.5, 0.6]}}', "sum to 1"),
         ('{"mix": {"input": [2, -1]}}', "sum to 1"),
         ('{"mix": {"input": "x"}}', "sum to 1"),
-        ('{"mixes": {"mix_input": 3}}', "sum to 1"),
+        ('{"mix": {"input": 3}}', "sum to 1"),
     ],
 )
 def test_what_is_no_mix_is_one_sentence(here, content, says):
