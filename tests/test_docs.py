@@ -40,7 +40,8 @@ LINES = "The river bank was steep .\n\nI went to the bank .\n" * 40
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.M)
 COMMAND = re.compile(r"^ {4}(?:\$ )?((?:elmojax|python|echo|printf) (?:\\\n|.)*)", re.M)
 RUN = ("evaluate", "score", "embed", "convert", "verify", "export", "runs")
-"""Commands that are run where they are about the run that is there."""
+"""Commands that are run where they are about a model that is there."""
+HERE_IS = re.compile("runs/|mini$")
 
 
 def read(page: str) -> str:
@@ -175,7 +176,7 @@ def test_the_commands_of_a_page(page, there, monkeypatch):
             subprocess.run(["sh", "-c", command], check=True)
         elif argv[:2] == ["python", "-c"]:
             exec(argv[2], {})
-        elif argv[0] == "elmojax" and argv[1] in RUN and argv[2].startswith("runs/"):
+        elif argv[0] == "elmojax" and argv[1] in RUN and HERE_IS.match(argv[2]):
             commands.done(*argv[1:])
         elif argv[0] == "elmojax" or (argv[1:] and argv[1].endswith(".py")):
             parse_only(argv, monkeypatch)

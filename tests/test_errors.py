@@ -41,7 +41,8 @@ def test_addresses_are_without_secrets(text: str, shown: str, capsys):
     assert showable(text) == shown
     assert str(pickle.loads(pickle.dumps(InputError(text)))) == shown
     say(text)
-    assert capsys.readouterr().err == f"elmojax: {shown}\n"
+    on_one_line = shown.replace("\n", "\\n")
+    assert capsys.readouterr().err == f"elmojax: {on_one_line}\n"
 
 
 def test_a_run_records_no_secret(tmp_path):

@@ -295,6 +295,7 @@ def test_wrong_input_ends_in_a_sentence(
 # --- whole tasks ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_tagger_learns_from_layers_at_both_places(
     task, model, tagged, capsys, tmp_path
 ):

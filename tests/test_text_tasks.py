@@ -130,6 +130,7 @@ def spoken(tmp_path_factory) -> list[str]:
     return [*flags_of(folder), "--languages", "en", "up"]
 
 
+@pytest.mark.slow
 def test_sentiment_is_learned(task, moods, model, capsys, tmp_path):
     """Beside learned words a biLM is read, and trained too from the second epoch on."""
     out = tmp_path / "report.json"
@@ -146,11 +147,13 @@ def test_sentiment_is_learned(task, moods, model, capsys, tmp_path):
     assert "sentiment" in task("task_report").table([report])
 
 
+@pytest.mark.slow
 def test_entailment_is_learned(task, pairs, capsys):
     report = ran(task("entailment"), [*pairs, *STATIC, "--epochs", "5"], capsys)
     assert report["mean"] > 90
 
 
+@pytest.mark.slow
 def test_questions_are_answered(task, asked, capsys, tmp_path):
     answers = tmp_path / "answers.json"
     flags = [*asked, *STATIC, "--epochs", "5", "--answers", str(answers)]

@@ -82,8 +82,8 @@ def say_which_model(argv: list[str]) -> None:
 
 def say(message: str) -> None:
     """A remark on standard error, on one line whatever names it holds."""
-    escaped = re.sub(r"[\x00-\x1f\x7f]", lambda m: repr(m[0])[1:-1], message)
-    tqdm.write(f"elmojax: {showable(escaped)}", file=sys.stderr)
+    shown = re.sub(r"[\x00-\x1f\x7f]", lambda m: repr(m[0])[1:-1], showable(message))
+    tqdm.write(f"elmojax: {shown}", file=sys.stderr)
 
 
 def remark(odd: Oddities, max_characters: int | None) -> list[str]:

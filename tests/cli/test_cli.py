@@ -1081,9 +1081,12 @@ FLAGS = {
     "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
     "--batch-tokens --errors --overwrite --engine --workers --ray-address --json",
     "score": "MODEL --text --step --errors --json",
-    "convert": "MODEL --out --step --json",
+    "convert": "MODEL --out --step --dtype --json",
     "export": "MODEL --out --step --overwrite --json",
     "verify": "MODEL --against --text --no-carry --errors --json",
+    "similar": "SENTENCE --word --among --model --layer --nearest --occurrence --json",
+    "plot": "senses run mix",
+    "report": "RUN --out --text --errors --overwrite --json",
 }
 
 

@@ -14,7 +14,7 @@ from tests.commands import TINY, Outcome, done, run
 
 NOBODY = 65534
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 
 @pytest.fixture(scope="module")
