@@ -80,6 +80,7 @@ TIMES = {"tokens_per_second", "heldout_seconds"}
 
 RUN_FILES = {
     ".lock",
+    "card.md",
     "checkpoints",
     "config.json",
     "loss.png",
