@@ -137,7 +137,7 @@ def secret(tmp_path: Path) -> Path:
 def test_a_run_writes_through_no_link(tmp_path, secret):
     run, partial = tmp_path / "run", f".partial-{os.getpid()}"
     run.mkdir()
-    names = ["metrics.jsonl", "status.json", "loss.png", "card.md"]
+    names = ["metrics.jsonl", "status.json", "loss.png"]
     for name in [*names, *(f".{name}{partial}" for name in names)]:
         (run / name).symlink_to(secret)
     lines = JsonLines(run / "metrics.jsonl", 0)
