@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import elmojax
-from elmojax.cli.common import BadBytes, Json, Model, parse, print_json
+from elmojax.cli.common import BadBytes, Json, Model, parse, print_json, remark
 from elmojax.config import CountOrZero
 from elmojax.errors import InputError
-from elmojax.text.files import read_lines
+from elmojax.text.files import read_text
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,11 @@ def verify(argv: list[str]) -> None:
     ]
     if asked.against is not None and asked.text is not None and not bad:
         model = open_model(asked.model, head=False)
-
-        def sentences() -> Iterator[list[str]]:
-            for _, words in read_lines(asked.text, asked.errors):
-                yield words
-
+        columns = model.params.config.max_characters
+        text = read_text(asked.text, asked.errors, columns)
+        report["remarks"] = remark(text.odd, columns)
         found = compare_embeddings(
-            model.params, sentences(), asked.against, asked.carry, model.vocabulary
+            model.params, text.sentences(), asked.against, asked.carry, model.vocabulary
         )
         report["differences"] = [layer._asdict() for layer in found]
         lines += [

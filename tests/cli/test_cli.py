@@ -108,6 +108,7 @@ def test_every_command_remarks_what_is_odd_about_a_text(world, tmp_path):
     for text, command in (
         (odd, ("prepare", "--out", tmp_path / "data", "--max-characters", 16)),
         (odd, ("embed", world.run, "--out", tmp_path / "vectors.hdf5")),
+        (odd, ("verify", world.run, "--against", tmp_path / "vectors.hdf5")),
         (odd, ("score", world.run)),
         (odd, ("evaluate", world.run)),
         (plain, ("evaluate", world.run)),
