@@ -368,7 +368,10 @@ PATHS = (
     ("pretrain --workdir w --config {}", ("nothing", "../run", "../three.txt", "/")),
     ("pretrain --workdir w --data ../data --init-from {}", WRONG),
     ("similar bank --word bank --among ../three.txt --model {}", WRONG),
-    ("similar bank --word bank --model ../hdf5 --among {}", WRONG),
+    (
+        "similar bank --word bank --model ../hdf5 --among {}",
+        ("nothing", "../data", "", "/", "x" * 300, "a\nb"),
+    ),
     ("plot run {} --out o.png", WRONG),
     ("plot mix {} --out o.png", WRONG),
     ("plot run ../run --out {}", ("o", "o.pdf", "../run", "/", "x" * 300 + ".png")),
