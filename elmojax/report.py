@@ -36,7 +36,7 @@ from elmojax.text.uses import sense_files
 from elmojax.text.vocabulary import UNKNOWN_ID
 from elmojax.training.card import Evaluations, facts, model_card, step_seconds
 from elmojax.training.metrics import read_metrics, readable
-from elmojax.training.record import RunRecord, describe, read_record
+from elmojax.training.record import RunRecord, Status, describe, read_record
 
 SENTENCES = 4
 """Samples."""
@@ -58,6 +58,7 @@ def make_report(run: Path, evaluations: Evaluations | None = None) -> str:
     """
     record, about = read_record(run), describe(run)
     lines = read_metrics(run / "metrics.jsonl")
+    told = facts(record, lines, Status.read(run))
     try:
         model: Model | str = open_model(run)
     except InputError as error:
@@ -68,7 +69,7 @@ def make_report(run: Path, evaluations: Evaluations | None = None) -> str:
         ("Held-out perplexity", _perplexities(lines)),
         ("Where the time went", _times(lines)),
         ("Samples", _samples(run, record, model)),
-        ("Model and training", _table(facts(run).items())),
+        ("Model and training", _table(told.items())),
         ("Configuration", f"<pre>{html.escape(to_json(record))}</pre>"),
         ("Model card", f"<pre>{html.escape(model_card(run, evaluations))}</pre>"),
     ]

@@ -74,9 +74,9 @@ Json = Annotated[
 ]
 
 
-def say_which_model(argv: list[str]) -> None:
+def say_which_model(model: str, argv: list[str]) -> None:
     """Where no MODEL is named, says that it is the bundled one."""
-    if BUNDLED not in argv:
+    if model == BUNDLED and BUNDLED not in argv:
         say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
 
 
@@ -156,9 +156,8 @@ def keep_compiled_programs() -> None:
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    with contextlib.suppress(
-        InputError, OSError, RuntimeError
-    ):  # RuntimeError: no home
+    # RuntimeError: there is no home.
+    with contextlib.suppress(InputError, OSError, RuntimeError):
         programs = cache_directory() / "programs"
         programs.mkdir(parents=True, exist_ok=True)
         if not os.access(programs, os.W_OK):

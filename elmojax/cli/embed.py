@@ -146,8 +146,7 @@ def embed(argv: list[str]) -> None:
 
     started = time.perf_counter()
     mesh = None if asked.engine == "ray" else local_mesh()
-    if asked.model == BUNDLED:
-        say_which_model(argv)
+    say_which_model(asked.model, argv)
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
     job = Job(

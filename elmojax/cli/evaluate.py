@@ -52,8 +52,7 @@ def evaluate(argv: list[str]) -> None:
     if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")
     remarks: list[str] = []
-    if asked.model == BUNDLED:
-        say_which_model(argv)
+    say_which_model(asked.model, argv)
     model = open_model(asked.model, asked.step).cast(asked.precision)
     with tqdm(unit="token", desc="evaluate", disable=None) as bar:
 

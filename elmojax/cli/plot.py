@@ -44,7 +44,16 @@ WIDTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensesArguments(UsesArguments):
+class PictureArguments:
+    """What every picture is asked."""
+
+    out: Out
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensesArguments(PictureArguments, UsesArguments):
     """Draws the uses of a word as points, in context and without.
 
     Uses have the colour of their text, and as many are labelled as there is room for.
@@ -52,32 +61,23 @@ class SensesArguments(UsesArguments):
     beside it.
     """
 
-    out: Out
     method: Literal["pca", "tsne", "umap"] = "pca"
     """How vectors in context become points: principal components, t-SNE (needs
     scikit-learn) or UMAP (needs umap-learn)."""
-    overwrite: Overwrite = False
-    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArguments:
+class RunArguments(PictureArguments):
     """Draws the losses and held-out perplexities of pretraining runs, by the step."""
 
     runs: Runs
-    out: Out
-    overwrite: Overwrite = False
-    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixArguments:
+class MixArguments(PictureArguments):
     """Draws the weights that tasks give to the layers of a model."""
 
     files: Files
-    out: Out
-    overwrite: Overwrite = False
-    json: Json = False
 
 
 def plot(argv: list[str]) -> None:
@@ -181,7 +181,9 @@ def plot_mix(argv: list[str]) -> None:
     _write(draw_mixes(mixes), asked, {"mixes": mixes}, f"{len(mixes)} mix(es)")
 
 
-def _write(figure: Figure, asked: Any, report: dict[str, Any], what: str) -> None:
+def _write(
+    figure: Figure, asked: PictureArguments, report: dict[str, Any], what: str
+) -> None:
     from elmojax.plots.pictures import save
 
     save(figure, asked.out)

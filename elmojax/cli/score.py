@@ -66,8 +66,7 @@ def score(argv: list[str]) -> None:
         raise InputError("Give a text to score: --text FILE, one sentence a line.")
     paths = expand(files)
     keep_compiled_programs()
-    if asked.model == BUNDLED:
-        say_which_model(argv)
+    say_which_model(asked.model, argv)
     model = open_model(asked.model, asked.step).cast(asked.precision)
     columns, odd = model.params.config.max_characters, Oddities()
     # All of it is read before the first line is printed, so what fails prints none.

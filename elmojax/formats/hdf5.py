@@ -361,18 +361,17 @@ def write_arrays(
     """An HDF5 file of data sets; `InputError` for a number that is not finite."""
     with unfailing(path) as (plain, _), h5py.File(plain, "w") as file:
         for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise InputError(
-                    f"{name} has values that are not finite (NaN or infinite): this "
-                    "model has diverged. Nothing was saved."
-                )
             with np.errstate(over="ignore"):
                 stored = np.asarray(array, dtype)
             if not np.isfinite(stored).all():
-                raise InputError(
-                    f"{name} has numbers beyond float16, whose largest is 65,504; "
-                    "store this model in float32. Nothing was saved."
+                what = (
+                    "numbers beyond float16, whose largest is 65,504; store this model "
+                    "in float32"
+                    if np.isfinite(array).all()
+                    else "values that are not finite (NaN or infinite): this model has "
+                    "diverged"
                 )
+                raise InputError(f"{name} has {what}. Nothing was saved.")
             file.create_dataset(name, data=stored)
 
 

@@ -50,7 +50,8 @@ def model_card(run: Path, evaluations: Evaluations | None = None) -> str:
     train, status = record.train, Status.read(run)
     if status is not None:  # the length of a run may change while it goes on
         train = dataclasses.replace(train, steps=status.steps)
-    rows = [("model", ""), ("---", "---"), *facts(run).items()]
+    told = facts(record, lines, status)
+    rows = [("model", ""), ("---", "---"), *told.items()]
     parts = [
         f"# {run.resolve().name}",
         "A bidirectional language model (ELMo, Peters et al. 2018), trained by elmojax "
@@ -66,10 +67,16 @@ def model_card(run: Path, evaluations: Evaluations | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def facts(run: Path) -> dict[str, str]:
-    """What a run trains and how, in words: the rows of its card."""
-    record, lines = read_record(run), read_metrics(run / "metrics.jsonl")
-    return _model(record) | _training(run, record, lines)
+def facts(
+    record: RunRecord, lines: Sequence[Mapping[str, Any]], status: Status | None
+) -> dict[str, str]:
+    """What a run trains and how, in words: the rows of its card.
+
+    Args:
+      record, lines, status: what its directory says, as `read_record`, `read_metrics`
+        and `Status.read` give it.
+    """
+    return _model(record) | _training(record, lines, status)
 
 
 def command(config: TrainConfig) -> str:
@@ -130,9 +137,9 @@ def _model(record: RunRecord) -> dict[str, str]:
 
 
 def _training(
-    run: Path, record: RunRecord, lines: list[dict[str, Any]]
+    record: RunRecord, lines: Sequence[Mapping[str, Any]], status: Status | None
 ) -> dict[str, str]:
-    train, status = record.train, Status.read(run)
+    train = record.train
     found: dict[str, str] = {}
     last = next((line for line in reversed(lines) if line.get("tokens")), None)
     if last is not None:

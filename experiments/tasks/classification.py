@@ -18,7 +18,7 @@ from features import parameters
 from fine_tuning import LSTM, FineTuning
 from fitting import Params
 from jax import Array
-from parts import Part, PartOptions, Scores, read_parts, train_and_test
+from parts import Part, PartOptions, Scores, read_parts, train_seeds
 from task_report import Report, summary
 from texts import Text, TextOptions, Texts, Tokens, as_rows, features_of, make_texts
 
@@ -152,8 +152,9 @@ class Classifier:
         rngs = None if key is None else {"dropout": key}
         return self.network.apply({"params": params}, text, key is None, rngs=rngs)
 
-    def init(self, key: Array, text: Text) -> Params:
+    def init(self, key: Array, batch: Batch) -> Params:
         """Parameters of the network, and of the biLM where it is trained too."""
+        text = batch.text
         if self.tuning is None:
             return self.network.init(key, text, True)["params"]
         start = {LSTM: self.tuning.start()}
@@ -218,12 +219,8 @@ def run(
     network = make_network(texts[0].words.size, len(labels), options)
     classifier = Classifier(network, labels, tuning)
     rates = None if tuning is None else tuning.rates
-    init, score = jax.jit(classifier.init), classifier.accuracy()
-    first, outcomes = parts[0].batch(parts[0].groups()[0]), []
-    for seed in options.seeds:
-        params = init(jax.random.key(seed), first.text)
-        given = (parts, params, classifier.loss, score, options, seed, rates)
-        outcomes.append(train_and_test(*given))
+    given = (parts, classifier.init, classifier.loss, classifier.accuracy())
+    outcomes = train_seeds(*given, options, rates)
     count = Counter(example.label for example in examples[2])
     return summary(
         *(task, "accuracy", options, features_of(texts), outcomes),

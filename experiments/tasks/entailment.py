@@ -15,11 +15,11 @@ from pathlib import Path
 import flax.linen as nn
 import jax.numpy as jnp
 from classification import ClassificationOptions, Decision, Example, pooled, run
-from heads import BiLstm, with_features
+from heads import BiLstm
 from jax import Array
 from task_files import read_table
 from task_options import command
-from texts import Text, input_vectors
+from texts import Text, read_text
 
 from elmojax.text.files import split
 
@@ -50,10 +50,7 @@ class EntailmentNetwork(nn.Module):
     def __call__(self, text: Text, deterministic: bool) -> Array:
         """Scores [batch, classes]; `text` has all premises, then all hypotheses."""
         options, mask = self.options, text.mask
-        x = input_vectors(self.words, text, options, deterministic)
-        h = BiLstm(options.hidden)(x, mask)
-        given = (text.layers, mask, options, deterministic)
-        h = with_features(h, "output", *given)
+        h = read_text(self.words, text, options, options.hidden, deterministic)
         attended = attend_each_other(h, mask)
         compared = [h, attended, h - attended, h * attended]
         x = nn.relu(nn.Dense(options.hidden)(jnp.concatenate(compared, axis=-1)))

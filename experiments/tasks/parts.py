@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import jax
 import numpy as np
 from batching import plan
 from fitting import Batch, Loss, Params, fit
@@ -89,6 +90,27 @@ class Part(Generic[Example]):
             for number, row in zip(group, given, strict=False):
                 rows[number] = row
         return rows
+
+
+def train_seeds(
+    parts: Sequence[Part],
+    init: Callable[[Any, Batch], Params],
+    loss: Loss,
+    score: Callable[[Params, Part], Scores],
+    options: TrainingOptions,
+    rates: Callable[[Params, int], Params] | None = None,
+) -> list[Outcome]:
+    """`train_and_test` with every seed, from what `init` makes of its key and the first
+    batch of the training part."""
+    first = parts[0].batch(parts[0].groups()[0])
+    start = jax.jit(init)
+    return [
+        train_and_test(
+            *(parts, start(jax.random.key(seed), first), loss, score, options, seed),
+            rates,
+        )
+        for seed in options.seeds
+    ]
 
 
 def train_and_test(

@@ -24,7 +24,7 @@ from features import parameters
 from fitting import Params
 from heads import BiLstm, with_features
 from jax import Array
-from parts import Part, PartOptions, Scores, read_parts, train_and_test
+from parts import Part, PartOptions, Scores, read_parts, train_seeds
 from squad import Question, read_squad, squad_scores
 from task_options import command
 from task_report import Report, summary, write_text
@@ -239,13 +239,10 @@ def run(options: QuestionOptions) -> Report:
     def score(params: Params, part: Part[Question]) -> Scores:
         return squad_scores(answers(params, part), part.examples)
 
-    init = jax.jit(lambda key, batch: network.init(key, *batch[:2], True))
-    first = parts[0].batch(parts[0].groups()[0])
-    outcomes = []
-    for seed in options.seeds:
-        params = init(jax.random.key(seed), first)["params"]
-        given = (parts, params, make_loss(network), score, options, seed)
-        outcomes.append(train_and_test(*given))
+    def init(key: Array, batch: Batch) -> Params:
+        return network.init(key, batch.question, batch.passage, True)["params"]
+
+    outcomes = train_seeds(parts, init, make_loss(network), score, options)
     if options.answers is not None:
         found = answers(outcomes[-1].fitted.params, parts[2])
         named = {

@@ -16,11 +16,10 @@ from pathlib import Path
 import flax.linen as nn
 import jax.numpy as jnp
 from classification import ClassificationOptions, Decision, Example, pooled, run
-from heads import BiLstm, with_features
 from jax import Array
 from task_files import read_lines, split_fields
 from task_options import command
-from texts import Text, input_vectors
+from texts import Text, read_text
 
 from elmojax.text.files import split
 
@@ -49,10 +48,7 @@ class SentimentNetwork(nn.Module):
     def __call__(self, text: Text, deterministic: bool) -> Array:
         """Scores [batch, classes]."""
         options, mask = self.options, text.mask
-        x = input_vectors(self.words, text, options, deterministic)
-        h = BiLstm(options.hidden)(x, mask)
-        given = (text.layers, mask, options, deterministic)
-        h = with_features(h, "output", *given)
+        h = read_text(self.words, text, options, options.hidden, deterministic)
         attention = jnp.where(mask, nn.Dense(1)(h)[..., 0], -1e9)
         attended = (nn.softmax(attention, axis=-1)[..., None] * h).sum(axis=1)
         x = jnp.concatenate([pooled(h, mask), attended], axis=-1)

@@ -12,7 +12,7 @@ import numpy as np
 from batching import padded_length
 from features import Features, make_features
 from fine_tuning import FineTuning
-from heads import PADDING, Words, with_features
+from heads import PADDING, BiLstm, Words, with_features
 from jax import Array
 from task_options import ReportOptions, TrainingOptions
 
@@ -125,6 +125,20 @@ def input_vectors(
         learned = nn.Dropout(options.dropout)(learned, deterministic=deterministic)
     given = (text.layers, text.mask, options, deterministic)
     return with_features(learned, "input", *given)
+
+
+def read_text(
+    words: int, text: Text, options: TextOptions, hidden: int, deterministic: bool
+) -> Array:
+    """What a bidirectional LSTM makes of `input_vectors`, and a mix of layers beside it
+    where the task reads one at the output; float32 [batch, time, width].
+
+    Called in the `nn.compact` method of a network, as `input_vectors` is.
+    """
+    x = input_vectors(words, text, options, deterministic)
+    h = BiLstm(hidden)(x, text.mask)
+    given = (text.layers, text.mask, options, deterministic)
+    return with_features(h, "output", *given)
 
 
 def as_rows(texts: Sequence[Text]) -> Text:

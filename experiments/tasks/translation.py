@@ -27,9 +27,8 @@ import optax
 from batching import padded_length
 from features import parameters
 from fitting import Params
-from heads import BiLstm, with_features
 from jax import Array
-from parts import Part, PartOptions, Scores, read_parts, train_and_test
+from parts import Part, PartOptions, Scores, read_parts, train_seeds
 from task_files import read_lines, split_fields
 from task_options import command
 from task_report import Report, summary, write_text
@@ -39,8 +38,8 @@ from texts import (
     Texts,
     Tokens,
     features_of,
-    input_vectors,
     make_texts,
+    read_text,
 )
 
 from elmojax import InputError
@@ -175,10 +174,8 @@ class TranslationNetwork(nn.Module):
           [batch, time, words].
         """
         options, mask = self.options, source.mask
-        x = input_vectors(self.source_words, source, options, deterministic)
-        memory = BiLstm(options.hidden)(x, mask)
-        layers = (source.layers, mask, options, deterministic)
-        memory = with_features(memory, "output", *layers)
+        read = (source, options, options.hidden, deterministic)
+        memory = read_text(self.source_words, *read)
         memory = nn.Dropout(options.dropout)(memory, deterministic=deterministic)
         whole = jnp.where(mask[..., None], memory, 0.0).sum(axis=1)
         whole /= jnp.maximum(mask.sum(axis=1), 1).astype(whole.dtype)[:, None]
@@ -304,13 +301,10 @@ def run(options: TranslationOptions) -> Report:
     def score(params: Params, part: Part[Pair]) -> Scores:
         return {"BLEU": bleu(translate(params, part), part.examples)}
 
-    init = jax.jit(lambda key, batch: network.init(key, *batch, True))
-    first = parts[0].batch(parts[0].groups()[0])
-    outcomes = []
-    for seed in options.seeds:
-        params = init(jax.random.key(seed), first)["params"]
-        given = (parts, params, make_loss(network), score, options, seed)
-        outcomes.append(train_and_test(*given))
+    def init(key: Array, batch: Batch) -> Params:
+        return network.init(key, *batch, True)["params"]
+
+    outcomes = train_seeds(parts, init, make_loss(network), score, options)
     if options.translations is not None:
         found = translate(outcomes[-1].fitted.params, parts[2])
         write_text(options.translations, "\n".join(found) + "\n")
