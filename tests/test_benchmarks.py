@@ -188,7 +188,7 @@ def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
     state = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         shapes,
-        shardings(mesh, shapes),
+        shardings(mesh, shapes, sampled=kind == "sampled"),
     )
     words = WordTables(CORPUS, CORPUS.vocabulary, config, 8)
     samples = head.samples if kind == "sampled" else 0

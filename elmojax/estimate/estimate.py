@@ -147,7 +147,8 @@ def plan_step(
     state = jax.eval_shape(partial(init_state, lm, optimizer, share.rows, config.seed))
     places = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
     batch = placed_shapes(sizes.batch, places)
-    state = placed_shapes(state, shardings(mesh, state))
+    places = shardings(mesh, state, sampled=head.kind == "sampled")
+    state = placed_shapes(state, places)
     return StepPlan(share, sizes, lm, optimizer, state, batch)
 
 

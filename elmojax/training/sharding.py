@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -40,6 +41,13 @@ SHARDINGS: tuple[tuple[str, P], ...] = (
     (r"batch\.(weights|members\.\d+\.\w+)$", P("data")),
 )
 """(pattern of the path, how it is split): the first row that matches counts."""
+
+SAMPLED: tuple[tuple[str, P], ...] = (
+    (r"head\.kernel$", P(None, ("model", "data"))),
+    *SHARDINGS,
+)
+"""With a sampled softmax each device holds some columns of the table of words and of its
+moments: a step gathers the rows that it touches, and scatters their gradient."""
 
 OR_WHOLE = re.compile(r"head\.")
 """Paths of arrays that lie in columns, or whole on every device, where an axis does not
@@ -144,8 +152,12 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
+def shardings(
+    mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False
+) -> Any:
     """The sharding of every leaf by the table, for arrays or their shapes.
+
+    `sampled` is for the state of a run that trains with a sampled softmax.
 
     Raises `InputError` for an axis that does not divide; `KeyError` (a bug of ours)
     for a leaf that no row of the table matches.
@@ -153,7 +165,7 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "") -> Any:
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = prefix + path_name(path)
-        spec = _spec(name)
+        spec = _spec(name, SAMPLED if sampled else SHARDINGS)
         if OR_WHOLE.search(name):
             choices = (spec, P(None, "model"))[: len(leaf.shape)]
             spec = next((s for s in choices if divides(mesh, leaf.shape, s)), P())
@@ -173,9 +185,9 @@ def placed_shapes(tree: Any, places: Any = None) -> Any:
     return jax.tree.map(placed, tree, *places)
 
 
-def _spec(name: str) -> P:
+def _spec(name: str, table: Sequence[tuple[str, P]] = SHARDINGS) -> P:
     """The row of the table for a path."""
-    for pattern, spec in SHARDINGS:
+    for pattern, spec in table:
         if re.search(pattern, name):
             return spec
     raise KeyError(f"no row of SHARDINGS matches {name}")
@@ -184,15 +196,20 @@ def _spec(name: str) -> P:
 def divides(mesh: Mesh, shape: tuple[int, ...], spec: P) -> bool:
     """Whether every split axis has a share for every device."""
     pairs = zip(shape, spec, strict=False)
-    return not any(axis and size % mesh.shape[axis] for size, axis in pairs)
+    return not any(axis and size % _devices(mesh, axis) for size, axis in pairs)
+
+
+def _devices(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
+    names = (axis,) if isinstance(axis, str) else axis
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def _check(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> None:
     for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
+        if axis is not None and size % _devices(mesh, axis):
             remedy = "--rows" if axis == "data" else "the model's sizes"
             raise InputError(
                 f"{name} has {size} entries along mesh axis {axis!r}, which has "
-                f"{mesh.shape[axis]} devices and does not divide them; change "
+                f"{_devices(mesh, axis)} devices and does not divide them; change "
                 f"--mesh.{axis} or {remedy}."
             )

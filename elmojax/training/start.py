@@ -115,7 +115,8 @@ def start(
     horizon = config.schedule_steps or steps
     optimizer = make_optimizer(config.optimizer, horizon, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
-    places = shardings(mesh, shapes := jax.eval_shape(create))
+    shapes, sampled = jax.eval_shape(create), lm.head.kind == "sampled"
+    places = shardings(mesh, shapes, sampled=sampled)
     require_room(config, shapes, mesh.shape["data"])
     patience = LOCK_PATIENCE if joined() else 0
     lock = records.lock_run(config.workdir, patience) if is_first() else None

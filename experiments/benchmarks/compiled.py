@@ -59,6 +59,7 @@ class Case:
     vocabulary: int = 793_471
     what: str = "train"
     precision: str = "bf16"
+    head: str = "adaptive"
     window: int = 0
     """0 = 20 positions, or sentences of 30 words."""
 
@@ -89,7 +90,9 @@ def compile_case(case: Case) -> tuple[Any, Any]:
     data = case.devices // case.model
     mesh = make_mesh(MeshConfig(data, case.model), devices)
     statistics = assumed(case.vocabulary, BENCHMARK_POSITIONS)
-    config = replace(TrainConfig.preset(case.preset), rows=case.rows)
+    config = TrainConfig.preset(case.preset)
+    head = replace(config.head, kind=case.head)
+    config = replace(config, rows=case.rows, head=head)
     if case.window and case.what != "embed":
         config = replace(config, window=case.window)
     dtype = jnp.float32 if case.precision == "float32" else jnp.bfloat16
@@ -346,6 +349,8 @@ def main() -> None:
     whats = ("train", "embed", "evaluate")
     parser.add_argument("--what", default="train", choices=whats)
     parser.add_argument("--precision", default="bf16", choices=("bf16", "float32"))
+    heads = ("adaptive", "full", "sampled")
+    parser.add_argument("--head", default="adaptive", choices=heads)
     parser.add_argument("--hlo", type=Path, help="where to write the program's text")
     parser.add_argument("--top", type=int, default=20, help="moves that are shown")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

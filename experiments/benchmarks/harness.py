@@ -152,7 +152,8 @@ class Steps:
         places = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         places = jax.tree.map(lambda leaf: places, state)
         if lm.mesh is not None:
-            places = shardings(lm.mesh, state)
+            sampled = lm.head.kind == "sampled"
+            places = shardings(lm.mesh, state, sampled=sampled)
         if shapes:
             of = jax.ShapeDtypeStruct
             state = jax.tree.map(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from toys import CORPUS, TINY, drawn
 
 from elmojax.config import HeadConfig, MeshConfig, OptimizerConfig
@@ -224,7 +225,11 @@ def start(optimizer, mesh=None):
     shapes = jax.eval_shape(create)
     state = jax.jit(create)()
     state = state.replace(params=drawn(shapes.params, seed=7))
-    return state if mesh is None else jax.device_put(state, shardings(mesh, state))
+    return (
+        state
+        if mesh is None
+        else jax.device_put(state, shardings(mesh, state, sampled=True))
+    )
 
 
 def dense(batch):
@@ -315,14 +320,21 @@ def test_a_frozen_step_moves_the_rows_that_its_batch_names_and_nothing_else():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(4, 2)], ids=str)
-def test_sharded_training_equals_one_device(mesh):
-    """The table lies in columns over `model`; rows are found on every device."""
+@pytest.mark.parametrize(
+    ("mesh", "split"),
+    [((2, 1), P(None, ("model", "data"))), ((4, 2), P(None, "model"))],
+    ids=str,
+)
+def test_sharded_training_equals_one_device(mesh, split):
+    """Each device holds some columns of the table and of its moments, if they divide
+    the columns."""
     optimizer = make_optimizer(OptimizerConfig(gradient_norm=0.5), 100)
     plain, step = start(optimizer), jax.jit(partial(train_step, LM, optimizer))
     mesh = make_mesh(MeshConfig(*mesh))
     lm = replace(LM, mesh=mesh)
     state = start(optimizer, mesh)
+    assert state.params["head"]["kernel"].sharding.spec == split
+    assert state.optimizer[1][0].sum_of_squares["head"]["kernel"].sharding.spec == split
     sharded = compile_train_step(lm, optimizer, state)
     for number in range(2):
         plain, wanted = step(plain, text().batch(number))
