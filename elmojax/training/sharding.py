@@ -46,8 +46,8 @@ SAMPLED: tuple[tuple[str, P], ...] = (
     (r"head\.kernel$", P(None, ("model", "data"))),
     *SHARDINGS,
 )
-"""With a sampled softmax each device holds some columns of the table of words and of its
-moments: a step gathers the rows that it touches, and scatters their gradient."""
+"""With a sampled softmax each device holds some columns of the table of words and of
+its moments: a step gathers the rows that it touches, and scatters their gradient."""
 
 OR_WHOLE = re.compile(r"head\.")
 """Paths of arrays that lie in columns, or whole on every device, where an axis does not
