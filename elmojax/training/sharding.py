@@ -152,9 +152,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def shardings(
-    mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False
-) -> Any:
+def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False) -> Any:
     """The sharding of every leaf by the table, for arrays or their shapes.
 
     `sampled` is for the state of a run that trains with a sampled softmax.
