@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from elmojax.arguments import Range, check_fields, checked, field_hints, shown
 from elmojax.atomic import parse_json
@@ -90,6 +90,54 @@ class CharCnnConfig:
     def filter_count(self) -> int:
         return sum(count for _, count in self.filters)
 
+    @property
+    def id_shape(self) -> tuple[int, ...]:
+        """Of the ids of one word."""
+        return (self.max_characters,)
+
+
+@dataclass(frozen=True)
+class UnicodeCnnConfig:
+    """Words as Unicode characters and as rows of a word table, both by dictionary: the
+    encoder of ELMoForManyLangs, which only reads models that were trained there.
+
+    The table of words has a row for each of `words`, that of characters one for each of
+    `alphabet`, in this order.
+    """
+
+    words: Annotated[tuple[str, ...], Range(2, MOST_WORDS)] = field(repr=False)
+    alphabet: Annotated[tuple[str, ...], Range(6, 2**17)] = field(repr=False)
+    word_dim: Width
+    """Size of a word embedding."""
+    filters: Filters
+    embedding_dim: Width
+    highway_layers: Highways
+    activation: Literal["relu", "tanh"]
+    max_characters: Columns
+    """Character columns of a word, two of them for its marks. Of a longer word the
+    first max_characters - 2 characters count, in the table of words too."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        widest = max(width for width, _ in self.filters)
+        good = self.max_characters >= widest
+        _require(good, self, "max_characters", f"at least the widest filter ({widest})")
+        for name, marks in (("words", WORD_MARKS), ("alphabet", CHARACTER_MARKS)):
+            entries = set(getattr(self, name))
+            good = len(entries) == len(getattr(self, name)) and entries >= set(marks)
+            _require(good, self, name, f"different entries, {', '.join(marks)} too")
+
+    @property
+    def id_shape(self) -> tuple[int, ...]:
+        """Of the ids of one word: its row, then its characters."""
+        return (1 + self.max_characters,)
+
+
+WORD_MARKS = ("<oov>", "<pad>")
+CHARACTER_MARKS = ("<bos>", "<eos>", "<oov>", "<pad>", "<bow>", "<eow>")
+"""Entries that the dictionaries of a `UnicodeCnnConfig` have besides words and
+characters."""
+
 
 @dataclass(frozen=True)
 class WordTableConfig:
@@ -109,6 +157,14 @@ class WordTableConfig:
         for name in ("begin_row", "end_row"):
             good = getattr(self, name) < max(self.size, 2)
             _require(good, self, name, f"a row of the table, below {self.size}")
+
+    @property
+    def id_shape(self) -> tuple[int, ...]:
+        """Of the id of one word."""
+        return ()
+
+
+EncoderConfig: TypeAlias = CharCnnConfig | WordTableConfig | UnicodeCnnConfig
 
 
 @dataclass(frozen=True)
@@ -136,7 +192,7 @@ class LstmConfig:
 class ElmoConfig:
     """The shape of a biLM without its softmax: encoder of words, then LSTM."""
 
-    encoder: CharCnnConfig | WordTableConfig = field(default_factory=CharCnnConfig)
+    encoder: EncoderConfig = field(default_factory=CharCnnConfig)
     lstm: LstmConfig = field(default_factory=LstmConfig)
 
     def __post_init__(self) -> None:
@@ -168,7 +224,7 @@ class ElmoConfig:
 
     @property
     def max_characters(self) -> int | None:
-        """Character columns of a word; None for a model that reads word ids."""
+        """Columns of a word in bytes; None for a model that reads no bytes."""
         encoder = self.encoder
         return encoder.max_characters if isinstance(encoder, CharCnnConfig) else None
 
@@ -394,7 +450,7 @@ def _build(hint: Any, value: Any) -> Any:
         return value
     if not isinstance(value, dict):
         raise TypeError(f"{shown(value)} is no {kinds[0].__name__}")
-    kind = kinds[0] if len(kinds) == 1 or "filters" in value else kinds[1]
+    kind = max(kinds, key=lambda kind: len(value.keys() & field_hints(kind).keys()))
     hints = field_hints(kind)
     if unknown := sorted(value.keys() - hints.keys()):
         raise TypeError(f"{kind.__name__} has no field {shown(unknown[0])}")

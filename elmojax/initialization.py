@@ -30,6 +30,7 @@ from elmojax.loading import open_model
 from elmojax.shapes import Params
 from elmojax.text.corpus import vocabulary_of
 from elmojax.training import loop
+from elmojax.training.choices import require_trainable
 from elmojax.training.distributed import Stop, in_turn
 from elmojax.training.loop import Result
 from elmojax.training.metrics import Tracker
@@ -110,6 +111,7 @@ def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
     assert config.init_from is not None
     model = open_model(config.init_from)
     shape = model.params.config
+    require_trainable(shape)
     if config.encoder == "words" and isinstance(shape.encoder, CharCnnConfig):
         raise InputError(
             f"{model.source} reads characters, and its weights fit no --encoder words; "
@@ -122,7 +124,7 @@ def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
     else:
         vocabulary = vocabulary_of(config.data)
     same = model.vocabulary == vocabulary
-    if not isinstance(model.params.config.encoder, CharCnnConfig) and not same:
+    if isinstance(model.params.config.encoder, WordTableConfig) and not same:
         raise InputError(
             f"{model.source} reads ids of the words in its own vocabulary; prepare "
             "--data with `--vocabulary` of that file."

@@ -23,6 +23,7 @@ from elmojax.errors import InputError
 from elmojax.formats import hdf5
 from elmojax.formats.fetch import fetch_model, is_url
 from elmojax.formats.hdf5 import load_head
+from elmojax.formats.manylangs import is_manylangs, load_manylangs
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
@@ -107,9 +108,9 @@ def open_model(
 
     Args:
       model: a run directory of `elmojax pretrain`; a directory with options.json and
-        weights.hdf5; a TensorFlow checkpoint of bilm-tf; the name of a model that
-        ships with elmojax ("mini"); or the address of a published model (see
-        `fetch_model`).
+        weights.hdf5; a TensorFlow checkpoint of bilm-tf; a directory of
+        ELMoForManyLangs; the name of a model that ships with elmojax ("mini"); or the
+        address of a published model (see `fetch_model`).
       step: which checkpoint of a run; None = the newest.
       head: whether to read the softmax.
       sharding: where the arrays of the biLM go; see `restore`.
@@ -118,6 +119,11 @@ def open_model(
       InputError: if there is no such model, or it cannot be read.
     """
     path = _locate(model)
+    if is_manylangs(path):
+        if step is not None:
+            raise InputError(f"{path} is no run directory; leave --step out.")
+        params = load_manylangs(path, sharding=sharding)
+        return Model(str(model), params, None, None, FULL)
     if not (path / "config.json").exists():
         files, is_checkpoint = hdf5_files(path), is_tf_checkpoint(path)
         if step is not None and (files or is_checkpoint):
@@ -225,9 +231,9 @@ def load(
 
     Args:
       model: a run directory of `elmojax pretrain` (its newest checkpoint), a directory
-        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, the
-        name of a model that ships with elmojax ("mini"), or the address of a published
-        model (see `fetch_model`).
+        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, a
+        directory of ELMoForManyLangs, the name of a model that ships with elmojax
+        ("mini"), or the address of a published model (see `fetch_model`).
       sharding: where the arrays go: one `jax.sharding.Sharding`, or a pytree of them,
         as for `restore`; None = uncommitted.
       precision: of matrix products, "float32" or "bf16"; see `cast`.
@@ -353,7 +359,8 @@ def convert(
     out = Path(os.path.realpath(local(out)))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already; choose another --out.")
-    if (Path(model.source) / "config.json").exists():
+    source = Path(model.source)
+    if (source / "config.json").exists() and not is_manylangs(source):
         hdf5.save_hdf5(model.params, out, model.head, model.vocabulary, dtype=dtype)
         card = Path(model.source) / CARD
         if card.is_file():

@@ -28,17 +28,27 @@ from elmojax.cli.common import (
     say,
     say_which_model,
 )
-from elmojax.config import BatchTokens, Count
+from elmojax.config import MOST_DEPTH, BatchTokens, Count
 from elmojax.errors import InputError
 from elmojax.text.files import Oddities, expand
 
 if TYPE_CHECKING:
+    from elmojax.embedding.engine import Select
     from elmojax.vectors.jobs import Job
 
 Told: TypeAlias = Callable[[Oddities], None]
 Gammas = Annotated[
     tuple[Annotated[float, Range(-1e30, 1e30)], ...] | None,
     arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
+]
+OutputLayer = Annotated[
+    Annotated[int, Range(-2, MOST_DEPTH)] | None,
+    arg(
+        metavar="N",
+        help="Layers to write, as ELMoForManyLangs numbers them, instead of --layers: "
+        "-2 all of them, -1 their mean, 0 the token layer, 1 and more that layer of "
+        "the LSTM.",
+    ),
 ]
 Pool = Annotated[
     Literal["mean", "max", "first-last"] | None,
@@ -100,6 +110,7 @@ class Arguments:
     """Layers to write: all of them, the top one, or their sum weighted by the
     gammas."""
     gammas: Gammas = None
+    output_layer: OutputLayer = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Data type of the vectors that are written; sums are float32 always."""
     pool: Pool = None
@@ -124,6 +135,22 @@ class Arguments:
             )
         if self.engine == "local" and (self.ray_address or self.workers):
             raise InputError("--ray-address and --workers belong to --engine ray.")
+        if self.output_layer is not None and (self.gammas or self.layers != "all"):
+            raise InputError("Give --output-layer, or --layers and --gammas, not both.")
+
+    def selection(self, top: int) -> tuple[Select, tuple[float, ...] | None]:
+        """Layers and gammas, for a model whose last layer is `top`; `InputError` for a
+        layer that it does not have."""
+        layer = self.output_layer
+        if layer is None or layer == -2:
+            return self.layers, self.gammas
+        if layer > top:
+            raise InputError(
+                f"--output-layer is {layer}, and the last layer of this model is {top}."
+            )
+        if layer == -1:
+            return "mix", (1 / (top + 1),) * (top + 1)
+        return "mix", tuple(float(layer == each) for each in range(top + 1))
 
 
 def embed(argv: list[str]) -> None:
@@ -153,8 +180,7 @@ def embed(argv: list[str]) -> None:
         model.params,
         model.vocabulary,
         asked.batch_tokens,
-        asked.layers,
-        asked.gammas,
+        *asked.selection(model.params.config.lstm.layers),
         asked.dtype,
         asked.pool,
         asked.compression,

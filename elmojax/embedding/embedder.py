@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, sentence_words
-from elmojax.config import BatchTokens, CharCnnConfig, Count
+from elmojax.config import BatchTokens, Count, WordTableConfig
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
     Dtype,
@@ -95,7 +95,7 @@ class Embedder:
         """
         require_own_process()
         batch_tokens = require("batch_tokens", batch_tokens, BatchTokens)
-        if not isinstance(params.config.encoder, CharCnnConfig) and vocabulary is None:
+        if isinstance(params.config.encoder, WordTableConfig) and vocabulary is None:
             raise InputError(
                 "This model reads word ids, so its vocabulary is needed: give the run "
                 "directory it was trained in."

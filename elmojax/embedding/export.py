@@ -33,7 +33,6 @@ import numpy as np
 from jax import Array
 
 from elmojax.atomic import check_out, replaced
-from elmojax.config import CharCnnConfig
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
@@ -102,7 +101,8 @@ def export_programs(params: ElmoParams) -> dict[str, bytes]:
         state = LstmState(**parts["initial_state"])
         return encode(from_tree(params.config, parts), tokens, state).layers
 
-    sizes = (*jax.export.symbolic_shape("batch, time"), *_columns(params))
+    columns = params.config.encoder.id_shape
+    sizes = (*jax.export.symbolic_shape("batch, time"), *columns)
     tokens = jax.ShapeDtypeStruct(sizes, jnp.int32)
     gammas = jax.ShapeDtypeStruct((params.config.lstm.layers + 1,), jnp.float32)
     bias = jax.ShapeDtypeStruct((), jnp.float32)
@@ -114,12 +114,6 @@ def export_programs(params: ElmoParams) -> dict[str, bytes]:
         "embed": _serialized(run, weights, tokens, gammas, bias),
         "layers": _serialized(run_layers, weights, tokens),
     }
-
-
-def _columns(params: ElmoParams) -> tuple[int, ...]:
-    """Columns of character ids of a word; () for a model that reads word ids."""
-    encoder = params.config.encoder
-    return (encoder.max_characters,) if isinstance(encoder, CharCnnConfig) else ()
 
 
 def _serialized(function: Callable[..., Array], *shapes: Any) -> bytes:
@@ -184,7 +178,7 @@ def write_export(
             _add(file, "config.json", json.dumps(record, indent=2).encode())
             for name, program in programs.items():
                 _add(file, f"{name}.jax_export", program)
-            if vocabulary is not None and not _columns(params):
+            if vocabulary is not None and not params.config.encoder.id_shape:
                 _add(file, "words.json", json.dumps(vocabulary.words).encode())
             for name, leaf in weights.items():
                 _add(file, f"weights/{name}.npy", _plain(np.asarray(leaf)))
@@ -199,7 +193,7 @@ def write_export(
 def _record(params: ElmoParams, weights: Weights, version: str) -> dict[str, Any]:
     config = params.config
     count = config.lstm.layers + 1
-    columns = "".join(f", {size}" for size in _columns(params))
+    columns = "".join(f", {size}" for size in config.encoder.id_shape)
     inputs = {"weights": "weights/*.npy", "tokens": f"int32 [batch, time{columns}]"}
     mix = {"gammas": f"float32 [{count}]", "bias": "float32 []"}
     vectors = f"float32 [batch, time, {config.dim}]"

@@ -20,14 +20,22 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked
-from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    EncoderConfig,
+    LstmConfig,
+    UnicodeCnnConfig,
+    WordTableConfig,
+)
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.mix import mix_layers
 from elmojax.model.ops import automatic, cast, require_own_process, varying_as
 from elmojax.model.state import LstmState
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
-from elmojax.text.characters import PADDING, SENTENCE_END, sentence_mark_ids
+from elmojax.text.characters import BEGIN, END, PADDING, sentence_mark_ids
+from elmojax.text.unicode_words import unicode_rows
 
 
 class Encoded(NamedTuple):
@@ -54,7 +62,8 @@ def encode(
       tokens: int32 [batch, time, characters] as `batch_to_ids(sentences,
         params.config.encoder.max_characters)` makes them (50 unless told otherwise);
         padding is 0 and comes after the words. For a model with a word table, word ids
-        [batch, time], 0 = padding.
+        [batch, time], 0 = padding; for one of ELMoForManyLangs, what `unicode_ids`
+        makes.
       state: LSTM state to start from, as an earlier call returned it; None =
         params.initial_state. A batch may have other sizes than the one before, as
         in bilm-tf and AllenNLP: rows beyond a smaller batch keep their state, rows
@@ -105,8 +114,7 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
       InputError: if `words` do not fit the model.
     """
     words, encoder = jnp.asarray(words), params.config.encoder
-    characters = isinstance(encoder, CharCnnConfig)
-    rows = encoder.characters if isinstance(encoder, CharCnnConfig) else encoder.size
+    characters = len(encoder.id_shape)
     if not words.ndim >= characters or not jnp.issubdtype(words.dtype, jnp.integer):
         raise InputError(
             f"words are {words.dtype} of shape {words.shape}; give int32 ids."
@@ -121,11 +129,20 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
         vectors = apply({"params": params.tree}, words)
         # Not in the encoder itself, which would look up another row: training has ids
         # of its own making, and need not look at them.
-        known = (words >= 0) & (words <= rows)
-        known = known.all(axis=-1) if characters else known
-        return jnp.where(known[..., None], vectors, jnp.nan)
+        return jnp.where(_known(encoder, words)[..., None], vectors, jnp.nan)
 
     return automatic(run, places)(params, words)
+
+
+def _known(encoder: EncoderConfig, ids: Array) -> Array:
+    """Whether the model has rows for all ids of a word."""
+    if isinstance(encoder, WordTableConfig):
+        return (ids >= 0) & (ids <= encoder.size)
+    if isinstance(encoder, CharCnnConfig):
+        return ((ids >= 0) & (ids <= encoder.characters)).all(axis=-1)
+    word, letters = ids[..., 0] <= len(encoder.words), ids[..., 1:]
+    known = (letters <= len(encoder.alphabet)).all(axis=-1)
+    return word & known & (ids >= 0).all(axis=-1)
 
 
 @checked
@@ -292,6 +309,15 @@ def checked_tokens(config: ElmoConfig, tokens: Tokens) -> Array:
                 f"of a word; make them with batch_to_ids(sentences, {most}), where "
                 f"{most} is params.config.encoder.max_characters."
             )
+    elif isinstance(encoder, UnicodeCnnConfig):
+        (columns,) = encoder.id_shape
+        wanted = f"[batch, time, {columns}] of unicode_ids(params.config.encoder, ...)"
+        tokens = as_ids("tokens", tokens, 3, wanted)
+        if tokens.shape[-1] != columns:
+            raise InputError(
+                f"tokens have {tokens.shape[-1]} columns; this model has dictionaries "
+                f"and takes ids {wanted}."
+            )
     else:
         tokens = as_ids("tokens", tokens, 2, "[batch, time]")
     if isinstance(tokens, jax.core.Tracer) or not tokens.is_fully_addressable:
@@ -348,7 +374,8 @@ def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
         return
     where = f"tokens[:, 1:] == {end}"
     if ids.ndim == 3:
-        where = f"tokens[:, 1:, 1:2] == {SENTENCE_END + 1}"
+        place = 2 if isinstance(config.encoder, UnicodeCnnConfig) else 1
+        where = f"tokens[:, 1:, {place}:{place + 1}] == {end[place]}"
     raise InputError(
         "Every sentence of tokens begins with <S> and ends with </S> (as from the "
         "Batcher of bilm-tf); embed and encode add these themselves. Make ids of the "
@@ -361,6 +388,8 @@ def _mark_ids(config: ElmoConfig) -> np.ndarray:
     """Ids of `<S>` and `</S>`: [2, characters], or [2] for a model of word ids."""
     if isinstance(config.encoder, CharCnnConfig):
         return sentence_mark_ids(config.encoder.max_characters)
+    if isinstance(config.encoder, UnicodeCnnConfig):
+        return unicode_rows(config.encoder, (BEGIN, END))
     return np.array([config.encoder.begin_row, config.encoder.end_row], np.int32) + 1
 
 
@@ -391,10 +420,7 @@ def warm(
         than `tolerance` after `limit` readings.
     """
     if tokens is None:
-        encoder = params.config.encoder
-        columns = encoder.max_characters if isinstance(encoder, CharCnnConfig) else None
-        shape = (1, 1) if columns is None else (1, 1, columns)
-        tokens = jnp.zeros(shape, jnp.int32)
+        tokens = jnp.zeros((1, 1, *params.config.encoder.id_shape), jnp.int32)
     tokens = checked_tokens(params.config, tokens)
     # Products in bfloat16 would leave the state moving by more than the tolerance.
     exact, read = cast(params, "float32"), jax.jit(automatic(_last_state))

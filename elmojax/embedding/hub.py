@@ -126,8 +126,8 @@ def _outputs(
     encoder, lstm = params.config.encoder, params.config.lstm
     if not isinstance(encoder, CharCnnConfig):
         raise InputError(
-            "This model reads word ids, TF-Hub's module characters; take `encode` with "
-            "`word_ids`, or the model before `cache_words`."
+            "This model reads ids of words, TF-Hub's module bytes; take `encode` with "
+            "`word_ids` or `unicode_ids`, or the model before `cache_words`."
         )
     count = lstm.layers + 1
     mix = jnp.asarray([1 / count] * count if gammas is None else gammas, jnp.float32)

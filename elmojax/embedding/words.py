@@ -24,13 +24,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked, require, sentence_words
-from elmojax.config import CharCnnConfig, WordTableConfig
+from elmojax.config import (
+    CharCnnConfig,
+    EncoderConfig,
+    UnicodeCnnConfig,
+    WordTableConfig,
+)
 from elmojax.embedding.engine import on_each, whole
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
 from elmojax.text.characters import BEGIN, END, character_ids
+from elmojax.text.unicode_words import unicode_rows
 from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 
 BLOCKS = (512, 64, 16)
@@ -130,6 +136,8 @@ class EncodedWords:
         config = self._params.config.encoder
         if isinstance(config, CharCnnConfig):
             return character_ids(words, config.max_characters)
+        if isinstance(config, UnicodeCnnConfig):
+            return unicode_rows(config, words)
         if self._vocabulary is None:
             raise InputError(
                 "This model reads word ids, so its vocabulary is needed: give the run "
@@ -145,15 +153,17 @@ def _bytes() -> int:
     return min(max(memory.get("bytes_limit", 0) // SHARE, least), most)
 
 
-def _short_columns(encoder: CharCnnConfig | WordTableConfig) -> int | None:
+def _short_columns(encoder: EncoderConfig) -> int | None:
     """Columns for short words: enough for one window of nothing but padding.
 
     Max-pooling sees more such windows in the full width, and they are all the same.
     """
-    if not isinstance(encoder, CharCnnConfig):
+    if isinstance(encoder, WordTableConfig):
         return None
     columns = SHORT + max(width for width, _ in encoder.filters)
-    return columns if columns < encoder.max_characters else None
+    if columns >= encoder.max_characters:
+        return None
+    return columns + encoder.id_shape[0] - encoder.max_characters
 
 
 @partial(jax.jit, donate_argnums=1, static_argnums=4)
@@ -161,7 +171,7 @@ def _encode(
     params: ElmoParams, table: Array, ids: Array, start: Array, mesh: Mesh | None
 ) -> Array:
     def run(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:
-        if not isinstance(params.config.encoder, CharCnnConfig):
+        if isinstance(params.config.encoder, WordTableConfig):
             ids = ids[:, 0]
         vectors = encode_words(params, ids)
         if mesh is not None:
@@ -308,7 +318,7 @@ def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
       InputError: if `params` read word ids already, or words are not strings.
     """
     config = params.config.encoder
-    if not isinstance(config, CharCnnConfig):
+    if isinstance(config, WordTableConfig):
         raise InputError("cache_words needs a model that reads characters.")
     index = word_index(words)
     table = EncodedWords(params, None, len(index))

@@ -30,7 +30,7 @@ import numpy as np
 
 from elmojax.arguments import checked
 from elmojax.atomic import local, replaced, unfailing
-from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.config import CharCnnConfig, ElmoConfig, WordTableConfig
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.formats.published import (
@@ -97,7 +97,7 @@ def save_token_embeddings(
     """
     path = Path(embedding_file)
     config = params.config
-    if isinstance(config.encoder, CharCnnConfig) or (
+    if not isinstance(config.encoder, WordTableConfig) or (
         config.encoder.dim != config.lstm.projection
     ):
         raise InputError("save_token_embeddings takes what cache_words returns.")

@@ -63,10 +63,17 @@ def layout(config: ElmoConfig, found: Collection[str] | None = None) -> list[Ent
     `found` are those of a file that is there: where there are several forms, the one
     that the file has. None lists what we write.
     """
-    if isinstance(config.encoder, CharCnnConfig):
-        entries = _character_entries(config.encoder, config.lstm, found)
+    encoder = config.encoder
+    if isinstance(encoder, CharCnnConfig):
+        entries = _character_entries(encoder, config.lstm, found)
+    elif isinstance(encoder, WordTableConfig):
+        entries = _word_entries(encoder, config.lstm)
     else:
-        entries = _word_entries(config.encoder, config.lstm)
+        raise InputError(
+            "AllenNLP and bilm-tf read no models with dictionaries of Unicode "
+            "characters; keep this one as ELMoForManyLangs has it, or as a run "
+            "directory."
+        )
     for direction in range(2):
         for layer in range(config.lstm.layers):
             entries += _cell_entries(config.lstm, direction, layer, found)
@@ -359,6 +366,7 @@ def options_of(config: ElmoConfig) -> dict[str, Any]:
         options["n_tokens_vocab"] = encoder.size
         rows = {"begin_row": encoder.begin_row, "end_row": encoder.end_row}
         return {**options, "word_table": rows}
+    assert isinstance(encoder, CharCnnConfig)  # `layout` refuses others
     options["char_cnn"] = {
         "activation": encoder.activation,
         "embedding": {"dim": encoder.embedding_dim},

@@ -9,7 +9,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    UnicodeCnnConfig,
+    WordTableConfig,
+)
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
@@ -25,6 +30,7 @@ from elmojax.formats.published import (
 )
 from elmojax.model.bilm import ElmoParams
 from elmojax.text.characters import batch_to_ids
+from elmojax.text.unicode_words import unicode_ids
 from elmojax.text.vocabulary import Vocabulary
 
 
@@ -199,15 +205,15 @@ def _ids(
     params: ElmoParams, vocabulary: Vocabulary | WordIndex | None
 ) -> Callable[[Sequence[str]], np.ndarray]:
     """From a sentence to ids [1, padded time, ...]: few lengths, so few programs."""
-    encoder: CharCnnConfig | None = None
-    if isinstance(params.config.encoder, CharCnnConfig):
-        encoder = params.config.encoder
-    elif vocabulary is None:
+    encoder = params.config.encoder
+    if isinstance(encoder, WordTableConfig) and vocabulary is None:
         raise InputError("This model reads word ids, so its vocabulary is needed.")
 
     def make(sentence: Sequence[str]) -> np.ndarray:
-        if encoder is not None:
+        if isinstance(encoder, CharCnnConfig):
             ids = batch_to_ids([sentence], encoder.max_characters)
+        elif isinstance(encoder, UnicodeCnnConfig):
+            ids = unicode_ids(encoder, [sentence])
         else:
             assert vocabulary is not None
             ids = vocabulary.ids(sentence)[None] + 1

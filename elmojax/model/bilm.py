@@ -14,9 +14,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, shown
-from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.config import CharCnnConfig, ElmoConfig, UnicodeCnnConfig
 from elmojax.errors import InputError, one_line
-from elmojax.model.char_cnn import CharCnn, WordTable
+from elmojax.model.char_cnn import CharCnn, UnicodeCnn, WordTable
 from elmojax.model.lstm import BiLstm, Reset
 from elmojax.model.ops import Dtype, Platform, require_own_process
 from elmojax.model.state import LstmState
@@ -40,6 +40,10 @@ class BiLM(nn.Module):
         if isinstance(encoder, CharCnnConfig):
             self.encoder: nn.Module = CharCnn(
                 encoder, lstm.projection, self.mesh, self.dtype, self.platform
+            )
+        elif isinstance(encoder, UnicodeCnnConfig):
+            self.encoder = UnicodeCnn(
+                encoder, lstm.projection, self.dtype, self.platform
             )
         else:
             self.encoder = WordTable(encoder, lstm.projection, self.mesh, self.dtype)
@@ -120,9 +124,7 @@ class ElmoParams:
 
 def init_tree(config: ElmoConfig, key: Array) -> Params:
     """Freshly initialised parameters {"encoder": ..., "lstm": ...}, float32."""
-    encoder = config.encoder
-    columns = (encoder.max_characters,) if isinstance(encoder, CharCnnConfig) else ()
-    words = jnp.ones((1, *columns), jnp.int32)
+    words = jnp.ones((1, *config.encoder.id_shape), jnp.int32)
     state = LstmState.zeros(config.lstm, 1)
     return BiLM(config).init(key, words, state)["params"]
 

@@ -1,4 +1,4 @@
-"""Words to vectors: the character CNN, and a table of words as its alternative.
+"""Words to vectors: the character CNN, a table of words as its alternative, and both.
 
 Sources: Kim et al. 2016 (character-aware language models), Jozefowicz et al. 2016
 (the CNN inputs of "Exploring the limits of language modeling"), Srivastava et al. 2015
@@ -24,7 +24,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.config import CharCnnConfig, WordTableConfig
+from elmojax.config import CharCnnConfig, UnicodeCnnConfig, WordTableConfig
 from elmojax.model.ops import Dtype, Platform, alike, by_platform, contract
 
 CPU_BLOCK = 32
@@ -204,7 +204,7 @@ class CharCnn(nn.Module):
     its share of them; the vectors of a shard then lie together on all of its devices.
     """
 
-    config: CharCnnConfig
+    config: CharCnnConfig | UnicodeCnnConfig
     projection: int
     mesh: Mesh | None = None
     dtype: Dtype = None
@@ -215,7 +215,10 @@ class CharCnn(nn.Module):
     def __call__(self, ids: Array | tuple[Array, ...]) -> Array:
         config = self.config
         dim, width = config.embedding_dim, sum(count for _, count in config.filters)
-        shape = (config.characters, dim)
+        if isinstance(config, UnicodeCnnConfig):
+            shape, project = (len(config.alphabet), dim), True
+        else:
+            shape, project = (config.characters, dim), config.project
         table = self.param("embedding", _uniform(1.0), shape, jnp.float32)
         start = _uniform(0.05) if config.activation == "relu" else None
         convolutions = [
@@ -227,7 +230,7 @@ class CharCnn(nn.Module):
             [self._linear(f"highway_{n}_{gate}", square, GATES[gate]) for gate in GATES]
             for n in range(config.highway_layers)
         ]
-        names = ["projection"] if config.project else []
+        names = ["projection"] if project else []
         last = [self._linear(name, (width, self.projection)) for name in names]
         tables = ids if isinstance(ids, tuple) else (ids.reshape(-1, ids.shape[-1]),)
         run = self._encode
@@ -308,6 +311,33 @@ class WordTable(nn.Module):
             kernel = self.param("projection_kernel", start, shape, jnp.float32)
             x = contract("...i,io->...o", x, kernel, self.dtype or kernel.dtype)
         return _by_shard(self.mesh, [x])
+
+
+class UnicodeCnn(nn.Module):
+    """Ids [..., 1 + characters], of a word and its characters -> [..., projection].
+
+    The character CNN beside a word table. ELMoForManyLangs projects both side by side,
+    which is the sum of two products.
+    """
+
+    config: UnicodeCnnConfig
+    projection: int
+    dtype: Dtype = None
+    platform: Platform = None
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        config, out = self.config, self.projection
+        cnn = CharCnn(config, out, None, self.dtype, self.platform)
+        nn.share_scope(self, cnn)
+        start = nn.initializers.normal(config.word_dim**-0.5)
+        sizes = (len(config.words), config.word_dim)
+        table = self.param("word_embedding", start, sizes, jnp.float32)
+        shape = (config.word_dim, out)
+        kernel = self.param("word_projection_kernel", start, shape, jnp.float32)
+        words = table[jnp.maximum(ids[..., 0] - 1, 0)]
+        projected = contract("...i,io->...o", words, kernel, self.dtype or kernel.dtype)
+        return cnn(ids[..., 1:]) + projected
 
 
 @jax.checkpoint

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from elmojax.atomic import read_object, replaced
-from elmojax.config import PRESETS, CharCnnConfig, TrainConfig
+from elmojax.config import PRESETS, CharCnnConfig, TrainConfig, WordTableConfig
 from elmojax.errors import showable
 from elmojax.text.corpus import SUMMARY
 from elmojax.training.metrics import read_metrics
@@ -120,8 +120,10 @@ def _model(record: RunRecord) -> dict[str, str]:
     if isinstance(encoder, CharCnnConfig):
         reads = f"characters ({encoder.max_characters} a word, {encoder.filter_count} "
         reads += f"filters, highway layers: {encoder.highway_layers})"
-    else:
+    elif isinstance(encoder, WordTableConfig):
         reads = f"ids of {encoder.size:,} words"
+    else:
+        reads = "dictionaries of Unicode characters and words"
     lm = language_model(record)
     shapes = jax.eval_shape(lm.init, jax.random.key(0))
     head = sum(leaf.size for leaf in jax.tree.leaves(shapes.pop("head")))

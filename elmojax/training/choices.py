@@ -11,7 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from elmojax.config import CharCnnConfig, TrainConfig, WordTableConfig
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    TrainConfig,
+    UnicodeCnnConfig,
+    WordTableConfig,
+)
 from elmojax.errors import InputError
 from elmojax.model.ops import DTYPES
 from elmojax.text.batches import ORDER, steps_of
@@ -106,6 +112,15 @@ def scheduled(config: TrainConfig, corpus: Corpus) -> int | None:
     return config.steps or epochs
 
 
+def require_trainable(model: ElmoConfig) -> None:
+    """`InputError` for models that are only read."""
+    if isinstance(model.encoder, UnicodeCnnConfig):
+        raise InputError(
+            "Models of ELMoForManyLangs are read and not trained; train one that reads "
+            "bytes, which serves any language: leave --init-from out."
+        )
+
+
 def completed(
     config: TrainConfig, counts: np.ndarray, before: RunRecord | None = None
 ) -> TrainConfig:
@@ -115,6 +130,7 @@ def completed(
       counts: how often each word of the vocabulary is a target, by rank.
     """
     model, head = config.model, config.head
+    require_trainable(model)
     if config.encoder == "words" and isinstance(model.encoder, CharCnnConfig):
         encoder = before and before.train.model.encoder
         if not isinstance(encoder, WordTableConfig):  # else as wide as it was

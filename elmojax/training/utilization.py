@@ -20,11 +20,12 @@ import jax.numpy as jnp
 
 from elmojax.arguments import shown
 from elmojax.config import (
-    CharCnnConfig,
     ElmoConfig,
     HeadConfig,
     LstmConfig,
     TrainConfig,
+    UnicodeCnnConfig,
+    WordTableConfig,
 )
 from elmojax.errors import InputError
 from elmojax.text.corpus import Corpus
@@ -61,7 +62,8 @@ def lstm_flops(lstm: LstmConfig) -> float:
 def word_flops(model: ElmoConfig, columns: float) -> float:
     """The encoder, a distinct word with this many columns of characters on average."""
     encoder, out = model.encoder, model.lstm.projection
-    if not isinstance(encoder, CharCnnConfig):
+    assert not isinstance(encoder, UnicodeCnnConfig)  # is not trained
+    if isinstance(encoder, WordTableConfig):
         narrow = encoder.dim * out if encoder.dim != out else 0
         return FORWARD_AND_BACKWARD * 2 * narrow
     width = encoder.filter_count

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from elmojax import __version__
 from elmojax.atomic import Lock, Taken
-from elmojax.config import CharCnnConfig
+from elmojax.config import UnicodeCnnConfig, WordTableConfig
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
 from elmojax.embedding.engine import Dtype, Select, local_mesh, whole
 from elmojax.embedding.export import named_weights, weights_hash
@@ -91,7 +91,10 @@ class Job:
     def _model(self) -> str:
         """SHA-256 of the model: weights, configuration, and words if it reads ids."""
         parts = [weights_hash(named_weights(self.params)), repr(self.params.config)]
-        if not isinstance(self.params.config.encoder, CharCnnConfig):
+        encoder = self.params.config.encoder
+        if isinstance(encoder, UnicodeCnnConfig):
+            parts += [*encoder.words, *encoder.alphabet]
+        elif isinstance(encoder, WordTableConfig):
             parts += self.vocabulary.words if self.vocabulary else ()
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
