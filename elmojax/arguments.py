@@ -212,7 +212,7 @@ def _one(hint: Any) -> tuple[Take, str]:
         take, words = SIMPLE[origin]
         return take, LISTS.get(hint, words)
     if isinstance(origin, type) and origin not in (Any, object):
-        article = "an" if origin.__name__[0] in "AEIOU" else "a"
+        article = "an" if origin.__name__[0] in "AEIO" else "a"
         kind = f"{article} {origin.__name__}"
         return _if(lambda value: isinstance(value, origin)), kind
     return _if(lambda value: True), "anything"

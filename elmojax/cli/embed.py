@@ -176,11 +176,13 @@ def embed(argv: list[str]) -> None:
     say_which_model(asked.model, argv)
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
+    layers, gammas = asked.selection(model.params.config.lstm.layers)
     job = Job(
         model.params,
         model.vocabulary,
         asked.batch_tokens,
-        *asked.selection(model.params.config.lstm.layers),
+        layers,
+        gammas,
         asked.dtype,
         asked.pool,
         asked.compression,

@@ -17,12 +17,20 @@ what stays, ours that of what changes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from elmojax.config import ElmoConfig, LstmConfig, PublishedFilters, UnicodeCnnConfig
+from elmojax.config import (
+    CHARACTER_MARKS,
+    WORD_MARKS,
+    ElmoConfig,
+    LstmConfig,
+    PublishedFilters,
+    UnicodeCnnConfig,
+)
 from elmojax.errors import InputError
 from elmojax.formats.hdf5 import to_jax
 from elmojax.formats.published import FORGET_BIAS, MOST, Options, Shape, read_options
@@ -85,7 +93,8 @@ def load_manylangs(path: Path, *, sharding: Placement = None) -> ElmoParams:
             "ELMoForManyLangs has; unpack all of its files there."
         )
     options = _shape(path)
-    config = _config(options, *(_entries(path / name) for name in (WORDS, CHARACTERS)))
+    words = _entries(path / WORDS, WORD_MARKS)
+    config = _config(options, words, _entries(path / CHARACTERS, CHARACTER_MARKS))
     places = placements(config, sharding)
     encoder = _encoder(_Arrays(path / EMBEDDER, options.where), config)
     lstm = _lstm(_Arrays(path / ENCODER, options.where), config.lstm)
@@ -154,7 +163,7 @@ def _config(
     )
 
 
-def _entries(path: Path) -> tuple[str, ...]:
+def _entries(path: Path, marks: Sequence[str]) -> tuple[str, ...]:
     """The entries of a dictionary, by row. Blanks around a line are no part of it; one
     that has then no entry is that of U+3000, the ideographic space."""
     try:
@@ -168,7 +177,8 @@ def _entries(path: Path) -> tuple[str, ...]:
     rows: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         *entry, row = line.strip().split("\t")
-        if len(entry) > 1 or not (row.isascii() and row.isdecimal()):
+        good = row.isascii() and row.isdecimal() and len(row) < 10
+        if len(entry) > 1 or not good:
             raise InputError(
                 f"{path}: line {number} is no entry, tab and row number; get the file "
                 "again, whole."
@@ -179,6 +189,11 @@ def _entries(path: Path) -> tuple[str, ...]:
         raise InputError(
             f"{path} does not give each of its {len(lines):,} entries a row of its "
             "own, from 0; get the file again, whole."
+        )
+    if missing := [mark for mark in marks if mark not in entries]:
+        raise InputError(
+            f"{path} has no entry {' and no '.join(missing)}, which the models have; "
+            "get the file again, whole."
         )
     return entries
 
