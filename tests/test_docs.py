@@ -105,6 +105,9 @@ def published(there, goldens, monkeypatch):
     def served(path, url, sha256, progress):
         shutil.copy(model / files[url.rpartition(".")[2]], path)
 
+    manylangs = REPOSITORY / "tests" / "data" / "manylangs"
+    shutil.copytree(manylangs / "legacy", there / "144")
+    shutil.copytree(manylangs / "configs", there / "configs")
     monkeypatch.setattr(fetch, "_download", served)
     monkeypatch.setenv("ELMOJAX_CACHE", str(there / "cache"))
     return {

@@ -31,8 +31,8 @@ ModelOption = Annotated[
     str,
     arg(
         metavar="MODEL",
-        help="Model: a run directory, a directory with options.json and weights.hdf5, "
-        "an address, or mini, which ships with elmojax.",
+        help="Model: a run directory, a directory with options.json and weights.hdf5 "
+        "or of ELMoForManyLangs, an address, or mini, which ships with elmojax.",
     ),
 ]
 Model = Annotated[ModelOption, tyro.conf.Positional]
