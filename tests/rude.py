@@ -138,7 +138,12 @@ NUMBERS = {
     "pretrain": RECIPE,
     "estimate": {**RECIPE, "--vocabulary --tokens": (*WHOLE, *ZERO, "2")[:-1]},
     "prepare": {"--max-vocabulary --min-count --max-characters": WHOLE + ZERO},
-    "embed": {"--batch-tokens": WHOLE + ZERO, "--step": WHOLE, "--gammas": ()},
+    "embed": {
+        "--batch-tokens": WHOLE + ZERO,
+        "--step": WHOLE,
+        "--gammas": (),
+        "--output-layer": (*WHOLE, "-3", "3"),
+    },
     "evaluate": {"--step": WHOLE},
     "score": {"--step": WHOLE},
     "convert": {"--step": WHOLE},
@@ -168,7 +173,8 @@ def numbers() -> Iterator[Case]:
     for name, table in NUMBERS.items():
         for flags, values in table.items():
             for flag in flags.split():
-                never = NEVER[1:] if flag == "--gammas" else NEVER
+                negative = flag in ("--gammas", "--output-layer")
+                never = NEVER[1:] if negative else NEVER
                 if flag.endswith(("-clip", "-norm")):  # 9 x 5000 is inf: no limit
                     never = tuple(value for value in NEVER if value[:1] != "9")
                 for value in (*never, *values):

@@ -17,6 +17,7 @@ from toys import TINY, tiny_params
 
 import elmojax
 from elmojax import ElmoConfig, Embedder, InputError, LstmState, ScalarMix
+from elmojax.config import CHARACTER_MARKS, WORD_MARKS, UnicodeCnnConfig
 from elmojax.text.files import expand
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
@@ -24,6 +25,16 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WORDS = Vocabulary((*SPECIALS, "bank", "the"))
 IDS = elmojax.batch_to_ids([["the", "bank"], ["bank"]], TINY.encoder.max_characters)
+UNICODE = UnicodeCnnConfig(
+    words=WORD_MARKS,
+    alphabet=CHARACTER_MARKS,
+    word_dim=2,
+    filters=((1, 2),),
+    embedding_dim=2,
+    highway_layers=1,
+    activation="relu",
+    max_characters=8,
+)
 GAMMAS = [0.2, 0.3, 0.5]
 VECTORS, MASK = np.ones((2, 3, 4), np.float32), np.ones((2, 3), bool)
 LAYERS = np.ones((2, 3, 4, 6), np.float32)
@@ -68,6 +79,7 @@ def of(params: Any) -> dict[str, tuple[Any, ...]]:
         "score": ("nowhere", [["a"]]),
         "sentence_loss": (None, IDS, IDS[..., 0]),
         "target_ids": (WORDS, [["a"]]),
+        "unicode_ids": (UNICODE, [["a"]]),
         "warm": (params,),
         "word_ids": (["a"], [["a"]]),
         "Embedder": (params,),

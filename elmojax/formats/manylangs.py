@@ -67,8 +67,8 @@ GATES = (0, 2, 1, 3)
 
 
 def is_manylangs(path: Path) -> bool:
-    """Whether it is a directory with weights as ELMoForManyLangs names them."""
-    return any((path / name).is_file() for name in (EMBEDDER, ENCODER))
+    """Whether it is a directory with files as ELMoForManyLangs alone names them."""
+    return any((path / name).is_file() for name in FILES if name != CONFIG)
 
 
 def load_manylangs(path: Path, *, sharding: Placement = None) -> ElmoParams:

@@ -28,7 +28,9 @@ import elmojax
 from elmojax.cli.embed import Arguments
 from elmojax.config import (
     CHARACTER_MARKS,
+    WORD_MARKS,
     ElmoConfig,
+    LstmConfig,
     UnicodeCnnConfig,
     from_json,
     to_json,
@@ -211,6 +213,27 @@ def test_ids_of_other_models_are_refused(params: ElmoParams) -> None:
         elmojax.encode(params, elmojax.unicode_ids(encoder, marked))
 
 
+def test_short_words_are_read_in_fewer_columns() -> None:
+    """By `Embedder`: the same vectors, of short words and of long ones, whose UTF-8
+    bytes are counted."""
+    letters = tuple("abcdefgh今天氣")
+    encoder = UnicodeCnnConfig(
+        words=(*WORD_MARKS, "a", "bb"),
+        alphabet=(*letters, *CHARACTER_MARKS),
+        word_dim=3,
+        filters=((1, 3), (3, 4)),
+        embedding_dim=4,
+        highway_layers=1,
+        activation="tanh",
+        max_characters=50,
+    )
+    config = ElmoConfig(encoder, LstmConfig(dim=6, projection=5, layers=1))
+    params = elmojax.init(config, jax.random.key(0))
+    words = ["a", "bb", "h" * 15, "h" * 16, "今" * 5, "今天氣" * 2, "c" * 48, "d" * 90]
+    layers = elmojax.encode(params, elmojax.unicode_ids(encoder, [words])).layers[0]
+    close(elmojax.Embedder(params).embed_sentence(words), np.asarray(layers))
+
+
 # In every other place that takes a model
 
 
@@ -390,12 +413,12 @@ def test_files_that_will_not_do(
 
 def test_missing_files(model: Path, tmp_path: Path) -> None:
     text = ("--text", DATA / "sentences.json", "--out", tmp_path / "x")
-    for name in ("char.dic", "word.dic", "config.json", "encoder.pkl"):
+    for name in ("char.dic", "encoder.pkl", "config.json", "token_embedder.pkl"):
         (model / name).unlink()
         says = f"has no ... {name} ... unpack all of its files there"
         refused("embed", model, *text, says=says)
         refused("verify", model, says=says)
-    (model / "token_embedder.pkl").unlink()
+    (model / "word.dic").unlink()
     refused("verify", model, says="has no config.json")
 
 
