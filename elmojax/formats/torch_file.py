@@ -95,7 +95,9 @@ def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
         folder = name.removesuffix("data.pkl")
-        if any(member.compress_type for member in archive.infolist()):
+        members = archive.infolist()
+        stored = sum(member.file_size for member in members)
+        if any(m.compress_type for m in members) or stored > _size(file):
             raise ValueError("it is compressed")
         order = f"{folder}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
@@ -104,7 +106,7 @@ def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
         def load(storage: _Storage) -> np.ndarray:
             member = archive.getinfo(f"{folder}data/{storage.key}")
             if member.file_size != storage.size * storage.dtype.itemsize:
-                raise ValueError(f"data {storage.key} has {member.file_size} bytes")
+                raise ValueError(f"data {shown(storage.key)} are of another size")
             return np.frombuffer(archive.read(member), storage.dtype)
 
         with archive.open(name) as pickle:
@@ -120,14 +122,17 @@ def _read_legacy(file: IO[bytes]) -> dict[str, np.ndarray]:
     every = _of(dict, tensors).values()
     wanted = {t.storage.key: t.storage for t in every if type(t) is _Tensor}
     found = {}
-    left = os.fstat(file.fileno()).st_size
     for key in keys:
         dtype, _, size = wanted[key]
         stored = int.from_bytes(file.read(8), "little")
-        if stored != size or size * dtype.itemsize > left - file.tell():
-            raise ValueError(f"data {key} has another size, or is cut short")
+        if stored != size or size * dtype.itemsize > _size(file) - file.tell():
+            raise ValueError(f"data {shown(key)} are cut short")
         found[key] = np.fromfile(file, dtype, size)
     return _arrays(tensors, lambda storage: found[storage.key])
+
+
+def _size(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def _arrays(
@@ -161,10 +166,10 @@ def _follow(file: IO[bytes]) -> Any:
 
     def above() -> list[Any]:
         """What lies above the last mark, taken off with it."""
-        place = max(n for n, item in enumerate(stack) if item is _Mark)
-        items = stack[place + 1 :]
-        del stack[place:]
-        return items
+        items = []
+        while (item := stack.pop()) is not _Mark:
+            items.append(item)
+        return items[::-1]
 
     value: Any
     for code, value, _ in pickletools.genops(file):
