@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from elmojax.arguments import checked
 from elmojax.atomic import install, local, new_directory, replaced
-from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
+from elmojax.config import CharCnnConfig, CountOrZero, HeadConfig, TrainConfig
 from elmojax.embedding.engine import local_mesh, whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
@@ -38,7 +38,7 @@ from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints, read_run
 from elmojax.training.evaluate import ROWS, Evaluator
 from elmojax.training.record import RunRecord, create_run, fingerprint
-from elmojax.training.score import Score, Scorer
+from elmojax.training.score import Measures, Score, Scorer
 from elmojax.training.sharding import path_name
 from elmojax.training.step import LanguageModel
 
@@ -273,29 +273,41 @@ def score(
     sentences: Iterable[Sequence[str]],
     *,
     precision: Precision = "float32",
+    entropy: bool = False,
+    top_k: CountOrZero = 0,
+    carry: bool = False,
 ) -> list[Score]:
     """How probable a model finds each word of tokenised sentences, both ways.
 
     Every sentence is scored for itself, from the model's initial state (`warm` models
-    excepted, a state of zeros), so neither order nor company changes a number. Words
-    outside the vocabulary count as `<UNK>`.
+    excepted, a state of zeros), so neither order nor company changes a number, unless
+    `carry` is given. Words outside the vocabulary count as `<UNK>`.
 
     Args:
       model: as for `load`, with a softmax and its vocabulary.
       sentences: words of each; a sentence without words is just its end.
       precision: of matrix products, "float32" or "bf16"; see `cast`. A `Model` that is
         open keeps its own.
+      entropy: whether to give the entropy of each distribution and the rank of what is
+        there, too.
+      top_k: how many substitutes to give for each word: the most probable words after
+        those before it, before those after it, and by both together.
+      carry: whether a sentence begins with the state that each direction ended the one
+        before with, as in training; the backward one has then read the sentences
+        before, each from its end, and none that follow.
 
     Returns:
       One `Score` a sentence, in order: `words`, `forward` and `backward` (natural
-      logarithms, [words + 1], the sentence mark last), `known`, and the sums
-      `forward_sum` and `backward_sum`.
+      logarithms, [words + 1], the sentence mark last), `known`, the sums `forward_sum`
+      and `backward_sum`, and what else was asked for.
 
     Raises:
-      InputError: if there is no such model, it cannot be read or has no softmax.
+      InputError: if there is no such model, it cannot be read or has no softmax, or
+        its vocabulary has fewer words than `top_k`.
     """
     opened = model if isinstance(model, Model) else open_model(model).cast(precision)
-    return list(opened.scorer()(sentences))
+    measures = Measures(entropy, top_k, carry)
+    return list(opened.scorer()(sentences, measures=measures))
 
 
 def evaluate_text(

@@ -223,6 +223,7 @@ PLAINER = {
     r"Could not find valid parse for arguments: (.*)": r"\1 cannot be its values",
     r"Exceeds the limit .*": "a number of so many digits is out of range",
     r"\. Expected": "; expected",
+    r"'None', ": "",
 }
 """Words of tyro and Python in those of people."""
 

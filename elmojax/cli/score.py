@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from elmojax.cli.common import (
@@ -25,11 +27,14 @@ from elmojax.cli.common import (
     remark,
     say_which_model,
 )
+from elmojax.config import CountOrZero
 from elmojax.errors import InputError
+from elmojax.text.characters import BEGIN, END
 from elmojax.text.files import Oddities, expand, read_text
+from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID
 
 if TYPE_CHECKING:
-    from elmojax.training.score import Score
+    from elmojax.training.score import Best, Score
 
 
 PIECE = 65_536
@@ -40,11 +45,11 @@ PIECE = 65_536
 class ScoreArguments:
     """Log-probability of every word, given the words before and the words after it.
 
-    Each line is scored for itself, from the model's initial state; natural logarithms.
-    Columns, set apart by tabs: line (from 0), position (from 1), word, forward,
-    backward. The row after a line's words is its end (forward) and its beginning
-    (backward); the row `sum` adds the line up. Words outside the vocabulary are scored
-    as <UNK> and marked with *. All devices of this machine share the work.
+    Each line is scored for itself, from the model's initial state. Columns, set apart
+    by tabs: line (from 0), position (from 1), word, forward, backward. The row after a
+    line's words is its end (forward) and its beginning (backward); the row `sum` adds
+    the line up. Words outside the vocabulary are scored as <UNK> and marked with *. All
+    devices of this machine share the work.
     """
 
     model: Model = BUNDLED
@@ -52,15 +57,71 @@ class ScoreArguments:
     errors: BadBytes = "strict"
     step: Step = None
     precision: Precision = "float32"
+    unit: Literal["nats", "bits"] | None = None
+    """Unit of all numbers: natural logarithms (nats, the default) or logarithms to base
+    2 (bits, the default of lm-zoo)."""
+    direction: Literal["forward", "backward"] | None = None
+    """Only this direction; both by default, and forward for lm-zoo."""
+    level: Literal["word", "sentence"] = "word"
+    """One row a word, or one row a line with its sums."""
+    entropy: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Add the entropy of the distribution at each position, and the rank of the word
+    that is there (1: the most probable one)."""
+    top_k: CountOrZero = 0
+    """Add so many substitutes of each word: the most probable words after those before
+    it, before those after it, and by the product of both."""
+    carry: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """A line begins with the state that each direction ended the line before with, as
+    in training; each file begins anew. The backward direction reads each line from its
+    end, and knows of the lines before, not of those after. One device does the work."""
+    output_format: Literal["table", "lm-zoo"] = "table"
+    """The table described above, or lm-zoo's: sentence_id and token_id (from 1), token,
+    surprisal (-log2 p); words outside the vocabulary are <UNK>, and the last row of a
+    line is its end, </S> (backward: its beginning, <S>)."""
     json: Json = False
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        if self.direction is None:
+            lm_zoo = self.output_format == "lm-zoo"
+            return ("forward",) if lm_zoo else ("forward", "backward")
+        return (self.direction,)
+
+    @property
+    def scale(self) -> float:
+        """What natural logarithms are multiplied by."""
+        return 1 / math.log(2) if self.unit == "bits" else 1.0
+
+
+def _check(asked: ScoreArguments) -> None:
+    """Raises `InputError` for flags that do not go together."""
+    if asked.output_format == "lm-zoo":
+        others = {
+            "--json": asked.json,
+            "--level sentence": asked.level == "sentence",
+            "--entropy": asked.entropy,
+            "--top-k": asked.top_k,
+            "--unit nats": asked.unit == "nats",
+        }
+        if found := [flag for flag, given in others.items() if given]:
+            raise InputError(
+                "--output-format lm-zoo has one surprisal in bits a word and nothing "
+                f"else; leave {found[0]} out."
+            )
+    if asked.top_k and asked.level == "sentence":
+        raise InputError(
+            "--top-k gives substitutes of each word; leave --level sentence out."
+        )
 
 
 def score(argv: list[str]) -> None:
     """log-probability of every word of a text, forward and backward"""
     from elmojax.embedding.engine import local_mesh
     from elmojax.loading import open_model
+    from elmojax.training.score import Measures
 
-    asked = parse(ScoreArguments, "score", argv)
+    asked: ScoreArguments = parse(ScoreArguments, "score", argv)
+    _check(asked)
     files = sum(asked.text, ())
     if not files:
         raise InputError("Give a text to score: --text FILE, one sentence a line.")
@@ -71,7 +132,9 @@ def score(argv: list[str]) -> None:
     columns, odd = model.params.config.max_characters, Oddities()
     # All of it is read before the first line is printed, so what fails prints none.
     texts = [read_text(path, asked.errors, columns) for path in paths]
-    scorer = model.scorer(local_mesh())
+    scorer = model.scorer(None if asked.carry else local_mesh())
+    measures = Measures(asked.entropy, asked.top_k, asked.carry)
+    scorer.check(measures)
     for text in texts:
         odd.add(text.odd)
     remarks = remark(odd, columns)
@@ -80,52 +143,136 @@ def score(argv: list[str]) -> None:
     def scores() -> Iterator[Score]:
         with tqdm(total=tokens, unit="token", desc="score", disable=None) as bar:
             for text in texts:
-                yield from scorer(text.sentences(), bar.update)
+                yield from scorer(text.sentences(), bar.update, measures)
 
     if asked.json:
-        _print_json(scores(), remarks)
+        _print_json(asked, scores(), remarks)
+    elif asked.output_format == "lm-zoo":
+        _print_lm_zoo(asked, scores())
+    elif asked.level == "sentence":
+        _print_sentences(asked, scores())
     else:
-        _print_table(scores())
+        _print_table(asked, scores())
 
 
-def _print_table(scores: Iterable[Score]) -> None:
-    print("line\tposition\tword\tforward\tbackward")
+def _names(asked: ScoreArguments) -> list[str]:
+    """Names of the numbers of a position."""
+    kinds = ("", "_entropy", "_rank") if asked.entropy else ("",)
+    return [f"{way}{kind}" for kind in kinds for way in asked.directions]
+
+
+def _tops(asked: ScoreArguments) -> list[str]:
+    """By what substitutes are found."""
+    if not asked.top_k:
+        return []
+    return [*asked.directions, *(["both"] if asked.direction is None else [])]
+
+
+def _numbers(asked: ScoreArguments, one: Score, name: str) -> np.ndarray:
+    """[words + 1], in the unit that was asked for."""
+    of: np.ndarray = getattr(one, name)
+    return of if name.endswith("_rank") else of * np.float32(asked.scale)
+
+
+def _sum(asked: ScoreArguments, one: Score, name: str) -> float:
+    of: np.ndarray = getattr(one, name)
+    return float(of.sum(dtype=np.float64)) * asked.scale
+
+
+def _end(asked: ScoreArguments) -> str:
+    """What stands in the row after the words."""
+    marks = {"forward": END, "backward": BEGIN}
+    return " ".join(marks[way] for way in asked.directions)
+
+
+def _print_table(asked: ScoreArguments, scores: Iterable[Score]) -> None:
+    names, tops = _names(asked), _tops(asked)
+    headings = ["line", "position", "word", *names, *(f"{top}_top" for top in tops)]
+    print(*headings, sep="\t")
     for line, one in enumerate(scores):
-        marked = (word if known else f"{word}*" for word, known in _known(one))
-        names = chain(marked, ["</S> <S>"])
-        rows = zip(names, one.forward, one.backward, strict=True)
-        for position, (word, forward, backward) in enumerate(rows, 1):
-            print(f"{line}\t{position}\t{word}\t{forward:.5f}\t{backward:.5f}")
-        print(f"{line}\tsum\t\t{one.forward_sum:.5f}\t{one.backward_sum:.5f}")
+        pairs = zip(one.words, one.known, strict=True)
+        marked = (word if known else f"{word}*" for word, known in pairs)
+        columns = [_numbers(asked, one, name) for name in names]
+        for n, word in enumerate(chain(marked, [_end(asked)])):
+            cells = [_plain(column[n]) for column in columns]
+            if n < len(one.words):
+                cells += [_substitutes(asked, one, top, n) for top in tops]
+            print(line, n + 1, word, *cells, sep="\t")
+        sums = [
+            "" if name.endswith("_rank") else _plain(_sum(asked, one, name))
+            for name in names
+        ]
+        print(line, "sum", "", *sums, sep="\t")
 
 
-def _known(one: Score) -> Iterator[tuple[str, bool]]:
-    return zip(one.words, one.known, strict=True)
+def _plain(number: Any) -> str:
+    return f"{number:.5f}" if isinstance(number, (float, np.floating)) else f"{number}"
 
 
-def _print_json(scores: Iterable[Score], remarks: list[str]) -> None:
+def _substitutes(asked: ScoreArguments, one: Score, top: str, n: int) -> str:
+    """`word=log-probability`, the most probable first."""
+    return " ".join(f"{word}={of:.5f}" for word, of in _best(asked, one, top, n))
+
+
+def _best(
+    asked: ScoreArguments, one: Score, top: str, n: int
+) -> list[tuple[str, float]]:
+    best: Best = getattr(one.substitutes, top)
+    log_probs = best.log_probs[n] * np.float32(asked.scale)
+    return [*zip(best.words[n], _rounded(log_probs), strict=True)]
+
+
+def _print_sentences(asked: ScoreArguments, scores: Iterable[Score]) -> None:
+    names = [name for name in _names(asked) if not name.endswith("_rank")]
+    print("line", "words", "unknown", *names, sep="\t")
+    for line, one in enumerate(scores):
+        sums = (f"{_sum(asked, one, name):.5f}" for name in names)
+        print(line, len(one.words), int((~one.known).sum()), *sums, sep="\t")
+
+
+def _print_lm_zoo(asked: ScoreArguments, scores: Iterable[Score]) -> None:
+    """As its `get_surprisals` prints: tokens are entries of the vocabulary."""
+    (way,) = asked.directions
+    print("sentence_id", "token_id", "token", "surprisal", sep="\t")
+    for line, one in enumerate(scores, 1):
+        pairs = zip(one.words, one.known, strict=True)
+        tokens = (word if known else SPECIALS[UNKNOWN_ID] for word, known in pairs)
+        log_probs = getattr(one, way) / math.log(2)
+        for n, token in enumerate(chain(tokens, [_end(asked)])):
+            print(line, n + 1, token, f"{max(0.0, -log_probs[n]):.5f}", sep="\t")
+
+
+def _print_json(
+    asked: ScoreArguments, scores: Iterable[Score], remarks: list[str]
+) -> None:
     """One object, written piece by piece: the text may be long, and so may a line."""
-    total: dict[str, Any] = {"tokens": 0, "forward_sum": 0.0, "backward_sum": 0.0}
-    print('{"unit": "nats", "sentences": [', end="")
+    ways, names = asked.directions, _names(asked)
+    summed = [name for name in names if not name.endswith("_rank")]
+    total = {"tokens": 0, **{f"{name}_sum": 0.0 for name in summed}}
+    print(f'{{"unit": "{asked.unit or "nats"}", "sentences": [', end="")
     for line, one in enumerate(scores):
         print(", " if line else "", f'{{"line": {line}', sep="", end="")
-        _print_list("tokens", one.words)
-        unknown = np.flatnonzero(~one.known)
-        _print_list("unknown", unknown, np.ndarray.tolist)
-        _print_list("forward", one.forward[:-1], _rounded)
-        _print_list("backward", one.backward[:-1], _rounded)
-        ends = {
-            "forward_end": _rounded(one.forward[-1:])[0],
-            "backward_end": _rounded(one.backward[-1:])[0],
-            "forward_sum": one.forward_sum,
-            "backward_sum": one.backward_sum,
-        }
-        print(f", {json.dumps(ends)[1:]}", end="")
+        ends: dict[str, Any] = {}
+        if asked.level == "sentence":
+            ends |= {"words": len(one.words), "unknown": int((~one.known).sum())}
+        else:
+            _print_list("tokens", one.words)
+            unknown = np.flatnonzero(~one.known)
+            _print_list("unknown", unknown, np.ndarray.tolist)
+            for name in names:
+                numbers = _numbers(asked, one, name)
+                _print_list(name, numbers[:-1], _rounded)
+                (ends[f"{name}_end"],) = _rounded(numbers[-1:])
+            for top in _tops(asked):
+                each = partial(_best, asked, one, top)
+                _print_list(f"{top}_top", range(len(one.words)), partial(_all, each))
+        sums = {f"{name}_sum": _sum(asked, one, name) for name in summed}
+        print(f", {json.dumps({**ends, **sums})[1:]}", end="")
         total["tokens"] += len(one.forward)
-        total["forward_sum"] += one.forward_sum
-        total["backward_sum"] += one.backward_sum
-    for way in ("forward", "backward"):
-        mean = -total[f"{way}_sum"] / total["tokens"]
+        for name, number in sums.items():
+            total[name] += number
+    for way in ways:
+        mean = -total[f"{way}_sum"] / asked.scale / total["tokens"]
         total[f"{way}_perplexity"] = math.exp(min(mean, 700.0))
     print(f"], {json.dumps({**total, 'remarks': remarks})[1:]}")
 
@@ -141,6 +288,12 @@ def _print_list(
     print("]", end="")
 
 
-def _rounded(numbers: Any) -> list[float]:
-    """As short as float32 goes."""
+def _rounded(numbers: np.ndarray) -> list[float]:
+    """As short as float32 goes; integers as they are."""
+    if numbers.dtype.kind == "i":
+        return list(numbers.tolist())
     return [float(str(number)) for number in numbers]
+
+
+def _all(each: Callable[[int], Any], places: Iterable[int]) -> list[Any]:
+    return [each(place) for place in places]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -20,8 +20,15 @@ from elmojax.shapes import Params
 from elmojax.text.batches import Batch, heldout_sizes, located_batches
 from elmojax.text.corpus import Corpus
 from elmojax.text.tables import Capacities, Sizes, WordTables
-from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID, Vocabulary
+from elmojax.text.vocabulary import (
+    BEGIN_ID,
+    END_ID,
+    SPECIALS,
+    UNKNOWN_ID,
+    Vocabulary,
+)
 from elmojax.training.evaluate import compile_evaluation_step, not_a_number
+from elmojax.training.predictions import Predictions, check_top_k, predictions
 from elmojax.training.sharding import place
 from elmojax.training.step import LanguageModel
 
@@ -30,8 +37,30 @@ BLOCK = 32_768
 SHAPES = (64, 20), (8, 20), (1, 160)
 """Rows of a device and their window: for many sentences, for few, for one that is long.
 Few shapes, as each is compiled."""
+CARRYING = 1, 160
+"""Where one sentence begins with the state after another."""
 TABLES = 256, 64
 """Rows of the smallest tables of short and of long words."""
+
+
+class Best(NamedTuple):
+    """The k most probable words of each position, falling."""
+
+    words: list[list[str]]
+    """[words][k]."""
+    log_probs: np.ndarray
+    """[words, k]."""
+
+
+class Substitutes(NamedTuple):
+    """The words that a model finds most probable in the place of each word."""
+
+    forward: Best
+    """After the words before it."""
+    backward: Best
+    """Before the words after it."""
+    both: Best
+    """By the product of the two, divided by its sum over the vocabulary."""
 
 
 class Score(NamedTuple):
@@ -44,6 +73,16 @@ class Score(NamedTuple):
     """[words + 1]: of each word before those after it; last, that it begins there."""
     known: np.ndarray
     """bool [words]: whether the word is in the vocabulary; others are `<UNK>`."""
+    forward_entropy: np.ndarray | None = None
+    """[words + 1]: of the distribution that gave each of `forward`; if asked for."""
+    backward_entropy: np.ndarray | None = None
+    """[words + 1]: of the one that gave each of `backward`."""
+    forward_rank: np.ndarray | None = None
+    """int32 [words + 1]: 1 where nothing else was more probable; with the entropy."""
+    backward_rank: np.ndarray | None = None
+    """int32 [words + 1]."""
+    substitutes: Substitutes | None = None
+    """If asked for."""
 
     @property
     def forward_sum(self) -> float:
@@ -56,8 +95,23 @@ class Score(NamedTuple):
         return float(self.backward.sum(dtype=np.float64))
 
 
+class Measures(NamedTuple):
+    """What is wanted beside the log-probabilities, and how sentences follow."""
+
+    entropy: bool = False
+    """Entropy of each distribution, and the rank of what is there."""
+    top_k: int = 0
+    """Substitutes of each word."""
+    carry: bool = False
+    """A sentence begins with the state that each direction ended the one before with,
+    as in training; the first one from the initial state."""
+
+
+PLAIN = Measures()
+
+
 class Scorer:
-    """A model ready to score sentences; every sentence begins from the same state."""
+    """A model ready to score sentences."""
 
     def __init__(
         self,
@@ -76,50 +130,123 @@ class Scorer:
         self,
         sentences: Iterable[Sequence[str]],
         progress: Callable[[int], Any] = lambda tokens: None,
+        measures: Measures = PLAIN,
     ) -> Iterator[Score]:
         """One `Score` a sentence, in order; memory is bounded by the longest one.
 
-        `progress` is told the tokens of each batch: words and sentences.
+        Every sentence begins from the same state, unless it is carried, which is the
+        work of one device. `progress` is told the tokens of each batch: words and
+        sentences.
         """
+        self.check(measures)
+        state = self.initial_state.for_batch(1) if measures.carry else None
+        for block in self._blocks(sentences):
+            state = yield from self._score_block(block, progress, measures, state)
+
+    def check(self, measures: Measures) -> None:
+        """Raises `InputError` where the vocabulary has too few words for `top_k`."""
+        check_top_k(self.lm.vocabulary, measures.top_k)
+        if measures.carry and self._devices > 1:
+            raise ValueError("a scorer that carries its state has no mesh")
+
+    def _blocks(self, sentences: Iterable[Sequence[str]]) -> Iterator[list[list[str]]]:
         block: list[list[str]] = []
         positions = 0
         for sentence in sentence_words(sentences):
             block.append(sentence)
             positions += len(block[-1]) + 1
             if positions >= BLOCK * self._devices:
-                yield from self._score_block(block, progress)
+                yield block
                 block, positions = [], 0
         if block:
-            yield from self._score_block(block, progress)
+            yield block
 
     def _score_block(
-        self, sentences: list[list[str]], progress: Callable[[int], Any]
-    ) -> Iterator[Score]:
+        self,
+        sentences: list[list[str]],
+        progress: Callable[[int], Any],
+        measures: Measures,
+        state: LstmState | None,
+    ) -> Generator[Score, None, LstmState | None]:
+        """Scores, and the state after the last sentence if there was one before."""
         corpus = _corpus(sentences, self.vocabulary)
         lm, devices = self.lm, self._devices
         words = WordTables(corpus, self.vocabulary, lm.config, devices, any_text=True)
-        flat = np.zeros((2, int(corpus.offsets[-1]) + len(sentences)), np.float32)
         starts = corpus.offsets[:-1] + np.arange(len(sentences))
-        rows, window = _best_shape(np.diff(starts, append=flat.shape[1]), devices)
+        positions = int(corpus.offsets[-1]) + len(sentences)
+        lengths = np.diff(starts, append=positions)
+        rows, window = CARRYING if state is not None else _best_shape(lengths, devices)
         step = self._step(rows)
-        carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
+        carry = state
+        if carry is None:
+            carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
+        more = measures.entropy or measures.top_k > 0
+        flat = np.zeros((2, positions), np.float32)
+        width = lm.config.lstm.projection if more else 0
+        hidden = np.zeros((2, positions, width), np.float32)
         sizes = _sizes(corpus, words, rows, window)
         for batch, places in located_batches(corpus, words, rows, window, sizes):
-            here = (places.at == 0) & places.counts
+            here = None if state is not None else (places.at == 0) & places.counts
             batch = place(lm.mesh, batch, "batch.")
-            each, carry = step(self.params, carry, batch, here, self.initial_state)
+            found, carry = step(self.params, carry, batch, here, self.initial_state)
             where = (starts[places.sentence] + places.at)[places.counts]
-            flat[:, where] = np.asarray(each)[:, places.counts]
-            progress(len(where))
+            flat[:, where] = np.asarray(found[0])[:, places.counts]
+            if more:
+                hidden[:, where] = np.asarray(found[1])[:, places.counts]
+            else:
+                progress(len(where))
         if not np.isfinite(flat).all():
             raise not_a_number("a sentence")
-        known = words.targets[corpus.words[: corpus.offsets[-1]]] != UNKNOWN_ID
+        turned = _turned(starts, lengths)
+        flat[1] = flat[1, turned]
+        ids = words.targets[corpus.words[: corpus.offsets[-1]]]
+        predicted = None
+        if more:
+            hidden[1] = hidden[1, turned]
+            ends = (np.insert(ids, corpus.offsets[1:], n) for n in (END_ID, BEGIN_ID))
+            targets = np.stack([*ends]).astype(np.int32)
+            head, k = self.params["head"], measures.top_k
+            predicted = predictions(lm, head, hidden, targets, k, progress)
         for number, sentence in enumerate(sentences):
-            begin, end = corpus.offsets[number], corpus.offsets[number + 1]
-            at = starts[number]
-            forward, backward = flat[:, at : at + len(sentence) + 1]
-            backward = np.concatenate([backward[:-1][::-1], backward[-1:]])
-            yield Score(sentence, forward.copy(), backward, known[begin:end])
+            begin, at = corpus.offsets[number], starts[number]
+            here = slice(at, at + len(sentence) + 1)
+            known = ids[begin : begin + len(sentence)] != UNKNOWN_ID
+            forward, backward = flat[:, here].copy()
+            score = Score(sentence, forward, backward, known)
+            if predicted is not None:
+                score = self._with(score, predicted, measures, here)
+            yield score
+        return None if state is None else carry
+
+    def _with(
+        self, score: Score, found: Predictions, measures: Measures, here: slice
+    ) -> Score:
+        """A score with what was predicted at its positions."""
+        if measures.entropy:
+            entropy, rank = found.entropy[:, here].copy(), found.rank[:, here].copy()
+            score = score._replace(
+                forward_entropy=entropy[0],
+                backward_entropy=entropy[1],
+                forward_rank=rank[0],
+                backward_rank=rank[1],
+            )
+        if measures.top_k:
+            name, words = self.vocabulary.words, slice(here.start, here.stop - 1)
+            both = zip(found.ids[:, words], found.log_probs[:, words], strict=True)
+            best = [
+                Best([[name[i] for i in row] for row in ids.tolist()], log_probs.copy())
+                for ids, log_probs in both
+            ]
+            score = score._replace(substitutes=Substitutes(*best))
+        return score
+
+
+def _turned(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Where the backward direction has each position: the words of a sentence from
+    the last one to the first, then its beginning."""
+    start, length = (np.repeat(each, lengths) for each in (starts, lengths))
+    at = np.arange(len(start)) - start
+    return start + np.where(at == length - 1, at, length - 2 - at)
 
 
 def _best_shape(positions: np.ndarray, devices: int) -> tuple[int, int]:
@@ -147,15 +274,19 @@ def _score(
     params: Params,
     carry: LstmState,
     batch: Batch,
-    here: Array,
+    here: Array | None,
     initial_state: LstmState,
-) -> tuple[Array, LstmState]:
-    """Log-probabilities [two, rows, window] of a batch, and the new carry."""
-    begins = jnp.repeat(here.T[:, None], 2, axis=1)
-    reset = Reset(begins, initial_state)
-    top, carry = lm.outputs(params, carry, batch, None, reset)
+) -> tuple[tuple[Array, Array], LstmState]:
+    """Of a batch, log-probabilities [two, rows, window] and the top layer [two, rows,
+    window, projection]; the new carry. With `here` sentences begin there anew."""
+    reset = lengths = None
+    if here is None:
+        lengths = batch.weights.sum(1).astype(jnp.int32)
+    else:
+        reset = Reset(jnp.repeat(here.T[:, None], 2, axis=1), initial_state)
+    top, carry = lm.outputs(params, carry, batch, None, reset, lengths)
     _, each = lm.nll(params["head"], top, batch, train=False)
-    return -each.transpose(1, 2, 0), carry
+    return (-each.transpose(1, 2, 0), top.transpose(1, 2, 0, 3)), carry
 
 
 def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:

@@ -174,10 +174,12 @@ class LanguageModel:
         batch: Any,
         keys: Array | None,
         reset: Reset | None = None,
+        lengths: Array | None = None,
     ) -> tuple[Array, LstmState]:
         """Top layer [window, two, rows, projection] of a batch; keys of rows: dropout.
 
-        With `reset` sentences begin from a state of their own.
+        With `reset` sentences begin from a state of their own; with `lengths` (int32
+        [rows]) the new carry is the state after so many positions of each row.
         """
         dropout = 0.0 if keys is None else self.dropout
         model = BiLM(
@@ -190,7 +192,7 @@ class LanguageModel:
         apply: Any = partial(model.apply, {"params": params})
         words = apply(batch.words, method="encode_words")
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
-        read = inputs, carry, None, reset, keys
+        read = inputs, carry, lengths, reset, keys
         outputs, carry = apply(*read, method="contextualize")
         top = outputs[-1]
         if dropout and keys is not None:

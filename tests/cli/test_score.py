@@ -6,6 +6,7 @@ import importlib
 import json
 from dataclasses import replace
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ TEXT = [
 ]
 VOCABULARY = corpus_of(TEXT, known=6).vocabulary
 HEAD = HeadConfig("adaptive", (3, 6), 2.0)
+WAYS = ("forward", "backward")
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,139 @@ def test_the_command_prints_what_the_function_gives(run, tmp_path, capsys, monke
     assert rows[8][:2] == ["0", "sum"]
     assert float(rows[8][3]) == pytest.approx(wanted[0].forward_sum, abs=1e-4)
     assert any(row[2].endswith("*") for row in rows)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("".join(" ".join(words) + "\n" for words in TEXT))
+    return path
+
+
+def table(*arguments):
+    """Rows of a table, and its first one, as lists of cells."""
+    head, *rows = commands.done("score", *arguments).out.splitlines()
+    return head.split("\t"), [row.split("\t") for row in rows]
+
+
+def test_all_measures_in_bits(run, text):
+    flags = ("--text", text, "--entropy", "--top-k", 2, "--unit", "bits")
+    wanted = elmojax.score(run, TEXT, entropy=True, top_k=2)
+    report = commands.answer("score", run, *flags)
+    head, rows = table(run, *flags)
+    columns = [f"{w}{what}" for what in ("", "_entropy", "_rank") for w in WAYS]
+    assert head[3:] == [*columns, "forward_top", "backward_top", "both_top"]
+    assert report["unit"] == "bits"
+    words = iter(row for row in rows if row[1] != "sum")
+    sums = iter(row for row in rows if row[1] == "sum")
+    for got, one in zip(report["sentences"], wanted, strict=True):
+        mine = [next(words) for _ in range(len(one.words) + 1)]
+        for place, name in enumerate(columns, 3):
+            of = getattr(one, name)
+            scaled = of if "rank" in name else of / np.log(2)
+            assert [*got[name], got[f"{name}_end"]] == pytest.approx(scaled, rel=1e-5)
+            shown = [float(row[place]) for row in mine]
+            assert shown == pytest.approx(scaled, abs=1e-5)
+        for place, way in enumerate((*WAYS, "both"), 9):
+            best = getattr(one.substitutes, way)
+            pairs = [
+                [*zip(*each, strict=True)]
+                for each in zip(best.words, best.log_probs / np.log(2), strict=True)
+            ]
+            for n, pair in enumerate(pairs):
+                names, log_probs = zip(*got[f"{way}_top"][n], strict=True)
+                assert [*names] == best.words[n]
+                assert log_probs == pytest.approx([of for _, of in pair], rel=1e-5)
+                shown = [part.rsplit("=", 1) for part in mine[n][place].split(" ")]
+                assert [word for word, _ in shown] == best.words[n]
+        total = one.forward_entropy.sum() / np.log(2)
+        assert got["forward_entropy_sum"] == pytest.approx(total, rel=1e-5)
+        assert float(next(sums)[5]) == pytest.approx(total, abs=1e-4)
+    nats = commands.answer("score", run, "--text", text)
+    for way in WAYS:
+        name = f"{way}_perplexity"
+        assert report[name] == pytest.approx(nats[name])
+
+
+def test_one_direction_alone(run, text):
+    both, rows = table(run, "--text", text, "--top-k", 1)
+    flags = ("--text", text, "--top-k", 1, "--direction", "backward")
+    one, mine = table(run, *flags)
+    assert one == ["line", "position", "word", "backward", "backward_top"]
+    assert [row[3] for row in mine] == [row[4] for row in rows]
+    assert mine[6][2] == "<S>" and both[3] == "forward"
+    report = commands.answer("score", run, *flags)
+    assert not [name for name in report["sentences"][0] if "forward" in name]
+
+
+def test_sentences_are_the_sums_of_their_words(run, text):
+    flags = ("--text", text, "--entropy", "--level", "sentence")
+    wanted = elmojax.score(run, TEXT, entropy=True)
+    head, rows = table(run, *flags)
+    assert head[:5] == ["line", "words", "unknown", *WAYS]
+    report = commands.answer("score", run, *flags)
+    for row, got, one in zip(rows, report["sentences"], wanted, strict=True):
+        unknown = len(one.words) - sum(one.known)
+        assert [int(row[1]), int(row[2])] == [len(one.words), unknown]
+        assert (got["words"], got["unknown"]) == (len(one.words), unknown)
+        assert float(row[3]) == pytest.approx(one.forward_sum, abs=1e-4)
+        assert got["backward_sum"] == pytest.approx(one.backward_sum)
+        entropy = one.backward_entropy.sum()
+        assert float(row[6]) == pytest.approx(entropy, abs=1e-4)
+    assert report["forward_sum"] == pytest.approx(sum(s.forward_sum for s in wanted))
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_lm_zoo_reads_what_it_would_print(run, text, way):
+    """Its schema: both ids from 1, entries of the vocabulary, base 2, nothing below 0;
+    the end of a sentence is a token, as in its ngram and GRNN models."""
+    flags = ("--text", text, "--output-format", "lm-zoo", "--direction", way)
+    head, rows = table(run, *flags)
+    assert head == ["sentence_id", "token_id", "token", "surprisal"]
+    end = {"forward": "</S>", "backward": "<S>"}[way]
+    wanted = []
+    for n, one in enumerate(elmojax.score(run, TEXT), 1):
+        known = zip(one.words, one.known, strict=True)
+        tokens = [*(word if there else "<UNK>" for word, there in known), end]
+        for m, (token, of) in enumerate(zip(tokens, getattr(one, way), strict=True), 1):
+            wanted.append((n, m, token, -of / np.log(2)))
+    for row, (*names, surprisal) in zip(rows, wanted, strict=True):
+        assert row[:3] == [*map(str, names)]
+        assert float(row[3]) == pytest.approx(surprisal, abs=1e-5)
+        assert not row[3].startswith("-")
+    if way == "forward":
+        assert table(run, *flags[:4]) == (head, rows)
+
+
+def test_the_state_is_carried_in_a_file_and_not_to_the_next(run, text, tmp_path):
+    flags = ("--carry", "--level", "sentence")
+    _, rows = table(run, "--text", text, *flags)
+    wanted = elmojax.score(run, TEXT, carry=True)
+    for row, one in zip(rows, wanted, strict=True):
+        assert float(row[3]) == pytest.approx(one.forward_sum, abs=1e-4)
+    other = tmp_path / "other"
+    other.write_bytes(text.read_bytes())
+    _, two = table(run, "--text", text, other, *flags)
+    assert [row[1:] for row in two] == [row[1:] for row in rows + rows]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--top-k 7", "has 6 words"),
+        ("--top-k -1", "--top-k is -1"),
+        ("--top-k 1 --level sentence", "leave --level sentence out"),
+        ("--unit bit", "expected one of ('nats', 'bits')"),
+        ("--direction both", "expected one of ... 'forward'"),
+        ("--output-format lm-zoo --json", "leave --json out"),
+        ("--output-format lm-zoo --entropy", "leave --entropy out"),
+        ("--output-format lm-zoo --top-k 2", "leave --top-k out"),
+        ("--output-format lm-zoo --level sentence", "leave --level sentence out"),
+        ("--output-format lm-zoo --unit nats", "leave --unit nats out"),
+    ],
+)
+def test_flags_that_do_not_go_together(run, text, flags, says):
+    commands.refused("score", run, "--text", text, *flags.split(), says=says)
 
 
 @pytest.mark.parametrize(
