@@ -105,6 +105,7 @@ USUAL: dict[str, tuple[object, ...]] = {
     "embed": ("embed", "../hdf5", "--text", "../three.txt", "--out", "o.hdf5"),
     "evaluate": ("evaluate", "../run", "--text", "../three.txt"),
     "score": ("score", "../run", "--text", "../three.txt"),
+    "minimal-pairs": ("minimal-pairs", "../run", "../pairs.jsonl"),
     "convert": ("convert", "../run", "--out", "o"),
     "export": ("export", "../run", "--out", "o"),
     "verify": ("verify", "../hdf5"),
@@ -145,7 +146,8 @@ NUMBERS = {
         "--output-layer": (*WHOLE, "-3", "3"),
     },
     "evaluate": {"--step": WHOLE},
-    "score": {"--step": WHOLE},
+    "score": {"--step --top-k": WHOLE},
+    "minimal-pairs": {"--step": WHOLE},
     "convert": {"--step": WHOLE},
     "export": {"--step": WHOLE},
     "similar": {"--nearest --occurrence": WHOLE + ZERO, "--layer --step": WHOLE},
@@ -202,6 +204,8 @@ def flags() -> Iterator[Case]:
     for name, flag in (
         *(("pretrain", f) for f in ("precision", "encoder", "head.kind", "preset")),
         *(("embed", f) for f in ("layers", "pool", "dtype", "precision", "engine")),
+        *(("score", f) for f in ("unit", "direction", "level", "output-format")),
+        ("minimal-pairs", "split"),
         *(("prepare", "errors"), ("estimate", "chip"), ("estimate", "optimizer.decay")),
     ):
         for value in ("nonsense", "", "0", "x" * 5000):
@@ -355,6 +359,12 @@ WRONG = (
 PATHS = (
     ("evaluate {} --text ../three.txt", WRONG),
     ("score {} --text ../three.txt", WRONG),
+    ("minimal-pairs {} ../pairs.jsonl", WRONG),
+    ("minimal-pairs ../run {}", WRONG),
+    (
+        "minimal-pairs ../run ../pairs.jsonl --out {}",
+        ("../three.txt", "../run", "/", "no/o", "x" * 300),
+    ),
     ("verify {}", WRONG),
     ("convert {} --out o", WRONG),
     ("export {} --out o", WRONG),
@@ -531,6 +541,8 @@ def world(folder: Path) -> Iterator[Callable[[Case], str]]:
     """Things to be rude to, in `folder`, and what judges a case there."""
     with tarfile.open(MADE) as file:
         file.extractall(folder, filter="data")
+    pair = '{"sentence_good": "The banks are.", "sentence_bad": "The banks is."}'
+    (folder / "made" / "pairs.jsonl").write_text(pair)
     place = folder / "made" / "case"
 
     def judged(case: Case) -> str:

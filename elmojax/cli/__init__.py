@@ -27,6 +27,7 @@ from elmojax.cli.embed import embed
 from elmojax.cli.estimate import estimate
 from elmojax.cli.evaluate import evaluate
 from elmojax.cli.export import export
+from elmojax.cli.minimal_pairs import minimal_pairs
 from elmojax.cli.models import convert, verify
 from elmojax.cli.plot import plot
 from elmojax.cli.prepare import prepare
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "evaluate": evaluate,
     "score": score,
+    "minimal-pairs": minimal_pairs,
     "embed": embed,
     "similar": similar,
     "plot": plot,
@@ -155,7 +157,7 @@ def _fail(message: str) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:9} {run.__doc__}" for name, run in COMMANDS.items()]
+    lines = [f"  {name:13} {run.__doc__}" for name, run in COMMANDS.items()]
     return "\n".join(
         [
             "ELMo in JAX: pretrain bidirectional language models, embed, evaluate.",

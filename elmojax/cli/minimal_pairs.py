@@ -1,0 +1,137 @@
+"""`elmojax minimal-pairs`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from elmojax.atomic import check_out, replaced
+from elmojax.cli.common import (
+    Json,
+    Model,
+    Overwrite,
+    Precision,
+    Step,
+    arg,
+    keep_compiled_programs,
+    parse,
+    print_json,
+    say,
+)
+from elmojax.errors import InputError
+from elmojax.text.pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
+
+if TYPE_CHECKING:
+    from elmojax.training.minimal_pairs import Judged
+
+COLUMNS = ("pairs", "unknown", "forward", "backward", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimalPairsArguments:
+    """How often a model finds the good sentence of a pair more probable than the bad.
+
+    Accuracy in percent, over all pairs and by phenomenon: forward, backward, and by the
+    sum of both log-probabilities. Sentences are scored for themselves, with their ends,
+    and not divided by their length. Equally probable ones count as wrong. `unknown`
+    counts the pairs with a word outside the vocabulary, which is scored as <UNK>.
+    """
+
+    model: Model
+    files: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        arg(
+            metavar="FILE [FILE ...]",
+            help="JSON lines with sentence_good and sentence_bad, as BLiMP has them: "
+            "files, quoted globs, or a directory of *.jsonl. Or two texts, the first "
+            "of good and the second of bad sentences, line by line.",
+        ),
+    ] = ()
+    split: Split | None = None
+    """How sentences become words. blanks: at blanks only (the default for two texts).
+    marks: punctuation is set apart, too, and what follows an apostrophe (don 't), as
+    in the text of the bundled model (the default for JSON lines). penn: the same but
+    for n't (do n't), as in the Penn Treebank and the One Billion Word Benchmark."""
+    out: Path | None = None
+    """File to write the log-probabilities of every pair to, as JSON lines."""
+    overwrite: Overwrite = False
+    step: Step = None
+    precision: Precision = "float32"
+    json: Json = False
+
+
+def minimal_pairs(argv: list[str]) -> None:
+    """accuracy on minimal pairs (BLiMP), by phenomenon"""
+    from elmojax.embedding.engine import local_mesh
+    from elmojax.loading import open_model
+    from elmojax.training.minimal_pairs import accuracies, judge
+
+    asked = parse(MinimalPairsArguments, "minimal-pairs", argv)
+    if not asked.files:
+        raise InputError(
+            "Give MODEL and a file of pairs: `elmojax minimal-pairs MODEL FILE`."
+        )
+    if asked.out is not None:
+        check_out(asked.out, asked.overwrite)
+    pairs = read_pairs(asked.files, asked.split)
+    keep_compiled_programs()
+    model = open_model(asked.model, asked.step).cast(asked.precision)
+    scorer = model.scorer(local_mesh())
+    tokens = sum(len(pair.good) + len(pair.bad) + 2 for pair in pairs)
+    with tqdm(total=tokens, unit="token", desc="minimal-pairs", disable=None) as bar:
+        judged = judge(scorer, pairs, bar.update)
+    if asked.out is not None:
+        _write(asked.out, pairs, judged)
+    report = accuracies(pairs, judged)
+    if asked.json:
+        print_json(report)
+        return
+    _print_table(report)
+    ties = {way: report[f"{way}_ties"] for way in COLUMNS[2:]}
+    if any(ties.values()):
+        counts = ", ".join(f"{way} {count:,}" for way, count in ties.items())
+        say(f"pairs that are equally probable, which count as wrong: {counts}.")
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    rows = [("", "", *COLUMNS), ("all", "", *_cells(report))]
+    for group in GROUPS:
+        rows += [
+            (group, name, *_cells(found))
+            for name, found in report.get(group, {}).items()
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        names = [
+            f"{cell:{width}}" for cell, width in zip(row[:2], widths, strict=False)
+        ]
+        numbers = [
+            f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True)
+        ]
+        print(*names, *numbers, sep="  ")
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    shares = (f"{100 * found[way]:.1f}" for way in COLUMNS[2:])
+    return [f"{found['pairs']:,}", f"{found['unknown']:,}", *shares]
+
+
+def _write(out: Path, pairs: Sequence[Pair], judged: Judged) -> None:
+    """One JSON object a pair: its words, what it is about, and log-probabilities."""
+    with replaced(out) as partial, partial.open("w", encoding="utf-8") as file:
+        for pair, log_probs, unknown in zip(pairs, *judged, strict=True):
+            sentences = zip(SENTENCES, map(" ".join, pair[:2]), strict=True)
+            numbers = {
+                f"{way}_{which}": log_probs[row, column]
+                for column, way in enumerate(COLUMNS[2:4])
+                for row, which in enumerate(("good", "bad"))
+            }
+            entry = {**dict(sentences), **pair.groups, "unknown": bool(unknown)}
+            print(json.dumps({**entry, **numbers}, ensure_ascii=False), file=file)
