@@ -76,7 +76,11 @@ def words(sentence: str, split: Split) -> list[str]:
 
 
 _NOT = re.compile(r"(?<=\w)(?=n['’]t\b)", re.IGNORECASE)
-_MARKS = re.compile(r"(?<!\w)[^\w\s]|[^\w\s](?!\w)|(?<=\w)(?<!\sn)(?<!\sN)(?=['’]\w)")
+_MARKS = re.compile(
+    r"(?<!\w)(?!['’](?:d|ll|m|re|s|t|ve)\b)[^\w\s]|[^\w\s](?!\w)"
+    r"|(?<=\w)(?<!\sn)(?=['’]\w)",
+    re.IGNORECASE,
+)
 
 
 def _files(name: str) -> list[str]:

@@ -41,6 +41,7 @@ def blimp(path, *pairs, **more):
 )
 def test_how_sentences_become_words(sentence, split, wanted):
     assert " ".join(words(sentence, split)) == wanted
+    assert words(wanted, split) == words(sentence, split), "what is split stays"
 
 
 def test_blimp_s_files_in_a_directory_packed_or_not(tmp_path):
