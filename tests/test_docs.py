@@ -39,7 +39,10 @@ LINES = "The river bank was steep .\n\nI went to the bank .\n" * 40
 
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.M)
 COMMAND = re.compile(r"^ {4}(?:\$ )?((?:elmojax|python|echo|printf) (?:\\\n|.)*)", re.M)
-RUN = ("evaluate", "score", "embed", "convert", "verify", "export", "runs")
+RUN = (
+    *("evaluate", "score", "embed", "convert", "verify", "export", "runs"),
+    "minimal-pairs",
+)
 """Commands that are run where they are about a model that is there."""
 HERE_IS = re.compile("runs/|mini$")
 
@@ -202,6 +205,7 @@ def test_every_flag_that_a_page_names_exists():
         fields += re.findall(r"^        (\w+)=", code, re.M)  # of harness.options
         known.update("--" + name.replace("_", "-") for name in fields)
     theirs = {"--all", "--top", "--average"}  # of AllenNLP's `elmo`
+    theirs |= {"--model_args", "--tasks", "--include_path"}  # of lm-evaluation-harness
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(page)))
         assert named - known <= theirs, f"{page}: {named - known - theirs}"
