@@ -223,7 +223,7 @@ PLAINER = {
     r"Could not find valid parse for arguments: (.*)": r"\1 cannot be its values",
     r"Exceeds the limit .*": "a number of so many digits is out of range",
     r"\. Expected": "; expected",
-    r"'None', ": "",
+    r"'None', |, 'None'": "",
 }
 """Words of tyro and Python in those of people."""
 
@@ -232,7 +232,7 @@ def _in_short(box: str) -> str:
     """What a box of tyro says: its first part, and the flags that it lists."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     rows = [row[2:-2].rstrip() for row in plain.splitlines()[1:-1]]
-    text = "\n".join(rows).split("\nFor full helptext")[0]
+    text = "\n".join(rows).lstrip("-\n").split("\nFor full helptext")[0]
     flags = re.findall(r"^ {4}(\S.*)", text, re.MULTILINE)
     if text.startswith("Missing from"):
         return f"the command lacks {' and '.join(flags)}"

@@ -124,7 +124,7 @@ class Scorer:
         self.lm, self.params, self.vocabulary = lm, params, vocabulary
         self.initial_state = initial_state
         self._devices = 1 if lm.mesh is None else lm.mesh.shape["data"]
-        self._step = cache(partial(compile_evaluation_step, lm, step=_score))
+        self._step = cache(self._compile)
 
     def __call__(
         self,
@@ -142,6 +142,10 @@ class Scorer:
         state = self.initial_state.for_batch(1) if measures.carry else None
         for block in self._blocks(sentences):
             state = yield from self._score_block(block, progress, measures, state)
+
+    def _compile(self, rows: int, hidden: bool) -> Any:
+        step = partial(_score, hidden=hidden)
+        return compile_evaluation_step(self.lm, rows, step)
 
     def check(self, measures: Measures) -> None:
         """Raises `InputError` where the vocabulary has too few words for `top_k`."""
@@ -176,7 +180,6 @@ class Scorer:
         positions = int(corpus.offsets[-1]) + len(sentences)
         lengths = np.diff(starts, append=positions)
         rows, window = CARRYING if state is not None else _best_shape(lengths, devices)
-        step = self._step(rows)
         carry = state
         if carry is None:
             carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
@@ -184,15 +187,17 @@ class Scorer:
         flat = np.zeros((2, positions), np.float32)
         width = lm.config.lstm.projection if more else 0
         hidden = np.zeros((2, positions, width), np.float32)
-        sizes = _sizes(corpus, words, rows, window)
+        step, sizes = self._step(rows, more), _sizes(corpus, words, rows, window)
         for batch, places in located_batches(corpus, words, rows, window, sizes):
             here = None if state is not None else (places.at == 0) & places.counts
             batch = place(lm.mesh, batch, "batch.")
-            found, carry = step(self.params, carry, batch, here, self.initial_state)
+            (each, top), carry = step(
+                self.params, carry, batch, here, self.initial_state
+            )
             where = (starts[places.sentence] + places.at)[places.counts]
-            flat[:, where] = np.asarray(found[0])[:, places.counts]
+            flat[:, where] = np.asarray(each)[:, places.counts]
             if more:
-                hidden[:, where] = np.asarray(found[1])[:, places.counts]
+                hidden[:, where] = np.asarray(top)[:, places.counts]
             else:
                 progress(len(where))
         if not np.isfinite(flat).all():
@@ -276,9 +281,11 @@ def _score(
     batch: Batch,
     here: Array | None,
     initial_state: LstmState,
-) -> tuple[tuple[Array, Array], LstmState]:
-    """Of a batch, log-probabilities [two, rows, window] and the top layer [two, rows,
-    window, projection]; the new carry. With `here` sentences begin there anew."""
+    hidden: bool,
+) -> tuple[tuple[Array, Array | None], LstmState]:
+    """Of a batch, log-probabilities [two, rows, window] and, with `hidden`, the top
+    layer [two, rows, window, projection]; the new carry. With `here` sentences begin
+    there anew."""
     reset = lengths = None
     if here is None:
         lengths = batch.weights.sum(1).astype(jnp.int32)
@@ -286,7 +293,8 @@ def _score(
         reset = Reset(jnp.repeat(here.T[:, None], 2, axis=1), initial_state)
     top, carry = lm.outputs(params, carry, batch, None, reset, lengths)
     _, each = lm.nll(params["head"], top, batch, train=False)
-    return (-each.transpose(1, 2, 0), top.transpose(1, 2, 0, 3)), carry
+    turned = top.transpose(1, 2, 0, 3) if hidden else None
+    return (-each.transpose(1, 2, 0), turned), carry
 
 
 def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:

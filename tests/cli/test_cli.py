@@ -1081,7 +1081,9 @@ FLAGS = {
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
     "--batch-tokens --errors --overwrite --engine --workers --ray-address --json",
-    "score": "MODEL --text --step --errors --json",
+    "score": "MODEL --text --step --errors --unit --direction --level --entropy "
+    "--top-k --carry --output-format --json",
+    "minimal-pairs": "MODEL FILE --split --out --overwrite --step --precision --json",
     "convert": "MODEL --out --step --dtype --json",
     "export": "MODEL --out --step --overwrite --json",
     "verify": "MODEL --against --text --no-carry --errors --json",

@@ -101,7 +101,7 @@ def test_what_is_no_pair_or_no_model_is_one_sentence(files, goldens, tmp_path):
     good, pairs = files / "good", files / "pairs.jsonl"
     for arguments, says in (
         (("mini",), "MODEL FILE"),
-        ((), "MODEL"),
+        ((), "lacks MODEL"),
         (("mini", good), "or two texts"),
         (("mini", good, good, pairs), "no JSON lines"),
         (("mini", good, good), "or two texts"),
