@@ -28,7 +28,7 @@ from elmojax.text.vocabulary import (
     Vocabulary,
 )
 from elmojax.training.evaluate import compile_evaluation_step, not_a_number
-from elmojax.training.predictions import Predictions, check_top_k, predictions
+from elmojax.training.predictions import LOGITS, Predictions, check_top_k, predictions
 from elmojax.training.sharding import place
 from elmojax.training.step import LanguageModel
 
@@ -140,7 +140,8 @@ class Scorer:
         """
         self.check(measures)
         state = self.initial_state.for_batch(1) if measures.carry else None
-        for block in self._blocks(sentences):
+        most = min(BLOCK * self._devices, LOGITS // max(1, measures.top_k))
+        for block in _blocks(sentences, most):
             state = yield from self._score_block(block, progress, measures, state)
 
     def _compile(self, rows: int, hidden: bool) -> Any:
@@ -152,18 +153,6 @@ class Scorer:
         check_top_k(self.lm.vocabulary, measures.top_k)
         if measures.carry and self._devices > 1:
             raise ValueError("a scorer that carries its state has no mesh")
-
-    def _blocks(self, sentences: Iterable[Sequence[str]]) -> Iterator[list[list[str]]]:
-        block: list[list[str]] = []
-        positions = 0
-        for sentence in sentence_words(sentences):
-            block.append(sentence)
-            positions += len(block[-1]) + 1
-            if positions >= BLOCK * self._devices:
-                yield block
-                block, positions = [], 0
-        if block:
-            yield block
 
     def _score_block(
         self,
@@ -244,6 +233,20 @@ class Scorer:
             ]
             score = score._replace(substitutes=Substitutes(*best))
         return score
+
+
+def _blocks(sentences: Iterable[Sequence[str]], most: int) -> Iterator[list[list[str]]]:
+    """Successive sentences of so many positions, at least one."""
+    block: list[list[str]] = []
+    positions = 0
+    for sentence in sentence_words(sentences):
+        block.append(sentence)
+        positions += len(block[-1]) + 1
+        if positions >= most:
+            yield block
+            block, positions = [], 0
+    if block:
+        yield block
 
 
 def _turned(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -135,6 +135,27 @@ def test_blocks_order_devices_and_length_change_no_number(model, monkeypatch):
                 np.testing.assert_allclose(mine.log_probs, theirs.log_probs, **close)
 
 
+def test_no_block_has_more_logits_than_its_bound(monkeypatch):
+    """At the vocabulary of the One Billion Word Benchmark, and the positions are all
+    there and in order."""
+    lm = LanguageModel(TINY, 793_471, HEADS["full"])
+    seen = []
+
+    def predict(dtype, k, head, hidden, targets):
+        seen.append(targets.size // 2)
+        zeros = np.zeros((3, targets.shape[1], k))
+        return hidden[..., 0], targets, zeros, zeros
+
+    monkeypatch.setattr(predictions, "_predict", predict)
+    targets = np.arange(200, dtype=np.int32).reshape(2, 100)
+    hidden = targets[..., None].astype(np.float32)
+    found = predictions.predictions(lm, {}, hidden, targets, 4)
+    np.testing.assert_array_equal(found.rank, targets)
+    np.testing.assert_array_equal(found.entropy, targets)
+    assert found.ids.shape == (3, 100, 4)
+    assert max(seen) * lm.vocabulary <= predictions.LOGITS < (1 << 25)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_the_target_has_the_same_probability_among_substitutes(model, precision):
     cast = model.cast(precision)
