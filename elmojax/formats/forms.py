@@ -215,7 +215,10 @@ def _what(path: Path) -> str:
         file = (options or weights)[0].name
         return f"has {there} ({file}) and no {missing}; put both into one directory"
     if not names:
-        return "is no model but an empty directory; give one that holds a model"
+        return (
+            "is no model but an empty directory: it has no config.json of a run and no "
+            "options.json; give one that holds a model"
+        )
     listed = ", ".join(names[:5]) + (" ..." if names[5:] else "")
     return (
         f"is not a run directory and no other model: it has no config.json of one and "
