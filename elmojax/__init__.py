@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from elmojax.errors import InputError
     from elmojax.formats.hdf5 import load_hdf5, save_hdf5
     from elmojax.initialization import pretrain
-    from elmojax.loading import load, load_language_model, score
+    from elmojax.loading import hub_mix, load, load_language_model, score
     from elmojax.model.bilm import ElmoParams, from_tree, init
     from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
     from elmojax.model.ops import cast
     from elmojax.model.state import LstmState
+    from elmojax.saving import push_to_hub, save_pretrained
     from elmojax.text.characters import batch_to_ids
     from elmojax.text.unicode_words import unicode_ids
     from elmojax.training.checkpoint import restore
@@ -60,6 +61,7 @@ __all__ = [
     "encode_words",
     "from_tree",
     "hub_default",
+    "hub_mix",
     "hub_tokens",
     "init",
     "load",
@@ -70,9 +72,11 @@ __all__ = [
     "model_config",
     "pool",
     "pretrain",
+    "push_to_hub",
     "read_vectors",
     "restore",
     "save_hdf5",
+    "save_pretrained",
     "score",
     "sentence_loss",
     "target_ids",
@@ -102,6 +106,7 @@ _LAZY = {
     "encode_words": "elmojax.embedding.functions",
     "from_tree": "elmojax.model.bilm",
     "hub_default": "elmojax.embedding.hub",
+    "hub_mix": "elmojax.loading",
     "hub_tokens": "elmojax.embedding.hub",
     "init": "elmojax.model.bilm",
     "load": "elmojax.loading",
@@ -112,9 +117,11 @@ _LAZY = {
     "model_config": "elmojax.training.record",
     "pool": "elmojax.embedding.pooling",
     "pretrain": "elmojax.initialization",
+    "push_to_hub": "elmojax.saving",
     "read_vectors": "elmojax.vectors.npy",
     "restore": "elmojax.training.checkpoint",
     "save_hdf5": "elmojax.formats.hdf5",
+    "save_pretrained": "elmojax.saving",
     "score": "elmojax.loading",
     "sentence_loss": "elmojax.embedding.likelihood",
     "target_ids": "elmojax.embedding.likelihood",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -15,16 +14,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked
-from elmojax.atomic import install, local, new_directory, replaced
-from elmojax.config import CharCnnConfig, CountOrZero, HeadConfig, TrainConfig
+from elmojax.config import CharCnnConfig, CountOrZero, HeadConfig
 from elmojax.embedding.engine import local_mesh, whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
-from elmojax.formats.fetch import fetch_model, is_url
+from elmojax.formats.forms import Form, form_of, hdf5_files, located, vocabulary_file
 from elmojax.formats.hdf5 import load_head
-from elmojax.formats.manylangs import is_manylangs, load_manylangs
+from elmojax.formats.hugging_face import README, card_of, load_safetensors
+from elmojax.formats.manylangs import load_manylangs
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
+from elmojax.formats.tf_hub import load_hub_module
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.ops import DTYPES, Precision, cast
@@ -35,9 +35,8 @@ from elmojax.text.files import Errors, Oddities
 from elmojax.text.prepare import prepare
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
-from elmojax.training.checkpoint import Checkpoints, read_run
+from elmojax.training.checkpoint import read_run
 from elmojax.training.evaluate import ROWS, Evaluator
-from elmojax.training.record import RunRecord, create_run, fingerprint
 from elmojax.training.score import Measures, Score, Scorer
 from elmojax.training.sharding import path_name
 from elmojax.training.step import LanguageModel
@@ -56,6 +55,12 @@ class Model(NamedTuple):
     """Of its softmax."""
     precision: Precision = "float32"
     """Of its matrix products."""
+    form: Form = "HDF5"
+    """Of its source."""
+    card: str | None = None
+    """What is said of it, in Markdown."""
+    mix: np.ndarray | None = None
+    """Weights of the layers that it was published with, as `embed` takes them."""
 
     def cast(self, precision: Precision) -> Model:
         """This model with other matrix products, those of the softmax too."""
@@ -107,10 +112,7 @@ def open_model(
     """Everything that a model's files hold.
 
     Args:
-      model: a run directory of `elmojax pretrain`; a directory with options.json and
-        weights.hdf5; a TensorFlow checkpoint of bilm-tf; a directory of
-        ELMoForManyLangs; the name of a model that ships with elmojax ("mini"); or the
-        address of a published model (see `fetch_model`).
+      model: as for `load`.
       step: which checkpoint of a run; None = the newest.
       head: whether to read the softmax.
       sharding: where the arrays of the biLM go; see `restore`.
@@ -118,84 +120,90 @@ def open_model(
     Raises:
       InputError: if there is no such model, or it cannot be read.
     """
-    path = _locate(model)
-    if is_manylangs(path):
-        if step is not None:
-            raise InputError(f"{path} is no run directory; leave --step out.")
+    with located(model) as path:
+        found = _read(path, form_of(path), step, head, sharding)
+    return found._replace(source=str(model))
+
+
+def _read(
+    path: Path, form: Form, step: int | None, head: bool, sharding: Placement
+) -> Model:
+    if form == "run":
+        found = _from_run(path, step, head, sharding)
+    elif step is not None:
+        raise InputError(f"{path} is no run directory; leave --step out.")
+    elif form == "HDF5":
+        found = _from_hdf5(path, head, sharding)
+    elif form == "safetensors":
+        found = _from_safetensors(path, head, sharding)
+    elif form == "TensorFlow checkpoint":
+        found = _from_tf_checkpoint(path, head, sharding)
+    elif form == "TF-Hub module":
+        found = _from_hub_module(path, sharding)
+    else:
         params = load_manylangs(path, sharding=sharding)
-        return Model(str(model), params, None, None, FULL)
-    if not (path / "config.json").exists():
-        files, is_checkpoint = hdf5_files(path), is_tf_checkpoint(path)
-        if step is not None and (files or is_checkpoint):
-            raise InputError(f"{path} is no run directory; leave --step out.")
-        if files:
-            return _from_hdf5(path, *files, head, sharding)
-        if is_checkpoint:
-            params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
-            words, softmax = _with_words(path, params, softmax, head)
-            return Model(str(model), params, words, softmax, FULL)
-    if not path.exists():
-        raise InputError(
-            f"There is no model {str(model)!r}: give a run directory of `elmojax "
-            "pretrain`, a directory with options.json and weights.hdf5, or the name of "
-            f"a model that ships with elmojax ({', '.join(bundled())})."
-        )
-    record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
-    params = from_tree(record.train.model, tree)
-    return Model(str(path), params, vocabulary, tree.get("head"), record.train.head)
+        found = Model(str(path), params, None, None, FULL)
+    return found._replace(form=form)
 
 
 FULL = HeadConfig("full")
-BUNDLED = Path(__file__).with_name("models")
-"""Directory of the models that ship with elmojax, as HDF5."""
 
 
-def bundled() -> list[str]:
-    """Names of the models that ship with elmojax; a directory of such a name is
-    `./NAME`."""
-    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{hdf5.OPTIONS}"))
+def _from_run(path: Path, step: int | None, head: bool, sharding: Placement) -> Model:
+    record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
+    params, train = from_tree(record.train.model, tree), record.train
+    model = Model(str(path), params, vocabulary, tree.get("head"), train.head)
+    return model._replace(card=_card(path / CARD))
 
 
-def _locate(model: str | os.PathLike[str]) -> Path:
-    """Where the files of a model are, fetched if need be."""
-    if is_url(model):
-        return fetch_model(str(model))
-    return BUNDLED / model if model in bundled() else Path(model)
+def _from_hdf5(path: Path, head: bool, sharding: Placement) -> Model:
+    files = hdf5_files(path)
+    if files is None:
+        raise InputError(
+            f"{path} has no options beside it; put the options.json of the model there."
+        )
+    params = hdf5.load_hdf5(*files, sharding=sharding)
+    softmax, folder = None, files[1].parent
+    if head and (folder / hdf5.SOFTMAX).exists():
+        softmax = load_head(folder / hdf5.SOFTMAX, params.config.lstm.projection)
+    words, softmax = _with_words(folder, params, softmax, head)
+    shape, card = _shape_of(softmax), _card(folder / CARD)
+    return Model(str(path), params, words, softmax, shape, card=card)
 
 
-def hdf5_files(path: Path) -> tuple[Path, Path] | None:
-    """Options and weights in a directory: under these names, or the only ones there
-    whose names end like this (`elmo_..._options.json`, `elmo_..._weights.hdf5`)."""
-    found = []
-    for name in (hdf5.OPTIONS, hdf5.WEIGHTS):
-        named = [path / name] if (path / name).is_file() else [*path.glob(f"*{name}")]
-        if len(named) != 1:
-            return None
-        found += named
-    return found[0], found[1]
-
-
-def is_tf_checkpoint(path: Path) -> bool:
-    """Whether it is a directory that bilm-tf trained in, or a checkpoint's prefix."""
-    return (path / "checkpoint").is_file() or Path(f"{path}.index").is_file()
-
-
-def _from_hdf5(
-    path: Path, options: Path, weights: Path, head: bool, sharding: Placement
-) -> Model:
-    params = hdf5.load_hdf5(options, weights, sharding=sharding)
-    softmax = None
-    if head and (path / hdf5.SOFTMAX).exists():
-        softmax = load_head(path / hdf5.SOFTMAX, params.config.lstm.projection)
+def _from_safetensors(path: Path, head: bool, sharding: Placement) -> Model:
+    params, softmax = load_safetensors(path, head=head, sharding=sharding)
     words, softmax = _with_words(path, params, softmax, head)
+    shape, card = _shape_of(softmax), card_of(_card(path / README))
+    return Model(str(path), params, words, softmax, shape, card=card)
+
+
+def _from_tf_checkpoint(path: Path, head: bool, sharding: Placement) -> Model:
+    params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
+    words, softmax = _with_words(path, params, softmax, head)
+    return Model(str(path), params, words, softmax, FULL)
+
+
+def _from_hub_module(path: Path, sharding: Placement) -> Model:
+    params, mix = load_hub_module(path, sharding=sharding)
+    return Model(str(path), params, None, None, FULL, mix=mix)
+
+
+def _card(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _shape_of(softmax: Params | None) -> HeadConfig:
     if softmax is None:
-        return Model(str(path), params, words, None, FULL)
+        return FULL
     shape, cutoffs = FULL, edges_of(softmax)[:-1]
     if cutoffs:
         dim, narrow = softmax["down_0"].shape
         shape = HeadConfig("adaptive", cutoffs, dim / narrow)
-    shape = replace(shape, bias="bias" in softmax)
-    return Model(str(path), params, words, softmax, shape)
+    return replace(shape, bias="bias" in softmax)
 
 
 def _with_words(
@@ -204,9 +212,11 @@ def _with_words(
     """The words of a softmax, or of a model that reads word ids, and the softmax in
     their order: `<S>`, `</S>`, `<UNK>` first, wherever they stand in its file."""
     characters = isinstance(params.config.encoder, CharCnnConfig)
-    file = (path if path.is_dir() else path.parent) / "vocabulary.txt"
-    if (characters and not head) or not file.exists():
+    file = vocabulary_file(path)
+    if file is None or (characters and not head):
         return None, softmax
+    if characters and softmax is None and file.name != hdf5.VOCABULARY:
+        return None, None  # the words of the text, in any form
     vocabulary, order = Vocabulary.read_trained(file)
     if order is None or (softmax is None and characters):
         return vocabulary, softmax
@@ -230,10 +240,13 @@ def load(
     """`ElmoParams` of a model, ready for `embed`.
 
     Args:
-      model: a run directory of `elmojax pretrain` (its newest checkpoint), a directory
-        with options.json and weights.hdf5, a TensorFlow checkpoint of bilm-tf, a
-        directory of ELMoForManyLangs, the name of a model that ships with elmojax
-        ("mini"), or the address of a published model (see `fetch_model`).
+      model: a run directory of `elmojax pretrain` (its newest checkpoint); a directory
+        with options.json and weights.hdf5 or model.hdf5, or one such file of weights;
+        a directory that `save_pretrained` wrote; a TensorFlow checkpoint of bilm-tf; a
+        module of TF-Hub; a directory of ELMoForManyLangs; a ZIP or tar archive of one
+        of these; the name of a model that ships with elmojax ("mini");
+        `hf://OWNER/NAME[@REVISION]`, a repository of the Hugging Face Hub; or another
+        address of a published model (see `fetch_model`).
       sharding: where the arrays go: one `jax.sharding.Sharding`, or a pytree of them,
         as for `restore`; None = uncommitted.
       precision: of matrix products, "float32" or "bf16"; see `cast`.
@@ -310,6 +323,29 @@ def score(
     return list(opened.scorer()(sentences, measures=measures))
 
 
+@checked
+def hub_mix(model: str | os.PathLike[str]) -> np.ndarray:
+    """The weights of the layers that a module of TF-Hub was published with.
+
+    Args:
+      model: as for `load`, a module of TF-Hub.
+
+    Returns:
+      float32 [layers + 1], softmax(aggregation/weights) * aggregation/scaling: the
+      gammas of `embed`, `hub_default` and `hub_tokens`.
+
+    Raises:
+      InputError: if there is no such model, it cannot be read or has no such weights.
+    """
+    opened = open_model(model, head=False)
+    if opened.mix is None:
+        raise InputError(
+            f"{model} has no weights of its layers (aggregation/weights), which only "
+            "modules of TF-Hub have; choose gammas, as [1/3, 1/3, 1/3] for their mean."
+        )
+    return opened.mix
+
+
 def evaluate_text(
     model: Model,
     files: Sequence[Path],
@@ -354,75 +390,26 @@ def evaluate_corpus(
     return evaluator(params, lambda tokens: progress(tokens, total))
 
 
-def convert(
-    model: Model, out: Path, version: str = "", dtype: hdf5.Stored = "float32"
-) -> str:
-    """Writes a run directory as HDF5, and any other model as a run directory.
-
-    HDF5 is options.json and weights.hdf5, with softmax.hdf5, vocabulary.txt and card.md
-    where the model has them; numbers go through unchanged, unless `dtype` is float16,
-    which only HDF5 files take. `out` is there when it is
-    whole, and not before. Returns what was written, "HDF5" or "Orbax".
-
-    Raises:
-      InputError: if `out` is there already, cannot be written, or cannot hold the
-        model.
-    """
-    out = Path(os.path.realpath(local(out)))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already; choose another --out.")
-    source = Path(model.source)
-    if (source / "config.json").exists() and not is_manylangs(source):
-        hdf5.save_hdf5(model.params, out, model.head, model.vocabulary, dtype=dtype)
-        card = Path(model.source) / CARD
-        if card.is_file():
-            with replaced(out / CARD) as partial:
-                shutil.copyfile(card, partial)
-        return "HDF5"
-    if dtype != "float32":
-        raise InputError(
-            f"{model.source} becomes a run directory, whose numbers are float32; leave "
-            f"--dtype {dtype} out."
-        )
-    if any(np.any(leaf) for leaf in jax.tree.leaves(model.params.initial_state)):
-        raise InputError(
-            f"{model.source} has an initial state other than zero, which a run "
-            "directory does not hold; keep it as HDF5."
-        )
-    head = {} if model.head is None else {"head": model.head}
-    record = RunRecord(
-        train=TrainConfig(model=model.params.config, head=model.shape, workdir=out),
-        corpus="",
-        vocabulary=edges_of(model.head)[-1] if model.head else 0,
-        words=fingerprint(model.vocabulary) if model.vocabulary else "",
-        elmojax=version,
-    )
-    with new_directory(out) as partial:
-        create_run(partial, record, model.vocabulary)
-        checkpoints = Checkpoints(partial, config=record.train)
-        checkpoints.save(0, {**model.params.tree, **head}, None)
-        checkpoints.close()
-        install(partial, out, replaces=out.exists())
-    return "Orbax"
-
-
 def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]:
     """Every array of a model and its state, and who else can read it.
 
     Raises:
       InputError: if the model cannot be read at all.
     """
-    path = _locate(model)
-    files = None if (path / "config.json").exists() else hdf5_files(path)
-    if files:
-        report = check_hdf5(*files)
-        arrays, notes = list(report.arrays), list(report.notes)
-        if (path / hdf5.SOFTMAX).exists():
-            head = load_head(path / hdf5.SOFTMAX, report.config.lstm.projection)
-            arrays += _states({"softmax": head})
-        return arrays, notes
-    opened = open_model(model)
+    with located(model) as path:
+        form = form_of(path)
+        if form == "HDF5" and (files := hdf5_files(path)):
+            report = check_hdf5(*files)
+            arrays, notes = list(report.arrays), list(report.notes)
+            softmax = files[1].with_name(hdf5.SOFTMAX)
+            if softmax.exists():
+                head = load_head(softmax, report.config.lstm.projection)
+                arrays += _states({"softmax": head})
+            return arrays, notes
+        opened = _read(path, form, None, head=True, sharding=None)
     tree = {**opened.params.tree, **({"head": opened.head} if opened.head else {})}
+    if opened.mix is not None:
+        tree["mix"] = opened.mix
     return _states(tree), []
 
 

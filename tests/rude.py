@@ -43,6 +43,7 @@ from tests.damage import kinds as damages
 
 MADE = Path(__file__).parent / "data/made_before/made.tar.xz"
 """A run, HDF5 files, a corpus and vectors, which every case finds as `..`."""
+MODULE = MADE.parents[1] / "tf_hub_module"
 
 
 class Case(NamedTuple):
@@ -285,6 +286,7 @@ READERS = {
     ("run", "config.json"): "evaluate given --text ../three.txt",
     ("data", "corpus.json"): "evaluate ../run --data given",
     ("hdf5", "options.json"): "verify given",
+    ("saved", "config.json"): "verify given",
     ("", "a.json"): "pretrain --config given/a.json --workdir w",
     ("", "a.toml"): "pretrain --config given/a.toml --workdir w",
     ("", "a.py"): "pretrain --config given/a.py --workdir w",
@@ -330,6 +332,17 @@ def damaged_files() -> Iterator[Case]:
         for what, damage in list(damages(0, random.Random(0))):
             act = partial(changed, "hdf5", file, damage, "verify given")
             yield Case("damaged files", f"hdf5/{file}, {what}", act, whole(file, what))
+    for source, file in (
+        ("saved", "model.safetensors"),
+        ("module", "variables/variables.index"),
+        ("module", "variables/variables.data-00000-of-00002"),
+        ("packed", "hdf5.zip"),
+        ("packed", "hdf5.tar.gz"),
+    ):
+        line = f"verify given/{file}" if source == "packed" else "verify given"
+        for what, damage in list(damages(0, random.Random(0))):
+            act = partial(changed, source, file, damage, line)
+            yield Case("damaged files", f"{source}/{file}, {what}", act)
     for file in ("vectors.npy", "offsets.npy", "info.json"):
         for what, damage in list(damages(0, random.Random(0))):
             case = call("damaged files", elmojax.read_vectors, "given")
@@ -355,6 +368,7 @@ WRONG = (
     "x" * 300,
     "a\nb",
     "gs://x",
+    "hf://x",
 )
 PATHS = (
     ("evaluate {} --text ../three.txt", WRONG),
@@ -541,9 +555,14 @@ def world(folder: Path) -> Iterator[Callable[[Case], str]]:
     """Things to be rude to, in `folder`, and what judges a case there."""
     with tarfile.open(MADE) as file:
         file.extractall(folder, filter="data")
+    made = folder / "made"
     pair = '{"sentence_good": "The banks are.", "sentence_bad": "The banks is."}'
-    (folder / "made" / "pairs.jsonl").write_text(pair)
-    place = folder / "made" / "case"
+    (made / "pairs.jsonl").write_text(pair)
+    elmojax.save_pretrained(made / "hdf5", made / "saved")
+    shutil.copytree(MODULE, made / "module")
+    for kind in ("zip", "gztar"):
+        shutil.make_archive(str(made / "packed" / "hdf5"), kind, made / "hdf5")
+    place = made / "case"
 
     def judged(case: Case) -> str:
         shutil.rmtree(place, ignore_errors=True)

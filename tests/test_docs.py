@@ -111,6 +111,7 @@ def published(there, goldens, monkeypatch):
     manylangs = REPOSITORY / "tests" / "data" / "manylangs"
     shutil.copytree(manylangs / "legacy", there / "144")
     shutil.copytree(manylangs / "configs", there / "configs")
+    shutil.copytree(REPOSITORY / "tests/data/tf_hub_module", there / "elmo_3")
     monkeypatch.setattr(fetch, "_download", served)
     monkeypatch.setenv("ELMOJAX_CACHE", str(there / "cache"))
     return {

@@ -31,8 +31,9 @@ ModelOption = Annotated[
     str,
     arg(
         metavar="MODEL",
-        help="Model: a run directory, a directory with options.json and weights.hdf5 "
-        "or of ELMoForManyLangs, an address, or mini, which ships with elmojax.",
+        help="Model: a run directory, a directory or archive with options.json and "
+        "weights.hdf5 or of ELMoForManyLangs, hf://OWNER/NAME, another address, or "
+        "mini, which ships with elmojax.",
     ),
 ]
 Model = Annotated[ModelOption, tyro.conf.Positional]

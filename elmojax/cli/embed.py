@@ -108,7 +108,7 @@ class Arguments:
     precision: Precision = "float32"
     layers: Literal["all", "top", "mix"] = "all"
     """Layers to write: all of them, the top one, or their sum weighted by the
-    gammas."""
+    gammas (by default those of the model, where it is a module of TF-Hub)."""
     gammas: Gammas = None
     output_layer: OutputLayer = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -177,6 +177,8 @@ def embed(argv: list[str]) -> None:
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
     layers, gammas = asked.selection(model.params.config.lstm.layers)
+    if layers == "mix" and gammas is None and model.mix is not None:
+        gammas = tuple(map(float, model.mix))
     job = Job(
         model.params,
         model.vocabulary,

@@ -30,12 +30,13 @@ class ConvertArguments:
 
 
 def convert(argv: list[str]) -> None:
-    """run directory -> HDF5 files; HDF5 or TensorFlow checkpoint -> Orbax"""
-    from elmojax import loading
+    """run directory -> HDF5 files; any other model -> Orbax"""
+    from elmojax.loading import open_model
+    from elmojax.saving import convert as write
 
     asked = parse(ConvertArguments, "convert", argv)
-    model = loading.open_model(asked.model, asked.step)
-    kind = loading.convert(model, asked.out, elmojax.__version__, asked.dtype)
+    model = open_model(asked.model, asked.step)
+    kind = write(model, asked.out, elmojax.__version__, asked.dtype)
     files = sorted(path.name for path in asked.out.iterdir())
     if asked.json:
         print_json({"out": asked.out, "format": kind, "files": files})

@@ -39,7 +39,7 @@ def hub_default(
       sentences: strings [batch], split on spaces; runs of spaces count as one. No
         other tokenisation: "bank." is one word.
       gammas: weights of the layers [layers + 1], as `embed` takes them; None = their
-        mean. The module's trained weights s and scale are `mix_weights(s, scale)`.
+        mean. Those of a module itself are `hub_mix(module)`.
 
     Returns:
       A dictionary of float32 arrays; max_len is the words of the longest sentence:

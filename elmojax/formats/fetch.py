@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from elmojax.atomic import Lock, local, sha256_of
 from elmojax.errors import InputError, one_line, showable
+from elmojax.formats.archive import unpacked_once
 
 SCHEMES = ("http", "https", "gs", "s3")
 BLOCK = 1 << 20
@@ -302,6 +303,10 @@ class _Missing(InputError):
 
 OPTIONS, WEIGHTS = "options.json", "weights.hdf5"
 REGISTERED = "allennlp:"
+ARCHIVE = re.compile(
+    r"\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz))(\?|$)|\?tf-hub-format=compressed", re.I
+)
+"""In the address of an archive; the last is how TF-Hub names the one of a module."""
 BEGINNINGS = {
     OPTIONS: ("a JSON object", rb"\s*\{"),
     WEIGHTS: ("HDF5", rb"(?s:.{512}|.{1024}|.{2048})?\x89HDF\r\n\x1a\n"),
@@ -353,36 +358,38 @@ def fetch_model(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Downloads a model in the files of AllenNLP, unless it is in the cache.
+    """Downloads a model, unless it is in the cache.
 
     Args:
       url: one of
-        - a directory that holds options.json and weights.hdf5;
+        - a directory that holds options.json and weights.hdf5 or model.hdf5;
         - either of two files side by side: `..._options.json` and `..._weights.hdf5`,
-          as AllenNLP names them, or options.json and weights.hdf5;
+          as AllenNLP names them, options.json and an HDF5 file of any name, or
+          options262.json and `XX_weights.hdf5`, as CrossLingualELMo has them;
+        - a ZIP or tar archive of a model in any form that `load` takes;
         - `allennlp:NAME`, NAME one of `REGISTRY`.
-      sha256: of the weights; also as `#sha256=...` at the end of the address.
+      sha256: of the weights or the archive; also as `#sha256=...` at the end of the
+        address.
       cache: as for `fetch`.
       progress: as for `fetch`; for the options first, then for the weights.
 
     Returns:
-      A directory with options.json and weights.hdf5, for `load_hdf5`.
+      A directory with options.json and weights.hdf5, for `load_hdf5`, or with what an
+      archive holds, which is unpacked once.
 
     Raises:
       InputError: as `fetch` does; and if the registry has no such name, the other file
-        is not found, or what came is not JSON or not HDF5 (then it is not kept).
+        is not found, or what came is not JSON, not HDF5 or no sound archive (then it is
+        not kept).
     """
     url, sha256 = _expected(url, sha256)
-    (options, *others), weights, published = _files(url)
-    folder = cache_directory(cache) / _cached_name(weights)
+    if ARCHIVE.search(url):
+        return unpacked_once(fetch(url, sha256, cache, progress))
+    options, weights, published = _files(url)
+    folder = cache_directory(cache) / _cached_name(weights[0])
     try:
-        try:
-            _fetch_to(folder / OPTIONS, options, None, progress)
-        except _Missing:
-            if not others:
-                raise
-            _fetch_to(folder / OPTIONS, others[0], None, progress)
-        _fetch_to(folder / WEIGHTS, weights, sha256 or published, progress)
+        _fetch_first(folder / OPTIONS, options, None, progress)
+        _fetch_first(folder / WEIGHTS, weights, sha256 or published, progress)
     except _Missing as error:
         raise InputError(
             f"{error} A model at {url} is two files side by side, options.json and "
@@ -392,29 +399,49 @@ def fetch_model(
     return folder
 
 
-def _files(url: str) -> tuple[list[str], str, str | None]:
-    """Where the options may be, where the weights are, and the SHA-256 of these."""
+def _fetch_first(
+    path: Path, urls: list[str], sha256: str | None, progress: Progress | None
+) -> None:
+    """`path`, from the first of these addresses that has a file."""
+    missing: list[_Missing] = []
+    for url in urls:
+        try:
+            _fetch_to(path, url, sha256, progress)
+            return
+        except _Missing as error:
+            missing.append(error)
+    raise missing[0]
+
+
+def _files(url: str) -> tuple[list[str], list[str], str | None]:
+    """Where the options and the weights may be, and the SHA-256 of the weights."""
     if url.startswith(REGISTERED):
         name = url.removeprefix(REGISTERED)
         if name not in REGISTRY:
             raise InputError(
                 f"{REGISTERED} has no model {name!r}; it has {', '.join(REGISTRY)}."
             )
-        options, weights, sha256 = REGISTRY[name]
-        return [options], weights, sha256
-    for options, weights, sha256 in REGISTRY.values():
-        for file in (options, weights):
+        option, weight, sha256 = REGISTRY[name]
+        return [option], [weight], sha256
+    for *pair, sha256 in REGISTRY.values():
+        for file in pair:
             base = url.removesuffix(file.removeprefix(ALLENNLP))
             if base != url and base.endswith("models/elmo/"):  # there, or a copy of it
-                there = weights.replace(ALLENNLP, base)
-                return [options.replace(ALLENNLP, base)], there, sha256
+                option, weight = (part.replace(ALLENNLP, base) for part in pair)
+                return [option], [weight], sha256
     path, mark, query = url.partition("?")
     query = mark + query
     folder, _, name = path.rpartition("/")
+    names, files = [OPTIONS], [WEIGHTS, "model.hdf5"]
     if match := re.fullmatch(r"(.*)options\.json", name):
-        return [url], f"{folder}/{match[1]}{WEIGHTS}{query}", None
-    if match := re.fullmatch(r"(.*)weights.*\.(hdf5|h5)", name):
-        names = dict.fromkeys((f"{match[1]}{OPTIONS}", OPTIONS))
-        return [f"{folder}/{name}{query}" for name in names], url, None
-    folder = path.rstrip("/")
-    return [f"{folder}/{OPTIONS}{query}"], f"{folder}/{WEIGHTS}{query}", None
+        files = [f"{match[1]}{WEIGHTS}", *files[1:]]
+        names = [name]
+    elif match := re.fullmatch(r"(.*?)(weights.*)?\.(hdf5|h5)", name):
+        files = [name]
+        if match[2]:
+            shared = (f"{match[1]}{OPTIONS}", OPTIONS, "options262.json")
+            names = [*dict.fromkeys(shared)]
+    else:
+        folder = path.rstrip("/")
+    there = f"{folder}/{{}}{query}".format
+    return [*map(there, names)], [*map(there, files)], None

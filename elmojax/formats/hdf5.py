@@ -19,31 +19,33 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import h5py
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from elmojax.arguments import checked
 from elmojax.atomic import local, replaced, unfailing
-from elmojax.config import CharCnnConfig, ElmoConfig, WordTableConfig
-from elmojax.embedding.functions import encode_words
+from elmojax.config import WordTableConfig
 from elmojax.errors import InputError
+from elmojax.formats.assembly import (
+    Read,
+    Stored,
+    assemble,
+    head_arrays,
+    head_of,
+    published_arrays,
+    require_finite,
+    storable,
+)
 from elmojax.formats.published import (
-    Entry,
     Shape,
-    check_shapes,
-    config_of,
-    layout,
     options_of,
     read_options,
 )
-from elmojax.model.bilm import ElmoParams, Placement, placements, tree_shapes
-from elmojax.model.state import LstmState
+from elmojax.model.bilm import ElmoParams, Placement
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
 
@@ -58,29 +60,7 @@ def load_head(softmax_file: PathLike, projection: int) -> Params:
       InputError: if the file is none, or its arrays do not fit `projection`.
     """
     with open_hdf5(Path(softmax_file)) as file:
-        found = shapes_of(file)
-        prefix = "adaptive_softmax/"
-        names = {n.removeprefix(prefix): n for n in found if n.startswith(prefix)}
-        names = names or HEAD_NAMES
-        needed: dict[str, tuple[int | None, ...]] = {"kernel": (None, projection)}
-        if "bias" in names:  # an adaptive softmax may have none
-            needed["bias"] = (None,)
-        for name, wanted in needed.items():
-            shape = found.get(names.get(name, ""))
-            if shape is None or len(shape) != len(wanted) or shape[1:] != wanted[1:]:
-                raise InputError(
-                    f"{softmax_file} has no {names.get(name, prefix + name)} with "
-                    f"{len(wanted)} axes that fits a projection of {projection}."
-                )
-        arrays = {k: np.zeros(found[n] or (), np.float32) for k, n in names.items()}
-        for name, into in arrays.items():
-            read_array(file, names[name], into, softmax_file)
-    if "bias" in arrays and len(arrays["kernel"]) != len(arrays["bias"]):
-        raise InputError(
-            f"{softmax_file}: {names['kernel']} has {len(arrays['kernel'])} rows and "
-            f"{names['bias']} {len(arrays['bias'])}; they must be the same words."
-        )
-    return to_jax(arrays)
+        return head_of(shapes_of(file), reader_of(file), softmax_file, projection)
 
 
 def save_token_embeddings(
@@ -115,12 +95,6 @@ OPTIONS, WEIGHTS = "options.json", "weights.hdf5"
 SOFTMAX, VOCABULARY = "softmax.hdf5", "vocabulary.txt"
 PathLike: TypeAlias = str | os.PathLike[str]
 
-Stored = Literal["float32", "float16"]
-"""Data type of the numbers in a file."""
-
-HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}
-
-
 # --- reading -------------------------------------------------------------------------
 
 
@@ -151,42 +125,7 @@ def load_hdf5(
     options = read_options(Path(options_file))
     with open_hdf5(Path(weights_file)) as file:
         found = shapes_of(file)
-        config = config_of(options, found)
-        entries = layout(config, found)
-        check_shapes(entries, found, weights_file, options_file)
-        places = placements(config, sharding)
-        arrays = _allocate(config)
-        for entry in entries:
-            if entry.leaf is not None:
-                part, name = entry.leaf
-                target = arrays[part][name]
-                if entry.direction is not None:
-                    target = target[entry.direction]
-                read_array(file, entry.name, target.reshape(entry.shape), weights_file)
-    tree = {part: to_jax(leaves, places.get(part)) for part, leaves in arrays.items()}
-    return ElmoParams(tree["encoder"], tree["lstm"], LstmState(**tree["state"]), config)
-
-
-def _allocate(config: ElmoConfig) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays to read into; a projection that no file holds is the identity."""
-    shapes = dict(tree_shapes(config))
-    shapes["state"] = vars(LstmState.zeros(config.lstm))
-    arrays = {
-        part: {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
-        for part, leaves in shapes.items()
-    }
-    if config.lstm.dim == config.lstm.projection:
-        for layer in range(config.lstm.layers):
-            arrays["lstm"][f"projection_{layer}"][:] = np.eye(config.lstm.dim)
-    return arrays
-
-
-def to_jax(
-    leaves: dict[str, np.ndarray], places: dict[str, Any] | None = None
-) -> dict[str, jax.Array]:
-    """Leaf by leaf, so that both copies are never there as a whole."""
-    places = places or {}
-    return {n: jax.device_put(leaves.pop(n), places.get(n)) for n in list(leaves)}
+        return assemble(options, found, reader_of(file), weights_file, sharding)
 
 
 @contextlib.contextmanager
@@ -265,11 +204,12 @@ def read_array(file: h5py.File, name: str, into: np.ndarray, where: object) -> N
     with _damage():
         if into.size:
             file[name].read_direct(into)
-    if not np.isfinite(into).all():
-        raise InputError(
-            f"{where}: {name} has values that are not finite (NaN or infinite); the "
-            "model that was saved had diverged, or the file is damaged."
-        )
+    require_finite(into, name, where)
+
+
+def reader_of(file: h5py.File) -> Read:
+    """`read_array` of a file."""
+    return lambda name, into: read_array(file, name, into, file.filename)
 
 
 # --- writing -------------------------------------------------------------------------
@@ -304,7 +244,7 @@ def save_hdf5(
       InputError: if a file is there already, cannot be written, or a number of the
         model is not finite in `dtype`.
     """
-    arrays = {WEIGHTS: dict(_arrays(params))}
+    arrays = {WEIGHTS: dict(published_arrays(params))}
     if head is not None:
         arrays[SOFTMAX] = head_arrays(head)
     with staged(local(directory), overwrite) as stage:
@@ -316,73 +256,26 @@ def save_hdf5(
         (stage / OPTIONS).write_text(text, encoding="utf-8")
 
 
-def _arrays(params: ElmoParams) -> Iterator[tuple[str, np.ndarray]]:
-    state = vars(params.initial_state)
-    if any(np.any(leaf) for leaf in state.values()):
-        if params.initial_state.cell.ndim != 3:
-            raise InputError(
-                "params.initial_state is that of a batch; only one for all sentences, "
-                "without the batch axis, can be saved."
-            )
-        names = {f"initial_state/{name}" for name in state}
-    else:
-        names = set()
-    parts = {"encoder": params.encoder, "lstm": params.lstm, "state": state}
-    written = layout(params.config)
-    entries = written + [e for e in layout(params.config, names) if e.name in names]
-    for entry in entries:
-        if entry.leaf is None:
-            yield entry.name, _for_others(params, entry)
-            continue
-        part, name = entry.leaf
-        leaf = parts[part][name]
-        half = leaf if entry.direction is None else leaf[entry.direction]
-        yield entry.name, np.asarray(half, np.float32).reshape(entry.shape)
-
-
-def _for_others(params: ElmoParams, entry: Entry) -> np.ndarray:
-    """Arrays that bilm-tf or AllenNLP need and our parameters do not have."""
-    if isinstance(params.config.encoder, CharCnnConfig):  # CNN_proj: the identity
-        return np.eye(*entry.shape) if len(entry.shape) == 2 else np.zeros(entry.shape)
-    return np.asarray(encode_words(params, jnp.arange(1, entry.shape[0] + 1)))
-
-
-def head_arrays(head: Params) -> dict[str, np.ndarray]:
-    """The data sets of softmax.hdf5."""
-    if set(head) <= set(HEAD_NAMES):  # bilm-tf's has a bias, if need be of zeros
-        head = {"bias": np.zeros(len(head["kernel"]), np.float32), **head}
-        return {HEAD_NAMES[name]: np.asarray(leaf) for name, leaf in head.items()}
-    return {f"adaptive_softmax/{name}": np.asarray(leaf) for name, leaf in head.items()}
-
-
 def write_arrays(
     path: Path, arrays: Mapping[str, np.ndarray], dtype: Stored = "float32"
 ) -> None:
     """An HDF5 file of data sets; `InputError` for a number that is not finite."""
     with unfailing(path) as (plain, _), h5py.File(plain, "w") as file:
         for name, array in arrays.items():
-            with np.errstate(over="ignore"):
-                stored = np.asarray(array, dtype)
-            if not np.isfinite(stored).all():
-                what = (
-                    "numbers beyond float16, whose largest is 65,504; store this model "
-                    "in float32"
-                    if np.isfinite(array).all()
-                    else "values that are not finite (NaN or infinite): this model has "
-                    "diverged"
-                )
-                raise InputError(f"{name} has {what}. Nothing was saved.")
-            file.create_dataset(name, data=stored)
+            file.create_dataset(name, data=storable(name, array, dtype))
 
 
 @contextlib.contextmanager
-def staged(directory: Path, overwrite: bool) -> Iterator[Path]:
+def staged(
+    directory: Path,
+    overwrite: bool,
+    names: Sequence[str] = (OPTIONS, WEIGHTS, SOFTMAX, VOCABULARY),
+) -> Iterator[Path]:
     """A folder whose files move into `directory` when all of them are there.
 
-    options.json goes away first and comes back last, so that no mixture of an old and
-    a new model passes for one.
+    The first of `names` goes away first and comes back last, so that no mixture of an
+    old and a new model passes for one.
     """
-    names = (OPTIONS, WEIGHTS, SOFTMAX, VOCABULARY)
     there = [name for name in names if (directory / name).exists()]
     if there and not overwrite:
         raise InputError(

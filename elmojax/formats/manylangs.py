@@ -32,7 +32,7 @@ from elmojax.config import (
     UnicodeCnnConfig,
 )
 from elmojax.errors import InputError
-from elmojax.formats.hdf5 import to_jax
+from elmojax.formats.assembly import to_jax
 from elmojax.formats.published import FORGET_BIAS, MOST, Options, Shape, read_options
 from elmojax.formats.torch_file import read_torch
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements

@@ -3,7 +3,8 @@
 Sources: bilm-tf (`bilm/model.py` reads it, `dump_weights` in `bilm/training.py` writes
 it) and AllenNLP (`allennlp/modules/elmo.py`, `elmo_lstm.py`). These differ in what they
 take for granted when a key of options.json is missing (no clipping, or an error); here
-every key must be there, and null means none.
+every key must be there, and null means none. Only skip connections may be left out, as
+many published files do: bilm-tf then has none.
 
 The LSTM's order of gates, its forget bias and its bias are those of TensorFlow's
 LSTMCell and ours too, so arrays go in and out with another shape but the same numbers
@@ -244,9 +245,11 @@ class Options:
         return self._fit(key, Limit, "a number above 0, or null for no clipping")
 
     def flag(self, key: str) -> bool:
-        if not isinstance(self.get(key), bool):
+        """Also "true", which files have; bilm-tf takes any other string for true."""
+        value = self.get(key)
+        if not isinstance(value, bool) and value not in ("true", "True"):
             raise self.wrong(key, "true or false")
-        return self.get(key)
+        return bool(value)
 
     def filters(self, key: str) -> tuple[tuple[int, int], ...]:
         return self._fit(key, Filters, "a list of pairs: width, number of filters")
@@ -297,7 +300,9 @@ def config_of(options: Options, found: Shapes) -> ElmoConfig:
         layers=section.whole("n_layers", most=MOST),
         cell_clip=section.clip("cell_clip"),
         projection_clip=section.clip("proj_clip"),
-        skip_connections=section.flag("use_skip_connections"),
+        skip_connections=(
+            "use_skip_connections" in section and section.flag("use_skip_connections")
+        ),
     )
     if not has_projection(lstm, found):  # TensorFlow clips projections only
         lstm = replace(lstm, projection_clip=math.inf)
@@ -313,11 +318,9 @@ def _char_cnn(section: Options, lstm: LstmConfig, found: Shapes) -> CharCnnConfi
     activation = section.get("activation")
     if activation not in ("relu", "tanh"):
         raise section.wrong("activation", "'relu' or 'tanh'")
-    # `projection` is ours: false where the CNN has none, though the file may hold one.
     same = sum(count for _, count in filters) == lstm.projection
-    stored = any(name.startswith("CNN_proj/") for name in found)
-    wanted = section.flag("projection") if "projection" in section else stored
     rows = (found.get("char_embed") or (0,))[:1]
+    _require_bytes(section, *rows)
     return CharCnnConfig(
         filters=filters,
         embedding_dim=section.section("embedding").whole("dim"),
@@ -329,8 +332,32 @@ def _char_cnn(section: Options, lstm: LstmConfig, found: Shapes) -> CharCnnConfi
             "max_characters_per_token", max(3, widest), 1 << 16
         ),
         characters=max(261, *rows),
-        project=wanted or not same,
+        project=_projects(section, lstm, found) or not same,
     )
+
+
+def _projects(section: Options, lstm: LstmConfig, found: Shapes) -> bool:
+    """`projection` is our key: false where the CNN has none, though the file may hold
+    one. Others have it too, as an object with the width."""
+    if "projection" not in section:
+        return any(name.startswith("CNN_proj/") for name in found)
+    if isinstance(section.get("projection"), dict):
+        width = section.section("projection")
+        if width.whole("dim") != lstm.projection:
+            raise width.wrong("dim", f"lstm.projection_dim, {lstm.projection}")
+        return True
+    return section.flag("projection")
+
+
+def _require_bytes(section: Options, rows: int = 0) -> None:
+    """`InputError` for a model whose characters are others than the bytes of UTF-8."""
+    told = section.get("n_characters") if "n_characters" in section else 0
+    if (most := max(rows, told if isinstance(told, int) else 0)) > N_CHARACTERS:
+        raise InputError(
+            f"{section.where} is of a model with {most} different characters "
+            f"(char_embed, n_characters), such as those of Unicode; elmojax reads "
+            f"models of UTF-8 bytes, which have {N_CHARACTERS - 1} or {N_CHARACTERS}."
+        )
 
 
 def _word_table(options: Options, lstm: LstmConfig, found: Shapes) -> WordTableConfig:

@@ -24,7 +24,7 @@ from jax import Array
 
 from elmojax.config import ElmoConfig
 from elmojax.errors import InputError
-from elmojax.formats.hdf5 import to_jax
+from elmojax.formats.assembly import to_jax
 from elmojax.formats.published import Options, Shape, config_of, layout, read_options
 from elmojax.formats.tf_bundle import Bundle, checkpoint_prefix
 from elmojax.model.bilm import (

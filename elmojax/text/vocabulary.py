@@ -2,13 +2,15 @@
 
 A vocabulary file is UTF-8 with one word a line: `<S>`, `</S>`, `<UNK>`, then the words
 by falling count. The line number, from 0, is the id; a line `!!!MAXTERMID`, which
-bilm-tf passes over, is none.
+bilm-tf passes over, is none. gzip may have packed it.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +26,8 @@ from elmojax.errors import InputError
 SPECIALS = ("<S>", "</S>", "<UNK>")
 BEGIN_ID, END_ID, UNKNOWN_ID = 0, 1, 2
 NO_WORD = "!!!MAXTERMID"
+LARGEST = 1 << 30
+"""Bytes of a vocabulary file that is packed."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +179,17 @@ def order_by_count(
 
 def _bytes(path: str | os.PathLike[str]) -> bytes:
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"The vocabulary {path} cannot be read: {error.strerror}."
-        ) from error
+        with open(path, "rb") as file:
+            if file.read(2) != b"\x1f\x8b":
+                return Path(path).read_bytes()
+        with gzip.open(path) as packed:
+            data = packed.read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"The vocabulary {path} cannot be read: {why}.") from error
+    if len(data) > LARGEST:
+        raise InputError(f"The vocabulary {path} unpacks to over {LARGEST:,} bytes.")
+    return data
 
 
 def read_words(data: bytes, where: object) -> list[str]:

@@ -284,7 +284,8 @@ def find_runs(directory: Path) -> list[Path]:
     os.listdir(directory)  # `walk` passes over what it may not read
     runs = []
     for folder, below, files in os.walk(directory):
-        if "config.json" in files and "vocabulary.txt" in files:
+        other = any(name.endswith(".safetensors") for name in files)
+        if {"config.json", "vocabulary.txt"} <= {*files} and not other:
             runs.append(Path(folder))
             below.clear()
         below[:] = sorted(name for name in below if not name.startswith("."))

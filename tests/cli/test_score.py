@@ -17,8 +17,9 @@ import elmojax
 from elmojax.cli import main
 from elmojax.config import HeadConfig
 from elmojax.embedding.engine import local_mesh
-from elmojax.loading import Model, convert, open_model
+from elmojax.loading import Model, open_model
 from elmojax.model.bilm import from_tree
+from elmojax.saving import convert
 from elmojax.text.characters import character_ids
 from elmojax.training import score as scoring
 from elmojax.training.step import LanguageModel

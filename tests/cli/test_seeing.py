@@ -20,9 +20,10 @@ import elmojax
 from elmojax.config import HeadConfig
 from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.neighbours import cosines
-from elmojax.loading import Model, convert, open_model, score
+from elmojax.loading import Model, open_model, score
 from elmojax.model.bilm import from_tree
 from elmojax.report import read_samples
+from elmojax.saving import convert
 from elmojax.training.step import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")

@@ -11,8 +11,9 @@ import pytest
 
 import elmojax
 from elmojax.cli import main
+from elmojax.formats.forms import BUNDLED, bundled
 from elmojax.formats.hdf5 import OPTIONS
-from elmojax.loading import BUNDLED, bundled, load_language_model
+from elmojax.loading import load_language_model
 
 SENSES = "He sat on the bank of the river .", "She put her money in the bank ."
 

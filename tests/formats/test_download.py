@@ -611,7 +611,7 @@ def test_published_files_lead_to_each_other(name: str):
         if copy:
             pair = [x.replace(fetching.ALLENNLP, f"{copy}models/elmo/") for x in pair]
         for url in pair:
-            assert fetching._files(url) == ([pair[0]], pair[1], sha256)
+            assert fetching._files(url) == ([pair[0]], [pair[1]], sha256)
 
 
 def test_published_models_are_documented():

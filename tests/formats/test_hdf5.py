@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import Stream, char_cnn
 from toys import TINY, drawn, tiny_params
 
 import elmojax
@@ -28,6 +29,7 @@ from elmojax.config import (
     to_json,
 )
 from elmojax.embedding.embedder import Embedder
+from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex, cache_words
 from elmojax.errors import InputError
 from elmojax.formats import hdf5, published
@@ -36,6 +38,7 @@ from elmojax.formats.verify import check_hdf5, compare_embeddings
 from elmojax.model import lstm
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.softmax import Softmax
+from elmojax.text.characters import batch_to_ids, character_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -311,6 +314,62 @@ def test_small_liberties(model):
     assert [a.name for a in report.arrays if a.state != "ok"] == ["notes/of the owner"]
 
 
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("layers", [1, 4, 8])
+def test_deep_and_shallow_models_are_the_published_equations(tmp_path, layers, skip):
+    """Through the files; catELMo's models have 2, 4 or 8 layers."""
+    shape = replace(TINY.lstm, layers=layers, skip_connections=skip)
+    save_hdf5(tiny_params(replace(TINY, lstm=shape)), tmp_path)
+    params, words = load(tmp_path), ["the", "river", "où"]
+    ids = batch_to_ids([words], TINY.encoder.max_characters)
+    found = np.asarray(encode(params, jnp.asarray(ids)).layers[0])
+    marked = character_ids(["<S>", *words, "</S>"], TINY.encoder.max_characters)
+    x = char_cnn(params.encoder, marked, (1, 2, 3), "relu")
+    forward, backward = (Stream(params.lstm, shape, way) for way in range(2))
+    ahead = np.stack([forward.read(v) for v in x])
+    back = np.stack([backward.read(v) for v in x[::-1]])[::-1]
+    both = np.concatenate([ahead, back], axis=-1)[1:-1]
+    wanted = [np.concatenate([x, x], axis=-1)[1:-1], *both.swapaxes(0, 1)]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
+
+
+def test_options_as_files_of_others_have_them(model):
+    """Keys of training, a string for true, the projection as an object, no word of
+    skip connections (then there are none)."""
+    wanted = load(model)
+    edit_options(model, "lstm", use_skip_connections="true")
+    edit_options(model, "char_cnn", projection={"dim": TINY.lstm.projection})
+    content = json.loads((model / "options.json").read_text())
+    content |= {"n_epochs": 10, "dropout": 0.1, "all_clip_norm_val": 10.0}
+    (model / "options.json").write_text(json.dumps(content))
+    same(load(model), wanted)
+    assert load(model).config == wanted.config
+    edit_options(model, "char_cnn", projection={"dim": 7})
+    with pytest.raises(InputError, match=r"projection\.dim is 7; it must be lstm"):
+        load(model)
+    edit_options(model, "char_cnn", projection=None)
+    edit_options(model, "lstm", use_skip_connections=...)
+    assert not load(model).config.lstm.skip_connections
+    edit_options(model, "lstm", use_skip_connections="false")
+    with pytest.raises(InputError, match="use_skip_connections is 'false'; it must be"):
+        load(model)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_characters_that_are_no_bytes_are_refused(model, told):
+    """Models of Unicode characters: 256,000 in the wild, a few here."""
+    with weights(model) as file:
+        if not told:
+            del file["char_embed"]
+            file["char_embed"] = np.zeros((300, 4), np.float32)
+    edit_options(model, "char_cnn", n_characters=256_000 if told else 262)
+    says = f"{256_000 if told else 300} different characters.*UTF-8 bytes"
+    with pytest.raises(InputError, match=says):
+        load(model)
+    with pytest.raises(InputError, match=says):
+        check_hdf5(model / "options.json", model / "weights.hdf5")
+
+
 # --- faults --------------------------------------------------------------------------
 
 OPTIONS_FAULTS = {
@@ -325,7 +384,8 @@ OPTIONS_FAULTS = {
     + [("lstm", "use_skip_connections")],
 )
 def test_missing_and_senseless_keys(model, section, key):
-    for value in (..., "much", -3, [], {"dim": 0}):
+    missing = () if key == "use_skip_connections" else (...,)
+    for value in (*missing, "much", -3, [], {"dim": 0}):
         edit_options(model, section, **{key: value})
         with pytest.raises(InputError, match=rf"options\.json.*{section}\.{key}"):
             load(model)

@@ -20,8 +20,9 @@ from toys import TINY, drawn
 import elmojax
 from elmojax.config import HeadConfig
 from elmojax.embedding.export import write_export
-from elmojax.loading import Model, convert, open_model
+from elmojax.loading import Model, open_model
 from elmojax.model.bilm import from_tree
+from elmojax.saving import convert
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.step import LanguageModel
 
