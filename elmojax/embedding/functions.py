@@ -30,7 +30,6 @@ from elmojax.config import (
 )
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.mix import mix_layers
 from elmojax.model.ops import automatic, cast, require_own_process, varying_as
 from elmojax.model.state import LstmState
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
@@ -85,15 +84,20 @@ def encode(
     """
     require_own_process()
     tokens = checked_tokens(params.config, tokens)
-    return _encode(params, tokens, state, sentence_marks)
+    return _encode(params, tokens, state, None, sentence_marks)
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=4)
 def _encode(
-    params: ElmoParams, tokens: Array, state: LstmState | None, marks: bool
+    params: ElmoParams,
+    tokens: Array,
+    state: LstmState | None,
+    gammas: Array | None,
+    marks: bool,
 ) -> Encoded:
     mask = tokens != 0 if tokens.ndim == 2 else (tokens != 0).any(axis=-1)
-    return contextualize(params, encode_words(params, tokens), mask, state, marks)
+    words = encode_words(params, tokens)
+    return _contextualize(params, words, mask, state, gammas, marks)
 
 
 @checked
@@ -173,6 +177,18 @@ def contextualize(
       InputError: if `words`, `mask` or `state` have another shape.
     """
     words, mask = jnp.asarray(words), jnp.asarray(mask).astype(bool)
+    return _contextualize(params, words, mask, state, None, sentence_marks)
+
+
+def _contextualize(
+    params: ElmoParams,
+    words: Array,
+    mask: Mask,
+    state: LstmState | None,
+    gammas: Array | None,
+    marks: bool,
+) -> Encoded:
+    """`contextualize`; with gammas [mixes, layers + 1], mixes instead of layers."""
     _check_shapes(params.config.lstm, words, mask, state)
     split = jax.typeof(words).sharding.spec[0]
     rows: Any = P(split)
@@ -180,13 +196,18 @@ def contextualize(
     batch = words.shape[0]
     if state is not None and state.cell.ndim == 4 and state.cell.shape[2] > batch:
         carried = P()  # of more rows, which need not be split evenly
-    run = partial(_read, marks=sentence_marks)
+    run = partial(_read, marks=marks)
     places = Encoded(rows, rows, carried)
-    return automatic(run, places)(params, words, mask, state)
+    return automatic(run, places)(params, words, mask, state, gammas)
 
 
 def _read(
-    params: ElmoParams, words: Array, mask: Mask, state: LstmState | None, marks: bool
+    params: ElmoParams,
+    words: Array,
+    mask: Mask,
+    state: LstmState | None,
+    gammas: Array | None,
+    marks: bool,
 ) -> Encoded:
     batch, lengths = mask.shape[0], mask.sum(axis=1, dtype=jnp.int32) + 2
     time = jnp.arange(words.shape[1] + 2, dtype=jnp.int32)[None]
@@ -214,11 +235,14 @@ def _read(
     if state is not None and state.cell.ndim == 4:  # rows beyond a smaller batch stay
         rest = jax.tree.map(lambda leaf: leaf[:, :, batch:], state)
         after = after.joined(rest)
-    outputs = outputs.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
-    backward = jnp.take_along_axis(outputs[:, 1], flip[None], axis=2)
-    contextual = jnp.concatenate([outputs[:, 0], backward], axis=-1)
-    token_layer = jnp.concatenate([words, words], axis=-1)
-    layers = jnp.concatenate([token_layer[None], contextual]).swapaxes(0, 1)
+    layers = jnp.concatenate([inputs[None], outputs])
+    if gammas is not None:  # mixed first, so that there is less to put in order
+        # Not a matrix product, which rounds: a one-hot gamma picks a layer exactly.
+        weights = gammas.T[..., None, None, None, None]
+        layers = sum(map(jnp.multiply, weights, layers[:, None]))
+    layers = layers.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
+    backward = jnp.take_along_axis(layers[:, 1], flip[None], axis=2)
+    layers = jnp.concatenate([layers[:, 0], backward], axis=-1).swapaxes(0, 1)
     if marks:
         mask = valid
     else:
@@ -267,7 +291,11 @@ def embed(
             f"bias has shape {bias.shape} and gammas {gammas.shape}; give one number, "
             "or one a mix."
         )
-    return mix_layers(encode(params, tokens).layers, gammas, bias)
+    require_own_process()
+    tokens = checked_tokens(params.config, tokens)
+    mixes = _encode(params, tokens, None, jnp.atleast_2d(gammas), False).layers
+    mixes = mixes[:, 0] if gammas.ndim == 1 else mixes.swapaxes(0, 1)
+    return mixes + jnp.broadcast_to(bias, gammas.shape[:-1])[..., None, None, None]
 
 
 def as_ids(name: str, ids: Any, axes: int, wanted: str) -> Array:

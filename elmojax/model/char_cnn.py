@@ -63,11 +63,16 @@ def pooled_responses(
 def _pooled(
     dtype: Dtype, platform: Platform, table: Array, kernels: Kernels, ids: Array
 ) -> Array:
-    return _forward(dtype, platform, table, kernels, ids)[0]
+    return _forward(dtype, platform, table, kernels, ids, gradient=False)[0]
 
 
 def _forward(
-    dtype: Dtype, platform: Platform, table: Array, kernels: Kernels, ids: Array
+    dtype: Dtype,
+    platform: Platform,
+    table: Array,
+    kernels: Kernels,
+    ids: Array,
+    gradient: bool = True,
 ) -> tuple[Array, tuple[Any, ...]]:
     def run(axis: int, first: Callable[[Array, int], Array], ids: Array) -> list[Array]:
         characters = table.astype(dtype)[ids if axis else ids.T]
@@ -79,17 +84,42 @@ def _forward(
             found.append((x.max(axis), first(x, axis)))
         return [jnp.concatenate(x, axis=-1) for x in zip(*found, strict=True)]
 
-    def in_blocks(characters: int, axis: int, first: Any, ids: Array) -> list[Array]:
-        found = _in_blocks(characters, partial(run, axis, first), ids)
+    def in_blocks(characters: int, run: Any, ids: Array) -> list[Array]:
+        found = _in_blocks(characters, run, ids)
         in_order = (x.swapaxes(0, 1).reshape(-1, x.shape[-1]) for x in found)
         return [x[: ids.shape[0]] for x in in_order]
 
-    cpu = partial(in_blocks, CPU_BLOCK * ids.shape[1], 1, _first_equal)
+    cpu = partial(in_blocks, CPU_BLOCK * ids.shape[1], partial(run, 1, _first_equal))
     # Taken in one pass with the maxima, by the compiler of a TPU inside of the product.
     argmax = partial(lax.argmax, index_dtype=jnp.int32)
-    accelerator = partial(in_blocks, BLOCK, 0, argmax)
-    best, where = by_platform(platform, ids, cpu=cpu, accelerator=accelerator)
+    accelerator = partial(in_blocks, BLOCK, partial(run, 0, argmax))
+    running = partial(in_blocks, BLOCK, partial(_running, dtype, table, kernels))
+    forms = {"cpu": cpu, "accelerator": accelerator, "tpu": running}
+    if gradient:
+        del forms["tpu"]
+    best, where = by_platform(platform, ids, **forms)
     return best, (table, kernels, ids, where)
+
+
+def _running(
+    dtype: Dtype, table: Array, kernels: Kernels, ids: Array
+) -> tuple[Array, Array]:
+    """The maxima alone, window after window, with all widths in one product.
+
+    A TPU's compiler keeps them on chip: a quarter of the cycles of the other form.
+    """
+    table, kernel = _joined(table, kernels)
+    (words, columns), (widest, dim, _) = ids.shape, kernel.shape
+    sizes = [len(own) for own in kernels for _ in range(own.shape[2])]
+    windows = columns + 1 - jnp.array(sizes, jnp.int32)[None]
+    read = table.astype(dtype)[ids].reshape(words, columns * dim)
+    read = jnp.pad(read, ((0, 0), (0, (widest - 1) * dim)))
+    best = jnp.full((words, kernel.shape[2]), -jnp.inf, jnp.float32)
+    for n in range(columns):
+        own = lax.slice_in_dim(read, n * dim, (n + widest) * dim, axis=1)
+        x = contract("nk,kf->nf", own, _flat(kernel), dtype)
+        best = jnp.maximum(best, jnp.where(n < windows, x, -jnp.inf))
+    return best, jnp.zeros(best.shape, jnp.int32)
 
 
 def _backward(

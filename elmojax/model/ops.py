@@ -227,7 +227,7 @@ def precision_of(weights: Any) -> str:
     return "float32"
 
 
-Platform: TypeAlias = Literal["cpu", "accelerator"] | None
+Platform: TypeAlias = Literal["cpu", "accelerator", "tpu"] | None
 """Whose form is taken; None = that of the devices a program is compiled for."""
 
 
@@ -236,11 +236,13 @@ def by_platform(
     *arguments: Any,
     cpu: Callable[..., Any],
     accelerator: Callable[..., Any],
+    tpu: Callable[..., Any] | None = None,
 ) -> Any:
-    """One of two functions, applied to the arguments."""
+    """One of these functions, applied to the arguments; a TPU may have its own."""
+    own = {"cpu": cpu} if tpu is None else {"cpu": cpu, "tpu": tpu}
     if platform is None:
-        return lax.platform_dependent(*arguments, cpu=cpu, default=accelerator)
-    return (cpu if platform == "cpu" else accelerator)(*arguments)
+        return lax.platform_dependent(*arguments, **own, default=accelerator)
+    return own.get(platform, accelerator)(*arguments)
 
 
 def row_keys(key: Array, rows: Array) -> Array:

@@ -125,7 +125,7 @@ def largest_responses(table, kernels, ids):
 
 
 @pytest.mark.usefixtures("users_compilation")
-@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+@pytest.mark.parametrize("platform", ["cpu", "accelerator", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
     """More words than a block, the last block not full; gradients are float32.
@@ -149,6 +149,8 @@ def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
     )
     rounded = jax.tree.map(lambda w: w.astype(dtype).astype(jnp.float32), weights)
     wanted, pull = jax.vjp(partial(largest_responses, ids=ids), *rounded)
+    alone = jax.jit(pooled)(*weights)
+    np.testing.assert_allclose(alone, wanted, atol=1e-5)
     best, pull_ours = jax.vjp(jax.jit(pooled), *weights)
     np.testing.assert_allclose(best, wanted, atol=1e-5)
     d_best = jnp.asarray(random.standard_normal(best.shape), jnp.float32)
@@ -162,7 +164,7 @@ def test_the_forms_of_every_platform(monkeypatch, platform, dtype):
 
 
 @pytest.mark.usefixtures("users_compilation")
-@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+@pytest.mark.parametrize("platform", ["cpu", "accelerator", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_equal_maxima(monkeypatch, platform, dtype):
     """Numbers so small that all is exact, and most maxima stand in several windows."""
