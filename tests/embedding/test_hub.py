@@ -162,4 +162,4 @@ def test_refusals(params, request):
     refused("float64; give integers", hub_tokens, params, [["a"]], [1.0])
     refused(r"\(2,\); give \[3\]", hub_default, params, ["a"], gammas=[1.0, 2.0])
     table = tiny_params(replace(TINY, encoder=WordTableConfig(9, WIDTH)))
-    refused("reads word ids.*word_ids", hub_default, table, ["a"])
+    refused("reads ids of words.*word_ids", hub_default, table, ["a"])
