@@ -192,8 +192,8 @@ def _entries(path: Path, marks: Sequence[str]) -> tuple[str, ...]:
         )
     if missing := [mark for mark in marks if mark not in entries]:
         raise InputError(
-            f"{path} has no entry {' and no '.join(missing)}, which the models have; "
-            "get the file again, whole."
+            f"{path} has no entry {' and no '.join(missing)}, which models of "
+            "ELMoForManyLangs have; get the file again, whole."
         )
     return entries
 
