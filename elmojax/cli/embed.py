@@ -20,6 +20,7 @@ from elmojax.cli.common import (
     Precision,
     Step,
     TextFiles,
+    TextFormat,
     arg,
     keep_compiled_programs,
     parse,
@@ -104,11 +105,13 @@ class Arguments:
     out: Path
     """File or directory to write. It is called OUT.partial until it is complete."""
     text: TextFiles = ()
+    format: TextFormat = "text"
     step: Step = None
     precision: Precision = "float32"
-    layers: Literal["all", "top", "mix"] = "all"
-    """Layers to write: all of them, the top one, or their sum weighted by the
-    gammas (by default those of the model, where it is a module of TF-Hub)."""
+    layers: Literal["all", "top", "mix", "sum"] = "all"
+    """Layers to write: all of them, the top one, their sum weighted by the gammas (by
+    default those of the model, where it is a module of TF-Hub), or their plain sum, as
+    SeqVec has it."""
     gammas: Gammas = None
     output_layer: OutputLayer = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -143,7 +146,7 @@ class Arguments:
         layer that it does not have."""
         layer = self.output_layer
         if layer is None or layer == -2:
-            return self.layers, self.gammas
+            return mix_of(self.layers, self.gammas, top)
         if layer > top:
             raise InputError(
                 f"--output-layer is {layer}, and the last layer of this model is {top}."
@@ -188,12 +191,13 @@ def embed(argv: list[str]) -> None:
         asked.dtype,
         asked.pool,
         asked.compression,
+        asked.format,
         mesh,
     )
     remarks: list[str] = []
 
     def told(odd: Oddities) -> None:
-        remarks.extend(remark(odd, model.params.config.max_characters))
+        remarks.extend(remark(odd, model.params.config.max_characters, asked.format))
 
     run = _by_ray if asked.engine == "ray" else _here
     lines, words = run(asked, job, paths, told)
@@ -203,6 +207,20 @@ def embed(argv: list[str]) -> None:
         print_json({**report, "remarks": remarks})
     else:
         print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
+
+
+def mix_of(
+    layers: Literal["all", "top", "mix", "sum"],
+    gammas: tuple[float, ...] | None,
+    top: int,
+) -> tuple[Select, tuple[float, ...] | None]:
+    """What --layers and --gammas mean, for a model whose last layer is `top`: a plain
+    sum is a mix whose gammas are all 1."""
+    if layers != "sum":
+        return layers, gammas
+    if gammas is not None:
+        raise InputError("--layers sum has no --gammas; leave them out, or take mix.")
+    return "mix", (1.0,) * (top + 1)
 
 
 def _here(asked: Arguments, job: Job, paths: list[Path], told: Told) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 Text is UTF-8, one sentence a line; a line ends with a line feed, or a carriage return
 and a line feed. Words are set apart by spaces and tabs, and by nothing else: whatever
-else Unicode calls a blank is part of its word, as in a list of words. Files are plain
+else Unicode calls a blank is part of its word, as in a list of words. Of other formats
+(`elmojax.text.formats`) a sentence counts as a line. Files are plain
 or packed with gzip, xz or bzip2, whatever their names; what they are is read from their
 first bytes (`open_content`), and what is odd about the text in them is counted
 (`Oddities`). `Text` is a file whose lines are counted, for outputs that must know their
@@ -36,11 +37,11 @@ from elmojax.arguments import checked, require
 from elmojax.atomic import local
 from elmojax.errors import InputError
 from elmojax.text.characters import BEGIN, END, byte_limit
+from elmojax.text.formats import LONGEST, READERS, Format
 
 Errors = Literal["strict", "replace"]
 
 _BLOCK = 1 << 20
-_LONGEST_LINE = 64 << 20
 _HEAD = 1 << 16
 """Bytes of a file that are looked at to tell what it is."""
 
@@ -55,6 +56,14 @@ class TextBlock(NamedTuple):
     """Lines with undecodable bytes, which became U+FFFD."""
     position: int
     """How far reading has come: bytes of the file as it lies on disk."""
+    tabs: bool = False
+    """Whether tabs alone set words apart, as where lines are made of other formats."""
+    names: list[str] | None = None
+    """The ids of the lines, in FASTA."""
+
+    def sentences(self) -> Iterator[list[str]]:
+        """The words of each line."""
+        return map(_tabbed if self.tabs else words_of, self.lines)
 
 
 Patterns: TypeAlias = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -100,8 +109,7 @@ def read_lines(
     Raises `InputError` as `read_blocks` does.
     """
     for block in read_blocks(path, errors):
-        for number, line in enumerate(block.lines, block.first_line):
-            yield number, words_of(line)
+        yield from enumerate(block.sentences(), block.first_line)
 
 
 def words_of(line: str) -> list[str]:
@@ -110,7 +118,14 @@ def words_of(line: str) -> list[str]:
     `<S>` at its beginning and `</S>` at its end are left out: elmojax puts them around
     every sentence by itself, and twice they would change all numbers.
     """
-    words = split(line)
+    return _without_marks(split(line))
+
+
+def _tabbed(line: str) -> list[str]:
+    return _without_marks(line.split("\t") if line else [])
+
+
+def _without_marks(words: list[str]) -> list[str]:
     if words and words[0] == BEGIN:
         del words[0]
     if words and words[-1] == END:
@@ -125,20 +140,29 @@ def split(line: str) -> list[str]:
 
 
 def read_blocks(
-    path: str | os.PathLike[str], errors: Errors = "strict"
+    path: str | os.PathLike[str], errors: Errors = "strict", format: Format = "text"
 ) -> Iterator[TextBlock]:
-    """Streams the lines of a text file, about a mebibyte at a time.
+    """Streams the lines of a text file, or its sentences in another format, about a
+    mebibyte at a time.
 
     A byte-order mark at the start is dropped. Raises `InputError`, with file and line,
-    for bytes that are not UTF-8 (unless errors="replace") or no text at all, CoNLL-U,
-    a file that cannot be read, an archive, a packed file that is cut short or damaged
-    anywhere, and a line above 64 MiB.
+    for bytes that are not UTF-8 (unless errors="replace") or no text at all, what is
+    not of the format, a file that cannot be read, an archive, a packed file that is
+    cut short or damaged anywhere, and a line above 64 MiB.
     """
+    blocks = _read_blocks(path, errors, format)
+    return READERS[format](blocks, path) if format in READERS else blocks
+
+
+def _read_blocks(
+    path: str | os.PathLike[str], errors: Errors, format: Format
+) -> Iterator[TextBlock]:
     number, rest = 1, b""
     with contextlib.ExitStack() as stack:
         with _named(path):
             raw, stream = stack.enter_context(open_content(path))
-            _refuse_columns(stream.peek(), path)
+            if format == "text":
+                _refuse_columns(stream.peek(), path)
         while True:
             with _named(path):
                 data = stream.read(_BLOCK)
@@ -153,10 +177,10 @@ def read_blocks(
                 number += len(lines)
             if not data:
                 return
-            if len(rest) > _LONGEST_LINE:
+            if len(rest) > LONGEST:
                 _refuse_controls(rest, path, number)
                 raise InputError(
-                    f"Line {number} of {path} is longer than {_LONGEST_LINE >> 20} "
+                    f"Line {number} of {path} is longer than {LONGEST >> 20} "
                     "MiB. The text must have one sentence a line."
                 )
 
@@ -229,9 +253,8 @@ def _refuse_columns(head: bytes, path: object) -> None:
     named = any(re.search(rb"^[^\t]*\t[^\t]*[^\W\d_]", row) for row in rows)
     if named and all(map(_ROW.fullmatch, rows)):
         raise InputError(
-            f"{path} is CoNLL-U (ten columns), not running text. Write its words "
-            "(column 2) as one sentence a line: awk -F'\\t' '/^[0-9]+\\t/ {printf "
-            '"%s ", $2} /^\\r?$/ {print ""}\'.'
+            f"{path} is CoNLL-U (ten columns), not running text; where a command has "
+            "--format, give --format conllu."
         )
 
 
@@ -398,15 +421,24 @@ class Oddities:
     """Lines of 20 characters and more for each word."""
     long_lines: int = 0
     """Lines of more than 1,000 words."""
+    spaced_words: int = 0
+    """Words that hold a space, as those of CoNLL-U and JSON may."""
     spellings: Counter[str] = field(default_factory=Counter)
     """Sentence marks, and other spellings of `<UNK>`, `<S>` and `</S>`."""
 
     def __post_init__(self) -> None:
         self.spellings = Counter(self.spellings)
 
-    def look(self, lines: Sequence[str], max_characters: int | None) -> None:
+    def look(
+        self, lines: Sequence[str], max_characters: int | None, tabs: bool = False
+    ) -> None:
         """Counts some more lines. `max_characters` is the columns of a word in the
-        model, None in one that does not read characters."""
+        model, None in one that does not read characters; with `tabs` they alone set
+        words apart."""
+        if tabs:
+            words_in = "\t".join(lines).split("\t")
+            self.spaced_words += sum(" " in word for word in words_in)
+            lines = [line.replace(" ", "_") for line in lines]
         text = "\n".join(["", *lines, ""]).encode("utf-8", "replace")
         letters = np.frombuffer(text.replace(b"\t", b" "), np.uint8)
         gaps = np.flatnonzero((letters == ord(" ")) | (letters == ord("\n")))
@@ -453,10 +485,14 @@ class Text:
     sizes: np.ndarray
     """int32 [lines]: words of each line, 0 for a blank one."""
     digest: str
-    """SHA-256 of the lines, their words set apart by one space."""
+    """SHA-256 of the lines, their words set apart by one space (or tab, see
+    `TextBlock.tabs`), and of their ids."""
     bytes: int
     """Of those lines in UTF-8, line feeds counted."""
     odd: Oddities
+    format: Format = "text"
+    names: Sequence[str] | None = None
+    """The id of each line, where the format has any."""
 
     def sentences(self, start: int = 0) -> Iterator[list[str]]:
         """Streams the words of each line, from line `start` (from 0).
@@ -465,14 +501,34 @@ class Text:
         was read, at the end at the latest, and what `read_text` raises.
         """
         digest, count = hashlib.sha256(), 0
-        for count, (_, words) in enumerate(read_lines(self.path, self.errors), 1):
-            if count > len(self.sizes) or len(words) != self.sizes[count - 1]:
-                raise self.changed()
-            digest.update(_line(words))
-            if count > start:
-                yield words
+        for block in read_blocks(self.path, self.errors, self.format):
+            for words in block.sentences():
+                count += 1
+                if count > len(self.sizes) or len(words) != self.sizes[count - 1]:
+                    raise self.changed()
+                digest.update(_line(words, block))
+                if count > start:
+                    yield words
+            digest.update(_names(block))
         if count < len(self.sizes) or digest.hexdigest() != self.digest:
             raise self.changed()
+
+    def key(self, line: int) -> str:
+        """The id of a line, or its number."""
+        return str(self.number(line)) if self.names is None else self.names[line]
+
+    def number(self, line: int) -> int:
+        """The number of a line in the file, from 0."""
+        return line
+
+    def places(self, line: int) -> np.ndarray | None:
+        """Where the words of a line stand that have vectors, if not all have."""
+        return None
+
+    def kept(self, line: int, words: list[str]) -> list[str]:
+        """Those of the words of a line that have vectors."""
+        places = self.places(line)
+        return words if places is None else [words[place] for place in places]
 
     def changed(self) -> InputError:
         """The error for a file that is no longer what it was."""
@@ -483,9 +539,12 @@ class Text:
 
 
 def read_text(
-    path: Path, errors: Errors = "strict", max_characters: int | None = None
+    path: Path,
+    errors: Errors = "strict",
+    max_characters: int | None = None,
+    format: Format = "text",
 ) -> Text:
-    """Reads a text file through, keeping four bytes a line.
+    """Reads a text file through, keeping four bytes a line, and ids where it has any.
 
     Args:
       max_characters: see `Oddities.look`.
@@ -501,21 +560,28 @@ def read_text(
             "to a file first."
         )
     sizes, digest, length, odd = array("i"), hashlib.sha256(), 0, Oddities()
-    for block in read_blocks(path, errors):
-        odd.look(block.lines, max_characters)
-        for words in map(words_of, block.lines):
+    names: list[str] = []
+    for block in read_blocks(path, errors, format):
+        odd.look(block.lines, max_characters, block.tabs)
+        for words in block.sentences():
             sizes.append(len(words))
-            line = _line(words)
+            line = _line(words, block)
             digest.update(line)
             length += len(line)
+        digest.update(_names(block))
+        names += block.names or ()
     if not sizes:
         raise InputError(
             f"{path} has no lines at all, so there is nothing to do. Was it "
             "downloaded or written whole?"
         )
-    counts = np.frombuffer(sizes, np.int32)
-    return Text(path, errors, counts, digest.hexdigest(), length, odd)
+    counts, sha256 = np.frombuffer(sizes, np.int32), digest.hexdigest()
+    return Text(path, errors, counts, sha256, length, odd, format, names or None)
 
 
-def _line(words: list[str]) -> bytes:
-    return (" ".join(words) + "\n").encode("utf-8")
+def _line(words: list[str], block: TextBlock) -> bytes:
+    return (("\t" if block.tabs else " ").join(words) + "\n").encode("utf-8")
+
+
+def _names(block: TextBlock) -> bytes:
+    return "".join(f"{name}\n" for name in block.names or ()).encode("utf-8")

@@ -33,6 +33,7 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import precision_of
 from elmojax.text.files import Errors, Oddities, Text, read_text
+from elmojax.text.formats import Format
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.vectors.output import check_replaceable, open_output
 from elmojax.vectors.partial import TextProgress, writing
@@ -54,6 +55,8 @@ class Job:
     dtype: Dtype = "float32"
     pool: Pooling | None = None
     compression: str | None = None
+    format: Format = "text"
+    """Of the texts."""
     mesh: Mesh | None = None
     """Whose devices are used; what comes is the same within float32 rounding."""
 
@@ -72,7 +75,8 @@ class Job:
 
     def read(self, path: Path, errors: Errors) -> Text:
         """A text, read through for this model."""
-        return read_text(path, errors, self.params.config.max_characters)
+        columns = self.params.config.max_characters
+        return read_text(path, errors, columns, self.format)
 
     def form(self) -> Form:
         """What an output needs to know of the vectors."""
@@ -84,6 +88,7 @@ class Job:
             "layers": self.layers,
             "gammas": None if self.gammas is None else list(self.gammas),
             "batch_tokens": self.batch_tokens,
+            **({"text_format": self.format} if self.format != "text" else {}),
         }
         shape = (*axes, 2 * lstm.projection)
         return Form(shape, self.dtype, self.pool, self.compression, settings)

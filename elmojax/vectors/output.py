@@ -15,6 +15,7 @@ from typing import Literal
 
 from elmojax import __version__
 from elmojax.atomic import local, read_object
+from elmojax.embedding.allennlp import check_names
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
 from elmojax.text.files import Text
@@ -71,6 +72,9 @@ def open_output(
     if kind != "parquet":
         (text,) = texts
         assert isinstance(text, Text)
+        if kind == "hdf5" and text.names is not None:
+            advice = "give it another id, or write Parquet (.parquet) or arrays"
+            check_names(text.names, "Protein", advice)
         request |= {"texts": None, "text": text.digest, "lines": len(text.sizes)}
     return Output(Partial(out, request, overwrite), texts, form, overwrite, every)
 
