@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from elmojax.cli.common import (
 )
 from elmojax.config import MOST_DEPTH, BatchTokens, Count
 from elmojax.errors import InputError
-from elmojax.text.files import Oddities, expand
+from elmojax.text.files import Oddities, expand, read_blocks
 
 if TYPE_CHECKING:
     from elmojax.embedding.engine import Select
@@ -65,6 +66,14 @@ Compression = Annotated[
         metavar="NAME[:LEVEL]",
         help="Compress the output: HDF5 by gzip (levels 0 to 9) or lzf, which takes "
         "twice the disk space while it runs, Parquet by zstd, gzip or snappy.",
+    ),
+]
+Only = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE",
+        help="Write the vectors of these words alone, one a line in the file, of the "
+        "lines that hold any; the output says line and position of each.",
     ),
 ]
 Workers = Annotated[
@@ -117,6 +126,7 @@ class Arguments:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Data type of the vectors that are written; sums are float32 always."""
     pool: Pool = None
+    only: Only = None
     compression: Compression = None
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
@@ -140,6 +150,13 @@ class Arguments:
             raise InputError("--ray-address and --workers belong to --engine ray.")
         if self.output_layer is not None and (self.gammas or self.layers != "all"):
             raise InputError("Give --output-layer, or --layers and --gammas, not both.")
+        if self.only is not None and self.pool is not None:
+            raise InputError(
+                "--only writes a vector for each use of a word, and --pool one a line; "
+                "leave one of them out."
+            )
+        if self.only is not None and self.engine == "ray":
+            raise InputError("--only is for --engine local; leave --engine ray out.")
 
     def selection(self, top: int) -> tuple[Select, tuple[float, ...] | None]:
         """Layers and gammas, for a model whose last layer is `top`; `InputError` for a
@@ -164,6 +181,7 @@ def embed(argv: list[str]) -> None:
         raise InputError("Give the text to embed: --text FILE [FILE ...].")
     asked.check()
     paths = expand(names)
+    only = None if asked.only is None else _targets(asked.only)
     keep_compiled_programs()
     if asked.engine == "ray":  # accelerators, if there are any, are for the workers
         import jax
@@ -192,6 +210,7 @@ def embed(argv: list[str]) -> None:
         asked.pool,
         asked.compression,
         asked.format,
+        only,
         mesh,
     )
     remarks: list[str] = []
@@ -199,14 +218,35 @@ def embed(argv: list[str]) -> None:
     def told(odd: Oddities) -> None:
         remarks.extend(remark(odd, model.params.config.max_characters, asked.format))
 
-    run = _by_ray if asked.engine == "ray" else _here
-    lines, words = run(asked, job, paths, told)
+    def counted(found: Counter[str]) -> None:
+        missing = sorted((only or frozenset()) - found.keys())
+        if missing:
+            sentence = (
+                f"Words of {asked.only} that the text lacks: {len(missing):,} "
+                f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})."
+            )
+            say(sentence)
+            remarks.append(sentence)
+
+    if asked.engine == "ray":
+        lines, words = _by_ray(asked, job, paths, told)
+    else:
+        lines, words = _here(asked, job, paths, told, counted)
     seconds = time.perf_counter() - started
     if asked.json:
         report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
         print_json({**report, "remarks": remarks})
     else:
         print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
+
+
+def _targets(path: Path) -> frozenset[str]:
+    """The words that a file lists, one a line."""
+    blocks = read_blocks(path)
+    lines = (line.strip(" \t") for block in blocks for line in block.lines)
+    if not (words := frozenset(line for line in lines if line)):
+        raise InputError(f"{path} lists no words; write one a line.")
+    return words
 
 
 def mix_of(
@@ -223,7 +263,13 @@ def mix_of(
     return "mix", (1.0,) * (top + 1)
 
 
-def _here(asked: Arguments, job: Job, paths: list[Path], told: Told) -> tuple[int, int]:
+def _here(
+    asked: Arguments,
+    job: Job,
+    paths: list[Path],
+    told: Told,
+    counted: Callable[[Counter[str]], None],
+) -> tuple[int, int]:
     from elmojax.vectors.jobs import embed_files
 
     shapes = len(job.embedder().shapes)
@@ -247,6 +293,7 @@ def _here(asked: Arguments, job: Job, paths: list[Path], told: Told) -> tuple[in
             overwrite=asked.overwrite,
             report=report,
             remark=told,
+            told=counted,
         )
 
 

@@ -493,6 +493,10 @@ class Text:
     format: Format = "text"
     names: Sequence[str] | None = None
     """The id of each line, where the format has any."""
+    lines: np.ndarray | None = None
+    """int64 [lines]: the number of each in the file, from 0, if some are left out."""
+    positions: np.ndarray | None = None
+    """int32 [words]: the place of each in its line, from 0, if some are left out."""
 
     def sentences(self, start: int = 0) -> Iterator[list[str]]:
         """Streams the words of each line, from line `start` (from 0).
@@ -519,14 +523,14 @@ class Text:
 
     def number(self, line: int) -> int:
         """The number of a line in the file, from 0."""
-        return line
+        return line if self.lines is None else int(self.lines[line])
 
     def places(self, line: int) -> np.ndarray | None:
-        """Where the words of a line stand that have vectors, if not all have."""
+        """Of one line, where some are left out, the positions."""
         return None
 
     def kept(self, line: int, words: list[str]) -> list[str]:
-        """Those of the words of a line that have vectors."""
+        """Those of the words of a line that are not left out."""
         places = self.places(line)
         return words if places is None else [words[place] for place in places]
 

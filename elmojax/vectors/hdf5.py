@@ -26,6 +26,9 @@ from elmojax.vectors.npy import RaggedWriter
 from elmojax.vectors.partial import Partial, allocated, require_space, write_at
 from elmojax.vectors.writer import Form, PlacedWriter
 
+MOST_KEPT = 4000
+"""Words of one line that its attributes have room for, where they say which are kept:
+HDF5 gives an attribute 64 KiB, and a word takes 16 bytes."""
 COMPRESSIONS = {"gzip": range(10), "lzf": range(0)}
 """Names, and their levels."""
 

@@ -119,10 +119,9 @@ def _write_text(directory: Path, text: Text, form: Form) -> None:
         _write_lines(directory / LISTS, listed)
     if text.names is not None:
         _write_lines(directory / IDS, text.names)
-    if text.places(0) is not None:
-        count = range(len(text.sizes))
-        np.save(directory / LINES, np.array([text.number(i) for i in count], np.int64))
-        np.save(directory / POSITIONS, np.concatenate([text.places(i) for i in count]))
+    if text.lines is not None and text.positions is not None:
+        np.save(directory / LINES, text.lines)
+        np.save(directory / POSITIONS, text.positions)
     if form.pool is None:
         ends = np.cumsum(text.sizes, dtype=np.int64)
         np.save(directory / OFFSETS, np.concatenate([[0], ends]))

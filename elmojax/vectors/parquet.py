@@ -254,7 +254,7 @@ def _schema(form: Form, text: Text) -> pa.Schema:
         ("start", pa.int32()),
         ("words", pa.list_(pa.string())),
         *([("id", pa.string())] if text.names is not None else []),
-        *([("positions", pa.list_(pa.int32()))] if text.places(0) is not None else []),
+        *([("positions", pa.list_(pa.int32()))] if text.positions is not None else []),
         *((name, column) for name in names),
     ]
     return pa.schema(fields, metadata={"elmojax": json.dumps(form.request())})
