@@ -261,7 +261,7 @@ def read_gold(path: Path) -> dict[str, float]:
                 score = math.nan
             if not math.isfinite(score) or word in gold:
                 raise InputError(
-                    f"Line {number} of {path} is {line:.60!r}; write a word, a tab and "
+                    f"Line {number} of {path} is {line!r:.60}; write a word, a tab and "
                     "a number, each word once."
                 )
             gold[word] = score
