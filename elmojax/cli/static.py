@@ -97,7 +97,7 @@ def static(argv: list[str]) -> None:
     mesh = local_mesh()
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
-    layers, gammas = mix_of(asked.layers, asked.gammas, model.params)
+    layers, gammas = mix_of(asked.layers, asked.gammas, model.params.config.lstm.layers)
     embedder = Embedder(
         model.params,
         model.vocabulary,
