@@ -27,7 +27,7 @@ import numpy as np
 
 from elmojax.atomic import replaced
 from elmojax.errors import InputError
-from elmojax.text.files import open_content
+from elmojax.text.packed import open_content
 
 LONGEST = 1 << 22
 """Bytes of a line, or of a word and vector; more means that it is something else."""

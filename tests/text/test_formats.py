@@ -171,10 +171,15 @@ def test_bytes_that_are_not_utf8_in_each_format(tmp_path):
     assert words == ["d\ufffdj\ufffd"]
 
 
-def test_conllu_is_known_where_text_is_due(tmp_path):
+def test_other_formats_are_known_where_text_is_due(tmp_path):
     path = written(tmp_path / "text", CONLLU)
     with pytest.raises(InputError, match="give --format conllu"):
         read_text(path)
+    path = written(tmp_path / "text", '["The", "bank"]\n["."]')
+    with pytest.raises(InputError, match="give --format jsonl"):
+        read_text(path)
+    path = written(tmp_path / "text", '["The"]\n[ "." ] .\n')
+    assert len(read_text(path).sizes) == 2
 
 
 MODEL = "made/hdf5"
