@@ -128,7 +128,7 @@ def remark(
     if odd.spaced_words:
         said.append(
             f"Words that hold a space: {odd.spaced_words:,}; each is one word, and "
-            "stays out of the vocabulary of a prepared corpus."
+            "stays out of vocabularies and of files of word vectors."
         )
     marks = {mark: odd.spellings[mark] for mark in (BEGIN, END) if odd.spellings[mark]}
     if marks:

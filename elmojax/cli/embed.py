@@ -97,8 +97,9 @@ Address = Annotated[
 class Arguments:
     """Writes vectors of every line of a text.
 
-    --out x.hdf5 or x.h5: one data set a line, key = line number from 0, (layers + 1,
-    words, 2 * projection), text as attribute "sentence"; blank lines have no words.
+    --out x.hdf5 or x.h5: one data set a line, key = line number from 0 (of a protein
+    its id), (layers + 1, words, 2 * projection), text as attribute "sentence"; blank
+    lines have no words.
 
     --out x.parquet: a directory of part files, of any number of texts (other outputs
     take one).

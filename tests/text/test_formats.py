@@ -12,7 +12,7 @@ from commands import answer, refused, run
 from conftest import REPOSITORY
 
 from elmojax.errors import InputError
-from elmojax.text import files
+from elmojax.text import files, formats
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import read_text
 from elmojax.text.formats import Format
@@ -160,6 +160,13 @@ def test_what_is_not_of_the_format_is_refused_by_file_and_line(
     with pytest.raises(InputError):
         prepare(tmp_path / "data", patterns=[path], format=format)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_protein_that_does_not_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "LONGEST", 100)
+    path = written(tmp_path / "genome", ">chr1\n" + "ACGT\n" * 99)
+    with pytest.raises(InputError, match=r"Line 27 of .*: 'chr1' has more than 100"):
+        read_text(path, format="fasta")
 
 
 def test_bytes_that_are_not_utf8_in_each_format(tmp_path):
