@@ -1084,8 +1084,8 @@ FLAGS = {
     "--ray-address --json",
     "static": "MODEL --text --format --out --layers --gammas --min-count "
     "--max-vocabulary --batch-tokens --step --precision --errors --overwrite --json",
-    "score": "MODEL --text --format --step --errors --unit --direction --level --entropy "
-    "--top-k --carry --output-format --json",
+    "score": "MODEL --text --format --step --errors --unit --direction --level "
+    "--entropy --top-k --carry --output-format --json",
     "minimal-pairs": "MODEL FILE --split --out --overwrite --step --precision --json",
     "convert": "MODEL --out --step --dtype --json",
     "export": "MODEL --out --step --overwrite --json",
