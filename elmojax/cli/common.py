@@ -125,6 +125,11 @@ def remark(
             f"Lines of more than 1,000 words: {odd.long_lines:,}, each read as one "
             "sentence; write one sentence a line."
         )
+    if plain and odd.listed_lines:
+        said.append(
+            f"Lines that are JSON lists: {odd.listed_lines:,}; as JSON lines they are "
+            "read with --format jsonl."
+        )
     if odd.spaced_words:
         said.append(
             f"Words that hold a space: {odd.spaced_words:,}; each is one word, and "

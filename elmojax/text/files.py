@@ -156,7 +156,7 @@ def _read_blocks(
         with _named(path):
             raw, stream = stack.enter_context(open_content(path))
             if format == "text":
-                _refuse_formats(stream.peek(), path)
+                _refuse_columns(stream.peek(), path)
         while True:
             with _named(path):
                 data = stream.read(_BLOCK)
@@ -239,16 +239,10 @@ def _has_controls(data: bytes) -> bool:
 _ROW = re.compile(rb"\d+(-\d+|\.\d+)?(\t[^\t]+){9}")
 
 
-def _refuse_formats(head: bytes, path: object) -> None:
-    """`InputError` for CoNLL-U, ten columns of which the first are numbers, and for
-    JSON lines of lists."""
+def _refuse_columns(head: bytes, path: object) -> None:
+    """`InputError` for CoNLL-U: ten columns, the first of them numbers."""
     whole, feed, rest = head.rpartition(b"\n")  # what is left may be cut
     lines = (whole if feed else rest).splitlines()
-    if lines and all(line[:2] == b'["' and line[-2:] == b'"]' for line in lines):
-        raise InputError(
-            f"{path} is JSON lines, not running text; where a command has --format, "
-            "give --format jsonl."
-        )
     rows = [line for line in lines if line.strip() and line[:1] != b"#"]
     named = any(re.search(rb"^[^\t]*\t[^\t]*[^\W\d_]", row) for row in rows)
     if named and all(map(_ROW.fullmatch, rows)):
@@ -288,6 +282,8 @@ class Oddities:
     """Lines of 20 characters and more for each word."""
     long_lines: int = 0
     """Lines of more than 1,000 words."""
+    listed_lines: int = 0
+    """Lines that are JSON lists of strings, as JSON lines have them."""
     spaced_words: int = 0
     """Words that hold a space, as those of CoNLL-U and JSON may."""
     spellings: Counter[str] = field(default_factory=Counter)
@@ -306,6 +302,9 @@ class Oddities:
             words_in = "\t".join(lines).split("\t")
             self.spaced_words += sum(" " in word for word in words_in)
             lines = [line.replace(" ", "_") for line in lines]
+        self.listed_lines += sum(
+            line[:2] == '["' and line[-2:] == '"]' for line in lines
+        )
         text = "\n".join(["", *lines, ""]).encode("utf-8", "replace")
         letters = np.frombuffer(text.replace(b"\t", b" "), np.uint8)
         gaps = np.flatnonzero((letters == ord(" ")) | (letters == ord("\n")))

@@ -11,6 +11,7 @@ import pytest
 from commands import answer, refused, run
 from conftest import REPOSITORY
 
+from elmojax.cli.common import remark
 from elmojax.errors import InputError
 from elmojax.text import files, formats
 from elmojax.text.corpus import Corpus
@@ -182,11 +183,11 @@ def test_other_formats_are_known_where_text_is_due(tmp_path):
     path = written(tmp_path / "text", CONLLU)
     with pytest.raises(InputError, match="give --format conllu"):
         read_text(path)
-    path = written(tmp_path / "text", '["The", "bank"]\n["."]')
-    with pytest.raises(InputError, match="give --format jsonl"):
-        read_text(path)
-    path = written(tmp_path / "text", '["The"]\n[ "." ] .\n')
-    assert len(read_text(path).sizes) == 2
+    path = written(tmp_path / "text", '["The", "bank"]\n[ "." ] .\n["."]')
+    odd = read_text(path).odd
+    assert odd.listed_lines == 2
+    (said,) = remark(odd, 50)
+    assert said.startswith("Lines that are JSON lists: 2;") and "--format jsonl" in said
 
 
 MODEL = "made/hdf5"
