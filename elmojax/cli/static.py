@@ -56,8 +56,8 @@ class StaticArguments:
     text: TextFiles = ()
     format: TextFormat = "text"
     layers: Literal["top", "mix", "sum"] = "top"
-    """Layers of the vectors: the top one, the sum weighted by the gammas, or the plain
-    sum."""
+    """Layers of the vectors: the top one, the sum weighted by the gammas (by default
+    those of the model, where it is a module of TF-Hub), or the plain sum."""
     gammas: Gammas = None
     min_count: Count = 1
     """Leave out words with fewer occurrences."""
@@ -98,6 +98,8 @@ def static(argv: list[str]) -> None:
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
     layers, gammas = mix_of(asked.layers, asked.gammas, model.params.config.lstm.layers)
+    if layers == "mix" and gammas is None and model.mix is not None:
+        gammas = tuple(map(float, model.mix))
     embedder = Embedder(
         model.params,
         model.vocabulary,
