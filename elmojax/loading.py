@@ -32,6 +32,7 @@ from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import Errors, Oddities
+from elmojax.text.formats import Format
 from elmojax.text.prepare import prepare
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
@@ -350,13 +351,15 @@ def evaluate_text(
     model: Model,
     files: Sequence[Path],
     errors: Errors = "strict",
+    format: Format = "text",
     progress: Callable[[int, int], Any] = lambda tokens, total: None,
     told: Callable[[Oddities], Any] = lambda odd: None,
 ) -> dict[str, float]:
     """Exact perplexity of a model on text files, by all devices of this machine.
 
     Args:
-      files: text, one tokenised sentence a line; prepared in a temporary directory.
+      files: text in that format, by default one tokenised sentence a line; prepared
+        in a temporary directory.
       progress: is told the tokens of each batch, and those of the whole text.
       told: is told what is odd about the text, before it is evaluated.
 
@@ -372,6 +375,7 @@ def evaluate_text(
             Path(temporary) / "text",
             patterns=list(map(str, files)),
             errors=errors,
+            format=format,
             max_characters=columns,
         )
         told(Oddities(**report["odd"]))

@@ -104,6 +104,7 @@ USUAL: dict[str, tuple[object, ...]] = {
     "estimate": ("estimate", "--workdir", "w"),
     "prepare": ("prepare", "--text", "../three.txt", "--out", "o"),
     "embed": ("embed", "../hdf5", "--text", "../three.txt", "--out", "o.hdf5"),
+    "static": ("static", "../hdf5", "--text", "../three.txt", "--out", "o.vec"),
     "evaluate": ("evaluate", "../run", "--text", "../three.txt"),
     "score": ("score", "../run", "--text", "../three.txt"),
     "minimal-pairs": ("minimal-pairs", "../run", "../pairs.jsonl"),
@@ -145,6 +146,11 @@ NUMBERS = {
         "--step": WHOLE,
         "--gammas": (),
         "--output-layer": (*WHOLE, "-3", "3"),
+    },
+    "static": {
+        "--batch-tokens --min-count --max-vocabulary": WHOLE + ZERO,
+        "--step": WHOLE,
+        "--gammas": (),
     },
     "evaluate": {"--step": WHOLE},
     "score": {"--step --top-k": WHOLE},
@@ -207,6 +213,8 @@ def flags() -> Iterator[Case]:
         *(("embed", f) for f in ("layers", "pool", "dtype", "precision", "engine")),
         *(("score", f) for f in ("unit", "direction", "level", "output-format")),
         ("minimal-pairs", "split"),
+        *((name, "format") for name in ("prepare", "embed", "evaluate", "score")),
+        ("static", "layers"),
         *(("prepare", "errors"), ("estimate", "chip"), ("estimate", "optimizer.decay")),
     ):
         for value in ("nonsense", "", "0", "x" * 5000):
@@ -464,7 +472,39 @@ TEXTS: dict[str, tuple[str, bytes, str | None]] = {
 }
 
 
+FORMATS: dict[str, tuple[str, bytes, str | None]] = {
+    "conllu, text": ("conllu", LINES, None),
+    "conllu, nine columns": ("conllu", b"1\ta" + b"\t_" * 7, None),
+    "conllu, numbers": ("conllu", b"2\ta" + b"\t_" * 8, None),
+    "conllu, comments": ("conllu", b"# a\n# b\n", None),
+    "conllu": ("conllu", b"1\ta" + b"\t_" * 8, "1 words"),
+    "jsonl, text": ("jsonl", LINES, None),
+    "jsonl, objects": ("jsonl", b'{"a": ["b"]}\n', None),
+    "jsonl, numbers": ("jsonl", b"[1, 2]\n", None),
+    "jsonl, deep": ("jsonl", b"[" * 99_999, None),
+    "jsonl, digits": ("jsonl", b"[" + b"9" * 9999 + b"]", None),
+    "jsonl, line feed": ("jsonl", b'["a\\nb"]', None),
+    "jsonl, half": ("jsonl", b'["\\ud800"]', None),
+    "jsonl, Latin-1": ("jsonl", b'["caf\xe9"]', None),
+    "jsonl": ("jsonl", b'["a", "b c"]', "2 words"),
+    "fasta, text": ("fasta", LINES, None),
+    "fasta, no id": ("fasta", b">\nMK\n", None),
+    "fasta, no residues": ("fasta", b">a\n>b\nMK\n", None),
+    "fasta, twice": ("fasta", b">a\nM\n>a\nK\n", None),
+    "fasta, gap": ("fasta", b">a\nM-K\n", None),
+    "fasta": ("fasta", b">a\nMKT*\n", "3 words"),
+}
+
+
 def texts() -> Iterator[Case]:
+    for what, (form, data, good) in FORMATS.items():
+        for line in (
+            "prepare --text given/a --out o --format",
+            "evaluate ../run --text given/a --format",
+        ):
+            act = partial(changed, "", "a", written(data), f"{line} {form}")
+            first = good if line.startswith("prepare") else good and "perplexity"
+            yield Case("texts", f"{line.split()[0]}, {what}", act, first)
     for what, (name, data, good) in TEXTS.items():
         for line in (
             "prepare --text given/{} --out o",

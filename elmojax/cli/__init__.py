@@ -36,6 +36,7 @@ from elmojax.cli.report import report
 from elmojax.cli.runs import runs
 from elmojax.cli.score import score
 from elmojax.cli.similar import similar
+from elmojax.cli.static import static
 from elmojax.errors import AGAIN, InputError, Remark, TryAgain, one_line
 
 NO_BACKEND = "Unable to initialize backend"
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "score": score,
     "minimal-pairs": minimal_pairs,
     "embed": embed,
+    "static": static,
     "similar": similar,
     "plot": plot,
     "convert": convert,

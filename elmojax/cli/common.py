@@ -25,6 +25,7 @@ from elmojax.errors import InputError, showable
 from elmojax.model import ops
 from elmojax.text.characters import BEGIN, END, byte_limit
 from elmojax.text.files import Errors, Oddities
+from elmojax.text.formats import Format
 
 arg = tyro.conf.arg
 ModelOption = Annotated[
@@ -53,6 +54,14 @@ TextFiles = Annotated[
 Step = Annotated[
     CountOrZero | None,
     arg(help="Step of the checkpoint to use; the newest one by default."),
+]
+TextFormat = Annotated[
+    Format,
+    arg(
+        help="Format of the texts: plain lines (text); CoNLL-U, column FORM without "
+        "ranges and empty nodes; JSON lines, each a list of words; or FASTA, each "
+        "protein a sentence and each residue a word."
+    ),
 ]
 BadBytes = Annotated[Errors, arg(help="How to treat bytes that are not UTF-8.")]
 Precision = Annotated[
@@ -87,30 +96,44 @@ def say(message: str) -> None:
     tqdm.write(f"elmojax: {shown}", file=sys.stderr)
 
 
-def remark(odd: Oddities, max_characters: int | None) -> list[str]:
+def remark(
+    odd: Oddities, max_characters: int | None, format: Format = "text"
+) -> list[str]:
     """Says what is odd about a text, on standard error; the sentences, for --json."""
     said = []
+    plain = format == "text"
     if odd.truncated_words and max_characters is not None:
         said.append(
             f"Words cut after {byte_limit(max_characters)} bytes: "
             f"{odd.truncated_words:,}; those that differ only after them are one word "
             "to the model."
         )
-    if 100 * odd.unsegmented_lines > odd.lines:
+    if plain and 100 * odd.unsegmented_lines > odd.lines:
         said.append(
             f"Lines that look unsegmented (20 characters and more for each word): "
             f"{odd.unsegmented_lines:,} of {odd.lines:,}; words are what spaces and "
-            "tabs set apart, so put spaces between words, or between characters."
+            "tabs set apart, so put spaces between words, or between characters; for "
+            "proteins in FASTA there is --format fasta."
         )
-    if odd.lines == 1 and odd.words > 100:
+    if plain and odd.lines == 1 and odd.words > 100:
         said.append(
             f"The text is one single line of {odd.words:,} words, read as one "
             "sentence; write one sentence a line."
         )
-    elif odd.long_lines:
+    elif plain and odd.long_lines:
         said.append(
             f"Lines of more than 1,000 words: {odd.long_lines:,}, each read as one "
             "sentence; write one sentence a line."
+        )
+    if plain and odd.listed_lines:
+        said.append(
+            f"Lines that are JSON lists: {odd.listed_lines:,}; as JSON lines they are "
+            "read with --format jsonl."
+        )
+    if odd.spaced_words:
+        said.append(
+            f"Words that hold a space: {odd.spaced_words:,}; each is one word, and "
+            "stays out of vocabularies and of files of word vectors."
         )
     marks = {mark: odd.spellings[mark] for mark in (BEGIN, END) if odd.spellings[mark]}
     if marks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from elmojax.cli.common import (
     Precision,
     Step,
     TextFiles,
+    TextFormat,
     arg,
     keep_compiled_programs,
     parse,
@@ -30,7 +32,7 @@ from elmojax.cli.common import (
 )
 from elmojax.config import MOST_DEPTH, BatchTokens, Count
 from elmojax.errors import InputError
-from elmojax.text.files import Oddities, expand
+from elmojax.text.files import Oddities, expand, read_blocks
 
 if TYPE_CHECKING:
     from elmojax.embedding.engine import Select
@@ -66,6 +68,14 @@ Compression = Annotated[
         "twice the disk space while it runs, Parquet by zstd, gzip or snappy.",
     ),
 ]
+Only = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE",
+        help="Write the vectors of these words alone, one a line in the file, of the "
+        "lines that hold any; the output says line and position of each.",
+    ),
+]
 Workers = Annotated[
     Count | None,
     arg(
@@ -87,8 +97,9 @@ Address = Annotated[
 class Arguments:
     """Writes vectors of every line of a text.
 
-    --out x.hdf5 or x.h5: one data set a line, key = line number from 0, (layers + 1,
-    words, 2 * projection), text as attribute "sentence"; blank lines have no words.
+    --out x.hdf5 or x.h5: one data set a line, key = line number from 0 (of a protein
+    its id), (layers + 1, words, 2 * projection), text as attribute "sentence"; blank
+    lines have no words.
 
     --out x.parquet: a directory of part files, of any number of texts (other outputs
     take one).
@@ -104,16 +115,19 @@ class Arguments:
     out: Path
     """File or directory to write. It is called OUT.partial until it is complete."""
     text: TextFiles = ()
+    format: TextFormat = "text"
     step: Step = None
     precision: Precision = "float32"
-    layers: Literal["all", "top", "mix"] = "all"
-    """Layers to write: all of them, the top one, or their sum weighted by the
-    gammas (by default those of the model, where it is a module of TF-Hub)."""
+    layers: Literal["all", "top", "mix", "sum"] = "all"
+    """Layers to write: all of them, the top one, their sum weighted by the gammas (by
+    default those of the model, where it is a module of TF-Hub), or their plain sum, as
+    SeqVec has it."""
     gammas: Gammas = None
     output_layer: OutputLayer = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Data type of the vectors that are written; sums are float32 always."""
     pool: Pool = None
+    only: Only = None
     compression: Compression = None
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
@@ -137,13 +151,20 @@ class Arguments:
             raise InputError("--ray-address and --workers belong to --engine ray.")
         if self.output_layer is not None and (self.gammas or self.layers != "all"):
             raise InputError("Give --output-layer, or --layers and --gammas, not both.")
+        if self.only is not None and self.pool is not None:
+            raise InputError(
+                "--only writes a vector for each use of a word, and --pool one a line; "
+                "leave one of them out."
+            )
+        if self.only is not None and self.engine == "ray":
+            raise InputError("--only is for --engine local; leave --engine ray out.")
 
     def selection(self, top: int) -> tuple[Select, tuple[float, ...] | None]:
         """Layers and gammas, for a model whose last layer is `top`; `InputError` for a
         layer that it does not have."""
         layer = self.output_layer
         if layer is None or layer == -2:
-            return self.layers, self.gammas
+            return mix_of(self.layers, self.gammas, top)
         if layer > top:
             raise InputError(
                 f"--output-layer is {layer}, and the last layer of this model is {top}."
@@ -161,6 +182,7 @@ def embed(argv: list[str]) -> None:
         raise InputError("Give the text to embed: --text FILE [FILE ...].")
     asked.check()
     paths = expand(names)
+    only = None if asked.only is None else _targets(asked.only)
     keep_compiled_programs()
     if asked.engine == "ray":  # accelerators, if there are any, are for the workers
         import jax
@@ -188,15 +210,29 @@ def embed(argv: list[str]) -> None:
         asked.dtype,
         asked.pool,
         asked.compression,
+        asked.format,
+        only,
         mesh,
     )
     remarks: list[str] = []
 
     def told(odd: Oddities) -> None:
-        remarks.extend(remark(odd, model.params.config.max_characters))
+        remarks.extend(remark(odd, model.params.config.max_characters, asked.format))
 
-    run = _by_ray if asked.engine == "ray" else _here
-    lines, words = run(asked, job, paths, told)
+    def counted(found: Counter[str]) -> None:
+        missing = sorted((only or frozenset()) - found.keys())
+        if missing:
+            sentence = (
+                f"Words of {asked.only} that the text lacks: {len(missing):,} "
+                f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})."
+            )
+            say(sentence)
+            remarks.append(sentence)
+
+    if asked.engine == "ray":
+        lines, words = _by_ray(asked, job, paths, told)
+    else:
+        lines, words = _here(asked, job, paths, told, counted)
     seconds = time.perf_counter() - started
     if asked.json:
         report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
@@ -205,7 +241,36 @@ def embed(argv: list[str]) -> None:
         print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
 
 
-def _here(asked: Arguments, job: Job, paths: list[Path], told: Told) -> tuple[int, int]:
+def _targets(path: Path) -> frozenset[str]:
+    """The words that a file lists, one a line."""
+    blocks = read_blocks(path)
+    lines = (line.strip(" \t") for block in blocks for line in block.lines)
+    if not (words := frozenset(line for line in lines if line)):
+        raise InputError(f"{path} lists no words; write one a line.")
+    return words
+
+
+def mix_of(
+    layers: Literal["all", "top", "mix", "sum"],
+    gammas: tuple[float, ...] | None,
+    top: int,
+) -> tuple[Select, tuple[float, ...] | None]:
+    """What --layers and --gammas mean, for a model whose last layer is `top`: a plain
+    sum is a mix whose gammas are all 1."""
+    if layers != "sum":
+        return layers, gammas
+    if gammas is not None:
+        raise InputError("--layers sum has no --gammas; leave them out, or take mix.")
+    return "mix", (1.0,) * (top + 1)
+
+
+def _here(
+    asked: Arguments,
+    job: Job,
+    paths: list[Path],
+    told: Told,
+    counted: Callable[[Counter[str]], None],
+) -> tuple[int, int]:
     from elmojax.vectors.jobs import embed_files
 
     shapes = len(job.embedder().shapes)
@@ -229,6 +294,7 @@ def _here(asked: Arguments, job: Job, paths: list[Path], told: Told) -> tuple[in
             overwrite=asked.overwrite,
             report=report,
             remark=told,
+            told=counted,
         )
 
 

@@ -15,6 +15,7 @@ from elmojax.cli.common import (
     Precision,
     Step,
     TextFiles,
+    TextFormat,
     parse,
     print_json,
     remark,
@@ -37,6 +38,7 @@ class EvaluateArguments:
     data: Path | None = None
     """Prepared corpus to evaluate on."""
     text: TextFiles = ()
+    format: TextFormat = "text"
     errors: BadBytes = "strict"
     step: Step = None
     precision: Precision = "float32"
@@ -51,6 +53,8 @@ def evaluate(argv: list[str]) -> None:
     files = expand(sum(asked.text, ()))
     if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")
+    if asked.data is not None and asked.format != "text":
+        raise InputError("--format is for --text FILE; leave it out with --data.")
     remarks: list[str] = []
     say_which_model(asked.model, argv)
     model = open_model(asked.model, asked.step).cast(asked.precision)
@@ -61,12 +65,15 @@ def evaluate(argv: list[str]) -> None:
             bar.update(tokens)
 
         def say_odd(odd: Oddities) -> None:
-            remarks.extend(remark(odd, model.params.config.max_characters))
+            columns = model.params.config.max_characters
+            remarks.extend(remark(odd, columns, asked.format))
 
         if asked.data is not None:
             scores = evaluate_corpus(model, Corpus.open(asked.data), progress)
         else:
-            scores = evaluate_text(model, files, asked.errors, progress, say_odd)
+            scores = evaluate_text(
+                model, files, asked.errors, asked.format, progress, say_odd
+            )
     if asked.json:
         print_json({**scores, "remarks": remarks})
         return

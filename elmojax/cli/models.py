@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import elmojax
-from elmojax.cli.common import BadBytes, Json, Model, parse, print_json, remark
+from elmojax.cli.common import (
+    BadBytes,
+    Json,
+    Model,
+    TextFormat,
+    parse,
+    print_json,
+    remark,
+)
 from elmojax.config import CountOrZero
 from elmojax.errors import InputError
 from elmojax.text.files import read_text
@@ -56,6 +64,7 @@ class VerifyArguments:
     text: Path | None = None
     """Text of the vectors to compare with, one tokenised sentence a line, its words set
     apart by spaces or tabs."""
+    format: TextFormat = "text"
     carry: bool = True
     """Carry the LSTM state from line to line, as bilm-tf does when it writes
     vectors."""
@@ -84,8 +93,8 @@ def verify(argv: list[str]) -> None:
     if asked.against is not None and asked.text is not None and not bad:
         model = open_model(asked.model, head=False)
         columns = model.params.config.max_characters
-        text = read_text(asked.text, asked.errors, columns)
-        report["remarks"] = remark(text.odd, columns)
+        text = read_text(asked.text, asked.errors, columns, asked.format)
+        report["remarks"] = remark(text.odd, columns, asked.format)
         found = compare_embeddings(
             model.params, text.sentences(), asked.against, asked.carry, model.vocabulary
         )

@@ -14,6 +14,7 @@ from elmojax.cli.common import (
     Json,
     Overwrite,
     TextFiles,
+    TextFormat,
     arg,
     parse,
     print_json,
@@ -45,6 +46,7 @@ class PrepareArguments:
     out: Path
     """Directory to write."""
     text: TextFiles = ()
+    format: TextFormat = "text"
     tfds: str | None = None
     """TensorFlow data set to read instead of files, for example lm1b (in array_record
     format)."""
@@ -90,13 +92,14 @@ def prepare(argv: list[str]) -> None:
             max_vocabulary=asked.max_vocabulary,
             min_count=asked.min_count,
             errors=asked.errors,
+            format=asked.format,
             max_characters=asked.max_characters,
             about=asked.about,
             overwrite=asked.overwrite,
             progress=progress,
         )
     cutoffs = preset_cutoffs(asked.out)
-    remarks = remark(Oddities(**report["odd"]), asked.max_characters)
+    remarks = remark(Oddities(**report["odd"]), asked.max_characters, asked.format)
     if asked.json:
         print_json({**report, "cutoffs": cutoffs, "remarks": remarks})
         return

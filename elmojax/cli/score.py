@@ -22,6 +22,7 @@ from elmojax.cli.common import (
     Precision,
     Step,
     TextFiles,
+    TextFormat,
     keep_compiled_programs,
     parse,
     remark,
@@ -54,6 +55,7 @@ class ScoreArguments:
 
     model: Model = BUNDLED
     text: TextFiles = ()
+    format: TextFormat = "text"
     errors: BadBytes = "strict"
     step: Step = None
     precision: Precision = "float32"
@@ -131,13 +133,13 @@ def score(argv: list[str]) -> None:
     model = open_model(asked.model, asked.step).cast(asked.precision)
     columns, odd = model.params.config.max_characters, Oddities()
     # All of it is read before the first line is printed, so what fails prints none.
-    texts = [read_text(path, asked.errors, columns) for path in paths]
+    texts = [read_text(path, asked.errors, columns, asked.format) for path in paths]
     scorer = model.scorer(None if asked.carry else local_mesh())
     measures = Measures(asked.entropy, asked.top_k, asked.carry)
     scorer.check(measures)
     for text in texts:
         odd.add(text.odd)
-    remarks = remark(odd, columns)
+    remarks = remark(odd, columns, asked.format)
     tokens = int(sum(text.sizes.sum() + len(text.sizes) for text in texts))
 
     def scores() -> Iterator[Score]:

@@ -14,6 +14,7 @@ from elmojax.cli.common import (
     BadBytes,
     ModelOption,
     Step,
+    TextFormat,
     arg,
     keep_compiled_programs,
     names_of,
@@ -51,6 +52,7 @@ class UsesArguments:
     word: str
     """The word, in the spelling of the texts."""
     among: Among = ()
+    format: TextFormat = "text"
     model: ModelOption = BUNDLED
     layer: Layer = None
     step: Step = None
@@ -84,11 +86,13 @@ def find(asked: UsesArguments) -> Found:
     Raises `InputError` where a file or the model cannot be read, or no text has the
     word.
     """
-    if split(asked.word) != [asked.word]:
+    given = sum(asked.among, ())
+    if not given and asked.format != "text":
+        raise InputError("--format is for the texts of --among; leave it out.")
+    if asked.format == "text" and split(asked.word) != [asked.word]:
         raise InputError(
             f"--word is {shown(asked.word)}; give one word, without spaces."
         )
-    given = sum(asked.among, ())
     paths = expand(given) if given else sense_files()
     ours = sense_words(paths)
     if not given and asked.word not in ours:
@@ -103,7 +107,7 @@ def find(asked: UsesArguments) -> Found:
 
     model = open_model(asked.model, asked.step, head=False)
     columns, odd = model.params.config.max_characters, Oddities()
-    texts = [read_text(path, asked.errors, columns) for path in paths]
+    texts = [read_text(path, asked.errors, columns, asked.format) for path in paths]
     for text in texts:
         odd.add(text.odd)
     uses, words = find_uses(asked.word, texts)
@@ -113,5 +117,5 @@ def find(asked: UsesArguments) -> Found:
         [word for word in words if word != asked.word],
         paths,
         names_of(paths),
-        remark(odd, columns),
+        remark(odd, columns, asked.format),
     )

@@ -75,7 +75,8 @@ def write_sentences(
     """
     names = list(sentences) if as_keys else [str(i) for i in range(len(sentences))]
     if as_keys:
-        _check_names(names)
+        advice = "leave use_sentence_keys out, and lines are named by their numbers"
+        check_names(names, "Line", advice)
     if local(out).is_dir() or (out.exists() and not overwrite):
         raise InputError(
             f"{out} is there already; give another output_file_path, or overwrite=True "
@@ -102,8 +103,11 @@ def write_sentences(
         ) from error
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Whether each sentence can name a data set; slashes part the names of groups."""
+def check_names(names: Sequence[str], what: str, advice: str) -> None:
+    """`InputError` unless each can name a data set; slashes part the names of groups.
+
+    `what` they are the names of, and the advice, are for the error.
+    """
     keys = [tuple(p for p in name.split("/") if p not in ("", ".")) for name in names]
     groups = {key[:end] for key in keys for end in range(1, len(key))}
     seen: dict[tuple[str, ...], int] = {}
@@ -112,12 +116,12 @@ def _check_names(names: Sequence[str]) -> None:
         if not key or key in groups:
             wrong = f"is {name!r:.60}"
         elif key in seen:
-            wrong = f"is that of line {seen[key]} again"
+            wrong = f"is that of {what.lower()} {seen[key]} again"
         elif any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name):
             wrong = "holds a NUL character or half a character"
         if wrong is not None:
             raise InputError(
-                f"Line {number} (from 0) {wrong}, so it cannot name a data set; leave "
-                "use_sentence_keys out, and lines are named by their numbers."
+                f"{what} {number} (from 0) {wrong}, so it cannot name a data set; "
+                f"{advice}."
             )
         seen[key] = number

@@ -20,12 +20,14 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from elmojax.atomic import replaced
 from elmojax.errors import InputError
-from elmojax.text.files import open_content
+from elmojax.text.packed import open_content
 
 LONGEST = 1 << 22
 """Bytes of a line, or of a word and vector; more means that it is something else."""
@@ -303,3 +305,34 @@ def _finite(vector: np.ndarray, where: str) -> np.ndarray:
             "remove that word from the file."
         )
     return vector
+
+
+def write_word_vectors(
+    path: Path, words: Sequence[str], vectors: np.ndarray, binary: bool
+) -> None:
+    """Writes word2vec's text or binary format, whole or not at all.
+
+    Args:
+      path: where; a file that is there is replaced.
+      words: without spaces.
+      vectors: numbers [words, dim], which become float32; nine digits in a text, which
+        are all that it has.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    form = " ".join(["%.9g"] * vectors.shape[1]) + "\n"
+    try:
+        with replaced(path) as partial, open(partial, "xb") as file:
+            file.write(f"{len(words)} {vectors.shape[1]}\n".encode())
+            for word, row in zip(words, vectors, strict=True):
+                values = row.astype("<f4")
+                data = values.tobytes() + b"\n"
+                if not binary:
+                    data = (form % tuple(values.tolist())).encode()
+                file.write(word.encode() + b" " + data)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}. Make room, or name "
+            "another file."
+        ) from error

@@ -2,33 +2,29 @@
 
 Text is UTF-8, one sentence a line; a line ends with a line feed, or a carriage return
 and a line feed. Words are set apart by spaces and tabs, and by nothing else: whatever
-else Unicode calls a blank is part of its word, as in a list of words. Files are plain
-or packed with gzip, xz or bzip2, whatever their names; what they are is read from their
-first bytes (`open_content`), and what is odd about the text in them is counted
-(`Oddities`). `Text` is a file whose lines are counted, for outputs that must know their
-size beforehand.
+else Unicode calls a blank is part of its word, as in a list of words. Of other formats
+(`elmojax.text.formats`) a sentence counts as a line. Files are plain or packed
+(`elmojax.text.packed`), and what is odd about the text in them is counted (`Oddities`).
+`Text` is a file whose lines are counted, for outputs that must know their size
+beforehand.
 """
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import glob
 import gzip
 import hashlib
-import io
 import lzma
 import os
 import re
-import tarfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -36,13 +32,12 @@ from elmojax.arguments import checked, require
 from elmojax.atomic import local
 from elmojax.errors import InputError
 from elmojax.text.characters import BEGIN, END, byte_limit
+from elmojax.text.formats import LONGEST, READERS, Format
+from elmojax.text.packed import open_content
 
 Errors = Literal["strict", "replace"]
 
 _BLOCK = 1 << 20
-_LONGEST_LINE = 64 << 20
-_HEAD = 1 << 16
-"""Bytes of a file that are looked at to tell what it is."""
 
 
 class TextBlock(NamedTuple):
@@ -55,6 +50,14 @@ class TextBlock(NamedTuple):
     """Lines with undecodable bytes, which became U+FFFD."""
     position: int
     """How far reading has come: bytes of the file as it lies on disk."""
+    tabs: bool = False
+    """Whether tabs alone set words apart, as where lines are made of other formats."""
+    names: list[str] | None = None
+    """The ids of the lines, in FASTA."""
+
+    def sentences(self) -> Iterator[list[str]]:
+        """The words of each line."""
+        return map(_tabbed if self.tabs else words_of, self.lines)
 
 
 Patterns: TypeAlias = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -100,8 +103,7 @@ def read_lines(
     Raises `InputError` as `read_blocks` does.
     """
     for block in read_blocks(path, errors):
-        for number, line in enumerate(block.lines, block.first_line):
-            yield number, words_of(line)
+        yield from enumerate(block.sentences(), block.first_line)
 
 
 def words_of(line: str) -> list[str]:
@@ -110,7 +112,14 @@ def words_of(line: str) -> list[str]:
     `<S>` at its beginning and `</S>` at its end are left out: elmojax puts them around
     every sentence by itself, and twice they would change all numbers.
     """
-    words = split(line)
+    return _without_marks(split(line))
+
+
+def _tabbed(line: str) -> list[str]:
+    return _without_marks(line.split("\t") if line else [])
+
+
+def _without_marks(words: list[str]) -> list[str]:
     if words and words[0] == BEGIN:
         del words[0]
     if words and words[-1] == END:
@@ -125,20 +134,29 @@ def split(line: str) -> list[str]:
 
 
 def read_blocks(
-    path: str | os.PathLike[str], errors: Errors = "strict"
+    path: str | os.PathLike[str], errors: Errors = "strict", format: Format = "text"
 ) -> Iterator[TextBlock]:
-    """Streams the lines of a text file, about a mebibyte at a time.
+    """Streams the lines of a text file, or its sentences in another format, about a
+    mebibyte at a time.
 
     A byte-order mark at the start is dropped. Raises `InputError`, with file and line,
-    for bytes that are not UTF-8 (unless errors="replace") or no text at all, CoNLL-U,
-    a file that cannot be read, an archive, a packed file that is cut short or damaged
-    anywhere, and a line above 64 MiB.
+    for bytes that are not UTF-8 (unless errors="replace") or no text at all, what is
+    not of the format, a file that cannot be read, an archive, a packed file that is
+    cut short or damaged anywhere, and a line above 64 MiB.
     """
+    blocks = _read_blocks(path, errors, format)
+    return READERS[format](blocks, path) if format in READERS else blocks
+
+
+def _read_blocks(
+    path: str | os.PathLike[str], errors: Errors, format: Format
+) -> Iterator[TextBlock]:
     number, rest = 1, b""
     with contextlib.ExitStack() as stack:
         with _named(path):
             raw, stream = stack.enter_context(open_content(path))
-            _refuse_columns(stream.peek(), path)
+            if format == "text":
+                _refuse_columns(stream.peek(), path)
         while True:
             with _named(path):
                 data = stream.read(_BLOCK)
@@ -153,10 +171,10 @@ def read_blocks(
                 number += len(lines)
             if not data:
                 return
-            if len(rest) > _LONGEST_LINE:
+            if len(rest) > LONGEST:
                 _refuse_controls(rest, path, number)
                 raise InputError(
-                    f"Line {number} of {path} is longer than {_LONGEST_LINE >> 20} "
+                    f"Line {number} of {path} is longer than {LONGEST >> 20} "
                     "MiB. The text must have one sentence a line."
                 )
 
@@ -229,143 +247,9 @@ def _refuse_columns(head: bytes, path: object) -> None:
     named = any(re.search(rb"^[^\t]*\t[^\t]*[^\W\d_]", row) for row in rows)
     if named and all(map(_ROW.fullmatch, rows)):
         raise InputError(
-            f"{path} is CoNLL-U (ten columns), not running text. Write its words "
-            "(column 2) as one sentence a line: awk -F'\\t' '/^[0-9]+\\t/ {printf "
-            '"%s ", $2} /^\\r?$/ {print ""}\'.'
+            f"{path} is CoNLL-U (ten columns), not running text; where a command has "
+            "--format, give --format conllu."
         )
-
-
-@contextlib.contextmanager
-def open_content(
-    path: str | os.PathLike[str],
-) -> Iterator[tuple[io.BufferedReader[Any], io.BufferedReader[Any]]]:
-    """A file as it lies on the disk, and what it holds: unpacked, without a mark of
-    its byte order.
-
-    Whether gzip, xz or bzip2 packed it is told by its first bytes. Raises `InputError`
-    for archives, other packers, UTF-16 and the like, and for a name that promises a
-    packed file where there is none; what reading raises, it raises.
-    """
-    with io.BufferedReader(io.FileIO(path), _HEAD) as raw:
-        head, suffix = raw.peek(), os.path.splitext(path)[1]
-        unpack = next((how for magic, how in _PACKERS if head.startswith(magic)), None)
-        stream: io.BufferedReader[Any] = raw
-        if unpack is not None:
-            stream = io.BufferedReader(unpack(raw), _HEAD)
-            head = stream.peek()
-        what = _other_kind(head)
-        if what is None and unpack is None and head and suffix.lower() in _PACKED:
-            what = (
-                f"not what its ending {suffix} says; get it again, or rename it if it "
-                "is plain text"
-            )
-        if what is not None:
-            raise InputError(f"{path} is {what}.")
-        if head.startswith(b"\xef\xbb\xbf"):
-            stream.read(3)
-        yield raw, stream
-
-
-_UTF = "in {0}; convert it, for example with `iconv -f {0} -t UTF-8`".format
-_UNPACK = "; unpack it, and give the files in it"
-_KINDS: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xfe\0\0", _UTF("UTF-32")),
-    (b"\0\0\xfe\xff", _UTF("UTF-32")),
-    (b"\xff\xfe", _UTF("UTF-16")),
-    (b"\xfe\xff", _UTF("UTF-16")),
-    (b"\x1f\x8b", f"packed by gzip twice{_UNPACK}"),
-    (b"\xfd7zXZ\0", f"packed by xz twice{_UNPACK}"),
-    *((b"BZh%d" % level, f"packed by bzip2 twice{_UNPACK}") for level in range(1, 10)),
-    (b"\x28\xb5\x2f\xfd", f"packed by Zstandard (zstd){_UNPACK}"),
-    (b"\x04\x22\x4d\x18", f"packed by LZ4{_UNPACK}"),
-    (b"\x1f\x9d", f"packed by compress{_UNPACK}"),
-    (b"LZIP\x01", f"packed by lzip{_UNPACK}"),
-    (b"7z\xbc\xaf\x27\x1c", f"a 7-Zip archive{_UNPACK}"),
-    (b"Rar!\x1a\x07", f"a RAR archive{_UNPACK}"),
-    (b"%PDF-", "a PDF document; convert it to plain text"),
-    (b"\x89HDF\r\n", "an HDF5 file, and text is due; check its name"),
-)
-"""How files begin that are neither text nor packed as `_PACKERS` unpack."""
-
-
-def _other_kind(head: bytes) -> str | None:
-    """What a file is that is no text, and what to do; None for what may be one."""
-    if head.startswith((b"PK\3\4", b"PK\5\6")):
-        size = int.from_bytes(head[26:28], "little")
-        return _archive("ZIP", [head[30 : 30 + size].decode("utf-8", "replace")])
-    names: list[str] = []
-    with (
-        contextlib.suppress(tarfile.TarError),
-        tarfile.open(fileobj=io.BytesIO(head), mode="r:") as archive,
-    ):
-        names.extend(member.name for member in islice(archive, 3))
-    if names:
-        return _archive("tar", names)
-    return next((what for magic, what in _KINDS if head.startswith(magic)), None)
-
-
-def _archive(kind: str, names: Sequence[str]) -> str:
-    listed = ", ".join(f"{name!r:.60}" for name in names)
-    return f"a {kind} archive of {listed} and perhaps more{_UNPACK}"
-
-
-def _gzip(file: IO[bytes]) -> Any:
-    return gzip.GzipFile(fileobj=file, mode="rb")
-
-
-def _xz(file: IO[bytes]) -> Any:
-    return _Streams(file, lzma.LZMADecompressor)
-
-
-def _bzip2(file: IO[bytes]) -> Any:
-    return _Streams(file, bz2.BZ2Decompressor)
-
-
-_PACKERS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
-    (b"\x1f\x8b", _gzip),
-    (b"\xfd7zXZ\0", _xz),
-    *((b"BZh%d" % level, _bzip2) for level in range(1, 10)),
-)
-_PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
-
-
-class _Streams(io.RawIOBase):
-    """What bzip2 or xz packed, one stream after the other.
-
-    The readers of the standard library take a later stream that is damaged for the end
-    of the file, without a word; here it is an error.
-    """
-
-    def __init__(self, file: IO[bytes], decompressor: Callable[[], Any]) -> None:
-        self._parts = self._unpacked(file, decompressor)
-        self._rest = b""
-
-    @staticmethod
-    def _unpacked(file: IO[bytes], decompressor: Callable[[], Any]) -> Iterator[bytes]:
-        data = file.read(_HEAD)
-        while data:
-            stream = decompressor()
-            while not stream.eof:
-                if stream.needs_input and not data and not (data := file.read(_HEAD)):
-                    raise EOFError("it ends within a compressed stream")
-                yield stream.decompress(data, _HEAD)
-                data = b""
-            data = stream.unused_data.lstrip(b"\0")  # streams may be padded
-            while not data and (more := file.read(_HEAD)):
-                data = more.lstrip(b"\0")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            part = next(self._parts, None)
-            if part is None:
-                return 0
-            self._rest = part
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
 
 
 @contextlib.contextmanager
@@ -398,15 +282,29 @@ class Oddities:
     """Lines of 20 characters and more for each word."""
     long_lines: int = 0
     """Lines of more than 1,000 words."""
+    listed_lines: int = 0
+    """Lines that are JSON lists of strings, as JSON lines have them."""
+    spaced_words: int = 0
+    """Words that hold a space, as those of CoNLL-U and JSON may."""
     spellings: Counter[str] = field(default_factory=Counter)
     """Sentence marks, and other spellings of `<UNK>`, `<S>` and `</S>`."""
 
     def __post_init__(self) -> None:
         self.spellings = Counter(self.spellings)
 
-    def look(self, lines: Sequence[str], max_characters: int | None) -> None:
+    def look(
+        self, lines: Sequence[str], max_characters: int | None, tabs: bool = False
+    ) -> None:
         """Counts some more lines. `max_characters` is the columns of a word in the
-        model, None in one that does not read characters."""
+        model, None in one that does not read characters; with `tabs` they alone set
+        words apart."""
+        if tabs:
+            words_in = "\t".join(lines).split("\t")
+            self.spaced_words += sum(" " in word for word in words_in)
+            lines = [line.replace(" ", "_") for line in lines]
+        self.listed_lines += sum(
+            line[:2] == '["' and line[-2:] == '"]' for line in lines
+        )
         text = "\n".join(["", *lines, ""]).encode("utf-8", "replace")
         letters = np.frombuffer(text.replace(b"\t", b" "), np.uint8)
         gaps = np.flatnonzero((letters == ord(" ")) | (letters == ord("\n")))
@@ -453,10 +351,18 @@ class Text:
     sizes: np.ndarray
     """int32 [lines]: words of each line, 0 for a blank one."""
     digest: str
-    """SHA-256 of the lines, their words set apart by one space."""
+    """SHA-256 of the lines, their words set apart by one space (or tab, see
+    `TextBlock.tabs`), and of their ids."""
     bytes: int
     """Of those lines in UTF-8, line feeds counted."""
     odd: Oddities
+    format: Format = "text"
+    names: Sequence[str] | None = None
+    """The id of each line, where the format has any."""
+    lines: np.ndarray | None = None
+    """int64 [lines]: the number of each in the file, from 0, if some are left out."""
+    positions: np.ndarray | None = None
+    """int32 [words]: the place of each in its line, from 0, if some are left out."""
 
     def sentences(self, start: int = 0) -> Iterator[list[str]]:
         """Streams the words of each line, from line `start` (from 0).
@@ -465,14 +371,34 @@ class Text:
         was read, at the end at the latest, and what `read_text` raises.
         """
         digest, count = hashlib.sha256(), 0
-        for count, (_, words) in enumerate(read_lines(self.path, self.errors), 1):
-            if count > len(self.sizes) or len(words) != self.sizes[count - 1]:
-                raise self.changed()
-            digest.update(_line(words))
-            if count > start:
-                yield words
+        for block in read_blocks(self.path, self.errors, self.format):
+            for words in block.sentences():
+                count += 1
+                if count > len(self.sizes) or len(words) != self.sizes[count - 1]:
+                    raise self.changed()
+                digest.update(_line(words, block))
+                if count > start:
+                    yield words
+            digest.update(_names(block))
         if count < len(self.sizes) or digest.hexdigest() != self.digest:
             raise self.changed()
+
+    def key(self, line: int) -> str:
+        """The id of a line, or its number."""
+        return str(self.number(line)) if self.names is None else self.names[line]
+
+    def number(self, line: int) -> int:
+        """The number of a line in the file, from 0."""
+        return line if self.lines is None else int(self.lines[line])
+
+    def places(self, line: int) -> np.ndarray | None:
+        """Of one line, where some are left out, the positions."""
+        return None
+
+    def kept(self, line: int, words: list[str]) -> list[str]:
+        """Those of the words of a line that are not left out."""
+        places = self.places(line)
+        return words if places is None else [words[place] for place in places]
 
     def changed(self) -> InputError:
         """The error for a file that is no longer what it was."""
@@ -483,9 +409,12 @@ class Text:
 
 
 def read_text(
-    path: Path, errors: Errors = "strict", max_characters: int | None = None
+    path: Path,
+    errors: Errors = "strict",
+    max_characters: int | None = None,
+    format: Format = "text",
 ) -> Text:
-    """Reads a text file through, keeping four bytes a line.
+    """Reads a text file through, keeping four bytes a line, and ids where it has any.
 
     Args:
       max_characters: see `Oddities.look`.
@@ -501,21 +430,28 @@ def read_text(
             "to a file first."
         )
     sizes, digest, length, odd = array("i"), hashlib.sha256(), 0, Oddities()
-    for block in read_blocks(path, errors):
-        odd.look(block.lines, max_characters)
-        for words in map(words_of, block.lines):
+    names: list[str] = []
+    for block in read_blocks(path, errors, format):
+        odd.look(block.lines, max_characters, block.tabs)
+        for words in block.sentences():
             sizes.append(len(words))
-            line = _line(words)
+            line = _line(words, block)
             digest.update(line)
             length += len(line)
+        digest.update(_names(block))
+        names += block.names or ()
     if not sizes:
         raise InputError(
             f"{path} has no lines at all, so there is nothing to do. Was it "
             "downloaded or written whole?"
         )
-    counts = np.frombuffer(sizes, np.int32)
-    return Text(path, errors, counts, digest.hexdigest(), length, odd)
+    counts, sha256 = np.frombuffer(sizes, np.int32), digest.hexdigest()
+    return Text(path, errors, counts, sha256, length, odd, format, names or None)
 
 
-def _line(words: list[str]) -> bytes:
-    return (" ".join(words) + "\n").encode("utf-8")
+def _line(words: list[str], block: TextBlock) -> bytes:
+    return (("\t" if block.tabs else " ").join(words) + "\n").encode("utf-8")
+
+
+def _names(block: TextBlock) -> bytes:
+    return "".join(f"{name}\n" for name in block.names or ()).encode("utf-8")

@@ -33,7 +33,8 @@ from elmojax.arguments import checked
 from elmojax.errors import InputError
 from elmojax.text import characters, files
 from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
-from elmojax.text.files import Oddities, TextBlock, words_of
+from elmojax.text.files import Oddities, TextBlock
+from elmojax.text.formats import Format
 from elmojax.text.vocabulary import (
     SPECIALS,
     UNKNOWN_ID,
@@ -125,8 +126,8 @@ def _ingest(
         before = tokens
         for block in source.blocks:
             ids, lengths = array("i"), array("i")
-            odd.look(block.lines, max_characters)
-            for words in map(words_of, block.lines):
+            odd.look(block.lines, max_characters, block.tabs)
+            for words in block.sentences():
                 if words:
                     ids.extend(map(number, words))
                     lengths.append(len(words))
@@ -212,6 +213,7 @@ def prepare(
     max_vocabulary: int | None = None,
     min_count: int = 1,
     errors: files.Errors = "strict",
+    format: Format = "text",
     max_characters: int = 50,
     about: Sequence[str] = (),
     overwrite: bool = False,
@@ -219,12 +221,14 @@ def prepare(
 ) -> dict[str, Any]:
     """Makes the prepared corpus `out` from text files and globs, or from TFDS.
 
-    One sentence a line, words set apart by spaces and tabs alone. Memory grows with
-    the number of types, not with the text. The vocabulary is the file given, or the
-    most frequent words: `max_vocabulary` entries with the three special ones, each
-    occurring `min_count` times or more. `errors="replace"` reads undecodable bytes as
-    U+FFFD. The same text and settings give the same bytes. `about` says where the text
-    comes from and under which licence, for the cards of models.
+    One sentence a line, words set apart by spaces and tabs alone, or files of another
+    `format` (see `elmojax.text.formats`). Memory grows with the number of types, not
+    with the text. The vocabulary is the file given, or the most frequent words:
+    `max_vocabulary` entries with the three special ones, each occurring `min_count`
+    times or more; a word that holds a space is never among them. `errors="replace"`
+    reads undecodable bytes as U+FFFD. The same text and settings give the same bytes.
+    `about` says where the text comes from and under which licence, for the cards of
+    models.
 
     Returns the contents of corpus.json, `status` ("written", "unchanged" or
     "replaced"), `seconds` and `words_per_second`, and `odd`, the fields of the
@@ -234,7 +238,7 @@ def prepare(
     """
     started = time.perf_counter()
     out = Path(os.path.realpath(atomic.local(out)))
-    request, sources = _sources(patterns, tfds, errors)
+    request, sources = _sources(patterns, tfds, errors, format)
     max_vocabulary, min_count = check_limits(max_vocabulary, min_count)
     given = _settings(vocabulary, max_vocabulary, min_count)
     max_characters = characters.byte_limit(max_characters) + 2
@@ -245,6 +249,7 @@ def prepare(
         "max_characters": max_characters,
         "errors": errors,
         **({"about": list(about)} if about else {}),
+        **({"text_format": format} if format != "text" else {}),
     }
     with atomic.new_directory(out) as partial:
         replaces = _check_out(out, request, overwrite)
@@ -283,10 +288,13 @@ def _sources(
     patterns: files.Patterns,
     tfds: TfdsText | None,
     errors: files.Errors,
+    format: Format,
 ) -> tuple[dict[str, Any], list[Source]]:
     """What goes into corpus.json about the text, and the text itself."""
     if bool(patterns) == (tfds is not None):
         raise InputError("Give the text either as --text FILES or as --tfds NAME.")
+    if tfds is not None and format != "text":
+        raise InputError(f"--format {format} is for --text FILES; leave it out.")
     if tfds is not None:
         recorded, source = _open_tfds(tfds, errors)
         return {"files": [], "tfds": recorded}, [source]
@@ -296,7 +304,7 @@ def _sources(
         if path.is_file() and not path.stat().st_size:
             raise no_words(str(path))
     sources = [
-        Source(str(path), path.stat().st_size, files.read_blocks(path, errors))
+        Source(str(path), path.stat().st_size, files.read_blocks(path, errors, format))
         for path in paths
     ]
     return {"files": listed, "tfds": None}, sources

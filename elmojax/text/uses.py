@@ -1,4 +1,7 @@
-"""The uses of a word: every place of texts where it stands, with its sentence.
+"""The uses of words: every place of texts where they stand, with the sentences.
+
+`find_uses` is for one word and keeps its sentences; `occurrences_of` is for a list of
+words and texts of any length, and keeps their places alone.
 
 Short sentences about six words that mean two things each lie inside the package
 (`sense_files`), a file a sense, as many of each.
@@ -6,11 +9,16 @@ Short sentences about six words that mean two things each lie inside the package
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from elmojax.errors import InputError
 from elmojax.text.files import Text
@@ -110,6 +118,61 @@ def find_uses(word: str, texts: Sequence[Text]) -> tuple[list[Use], list[str]]:
     if not uses:
         raise _not_there(word, seen, [text.path for text in texts])
     return uses, list(seen)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Occurrences(Text):
+    """A text of which only some words are kept, and only the lines that hold any.
+
+    `sizes` counts those words; `sentences` has all words of those lines.
+    """
+
+    whole: Text
+    lines: np.ndarray
+    positions: np.ndarray
+    found: Counter[str]
+    """How often each word is there."""
+
+    def sentences(self, start: int = 0) -> Iterator[list[str]]:
+        left = iter(self.lines[start:].tolist())
+        wanted = next(left, None)
+        for number, words in enumerate(self.whole.sentences()):
+            if number == wanted:
+                yield words
+                wanted = next(left, None)
+
+    def places(self, line: int) -> np.ndarray:
+        return self.positions[self._starts[line] : self._starts[line + 1]]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.append(0, np.cumsum(self.sizes, dtype=np.int64))
+
+
+def occurrences_of(words: frozenset[str], text: Text) -> Occurrences:
+    """Where some words stand in a text, in this spelling; it is read once more.
+
+    Keeps four bytes an occurrence, and twelve a line that has one.
+    """
+    lines, sizes, positions = array("q"), array("i"), array("i")
+    found, size = Counter[str](), 0
+    for number, sentence in enumerate(text.sentences()):
+        places = [place for place, word in enumerate(sentence) if word in words]
+        if places:
+            lines.append(number)
+            sizes.append(len(places))
+            positions.extend(places)
+            found.update(sentence[place] for place in places)
+            size += len(" ".join(sentence).encode("utf-8")) + 1
+    names = None if text.names is None else [text.names[number] for number in lines]
+    kept = {
+        "sizes": np.array(sizes, np.int32),
+        "bytes": size,
+        "names": names,
+        "lines": np.array(lines, np.int64),
+        "positions": np.array(positions, np.int32),
+    }
+    return Occurrences(**{**vars(text), **kept}, whole=text, found=found)
 
 
 def _not_there(word: str, seen: Counter[str], paths: Sequence[Path]) -> InputError:

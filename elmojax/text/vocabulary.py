@@ -78,12 +78,14 @@ class Vocabulary:
         """The most frequent words: by falling count, equal counts by code point.
 
         `max_size` counts the three special words in. Words that occur fewer than
-        `min_count` times are left out. `InputError` if that leaves no word at all.
+        `min_count` times are left out, and so are those that hold a space.
+        `InputError` if that leaves no word at all.
         """
         check_limits(max_size, min_count)
         order = order_by_count(words, counts)
         order = order[np.asarray(counts, np.int64)[order] >= min_count]
         ranked = [words[i] for i in order if words[i] not in (*SPECIALS, NO_WORD)]
+        ranked = [word for word in ranked if " " not in word]
         if not ranked:
             raise InputError(
                 f"The vocabulary would be empty: no word occurs {min_count} times or "

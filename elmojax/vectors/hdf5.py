@@ -1,9 +1,11 @@
-"""HDF5 in bilm-tf's layout: one data set a line, its name the line's number from 0.
+"""HDF5 in bilm-tf's layout: one data set a line, its name the line's number from 0,
+or the id of a protein.
 
 A data set is (layers + 1, words, vector), or (words, vector) for one mix or the top
 layer; pooled, (layers + 1, vector) or (vector,). A blank line's has no words. The
-attribute `sentence` is the text of the line. The attributes of the file are `axes`,
-the names of the axes, and `elmojax`, what was asked for, as JSON.
+attribute `sentence` is the text of the line. Where only some words have vectors, the
+attributes `positions`, from 0, and `words` say which. The attributes of the file are
+`axes`, the names of the axes, and `elmojax`, what was asked for, as JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from elmojax.vectors.npy import RaggedWriter
 from elmojax.vectors.partial import Partial, allocated, require_space, write_at
 from elmojax.vectors.writer import Form, PlacedWriter
 
+MOST_KEPT = 4000
+"""Words of one line that its attributes have room for, where they say which are kept:
+HDF5 gives an attribute 64 KiB, and a word takes 16 bytes."""
 COMPRESSIONS = {"gzip": range(10), "lzf": range(0)}
 """Names, and their levels."""
 
@@ -103,7 +108,7 @@ class PackedHdf5Writer(RaggedWriter):
         with _new_file(self._partial.result, self.form) as (file, check):
             for number, words in enumerate(self.text.sentences()):
                 check()
-                data = _create(file, number, words, self.form, packed=True)
+                data = _create(file, self.text, number, words, self.form, packed=True)
                 _fill(data, vectors[at : at + rows[number]], self.form)
                 at += int(rows[number])
 
@@ -114,7 +119,7 @@ def _write_skeleton(path: Path, places: Path, text: Text, form: Form) -> None:
     with _new_file(path, form) as (file, check):
         for number, words in enumerate(text.sentences()):
             check()
-            data = _create(file, number, words, form, packed=False)
+            data = _create(file, text, number, words, form, packed=False)
             found[number] = data.get_offset() or 0  # None without words
     np.save(places, found)
     sync(path)
@@ -132,10 +137,15 @@ def _new_file(path: Path, form: Form) -> Iterator[tuple[h5py.File, Callable[[], 
 
 
 def _create(
-    file: h5py.File, number: int, words: list[str], form: Form, packed: bool
+    file: h5py.File,
+    text: Text,
+    number: int,
+    words: list[str],
+    form: Form,
+    packed: bool,
 ) -> Any:
     """The data set of a line, without its vectors."""
-    rows = len(words) if form.pool is None else 1
+    rows = int(text.sizes[number]) if form.pool is None else 1
     shape = form.shape
     if form.pool is None:
         shape = (*form.shape[:-1], rows, form.shape[-1])
@@ -156,10 +166,18 @@ def _create(
         else:
             layout.set_filter(h5z.FILTER_LZF, h5z.FLAG_OPTIONAL)
     space = h5s.create_simple(shape)
-    data = h5d.create(file.id, str(number).encode(), _type(form), space, layout)
+    folder, _, name = text.key(number).rpartition("/")
+    group = file.require_group(folder) if folder else file
+    data = h5d.create(group.id, name.encode(), _type(form), space, layout)
     kind = h5t.py_create(h5py.string_dtype(), logical=True)
     attribute = h5a.create(data, b"sentence", kind, h5s.create(h5s.SCALAR))
     attribute.write(np.array(" ".join(words), h5py.string_dtype()))
+    places = text.places(number)
+    if places is not None:
+        attributes = h5py.Dataset(data).attrs
+        attributes["positions"] = places
+        kept = text.kept(number, words)
+        attributes["words"] = np.array(kept, h5py.string_dtype())
     return data
 
 

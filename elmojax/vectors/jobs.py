@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import precision_of
 from elmojax.text.files import Errors, Oddities, Text, read_text
+from elmojax.text.formats import Format
+from elmojax.text.uses import Occurrences, occurrences_of
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.vectors.output import check_replaceable, open_output
 from elmojax.vectors.partial import TextProgress, writing
@@ -54,6 +57,10 @@ class Job:
     dtype: Dtype = "float32"
     pool: Pooling | None = None
     compression: str | None = None
+    format: Format = "text"
+    """Of the texts."""
+    only: frozenset[str] | None = None
+    """Words whose vectors are kept; None = of all words."""
     mesh: Mesh | None = None
     """Whose devices are used; what comes is the same within float32 rounding."""
 
@@ -72,7 +79,16 @@ class Job:
 
     def read(self, path: Path, errors: Errors) -> Text:
         """A text, read through for this model."""
-        return read_text(path, errors, self.params.config.max_characters)
+        columns = self.params.config.max_characters
+        text = read_text(path, errors, columns, self.format)
+        return text if self.only is None else occurrences_of(self.only, text)
+
+    def blocks(self, text: Text, start: int) -> Iterator[Block]:
+        """The vectors of a text that was read, from line `start`."""
+        blocks = self.embedder().blocks(text.sentences(), skip=start)
+        if isinstance(text, Occurrences):
+            return _kept(blocks, text, start)
+        return blocks
 
     def form(self) -> Form:
         """What an output needs to know of the vectors."""
@@ -84,6 +100,8 @@ class Job:
             "layers": self.layers,
             "gammas": None if self.gammas is None else list(self.gammas),
             "batch_tokens": self.batch_tokens,
+            **({"text_format": self.format} if self.format != "text" else {}),
+            **({"only": sorted(self.only)} if self.only is not None else {}),
         }
         shape = (*axes, 2 * lstm.projection)
         return Form(shape, self.dtype, self.pool, self.compression, settings)
@@ -99,6 +117,25 @@ class Job:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def _kept(blocks: Iterator[Block], text: Occurrences, line: int) -> Iterator[Block]:
+    """Of the vectors of all words, from line `line`, those that are kept."""
+    first = 0  # of the words of the line, the first of the next block
+    for block in blocks:
+        rows, sizes, begin, more = [], [], 0, False
+        for number, size in enumerate(block.sizes):
+            places = text.places(line) - first
+            here = places[(places >= 0) & (places < size)]
+            if len(here):
+                rows.append(begin + here)
+                sizes.append(len(here))
+                more = bool(places[-1] >= size)
+            begin += size
+            ends = number < len(block.sizes) - 1 or not block.more
+            line, first = (line + 1, 0) if ends else (line, first + size)
+        if sizes:
+            yield Block(tuple(sizes), block.vectors[np.concatenate(rows)], more)
+
+
 def embed_files(
     job: Job,
     paths: Sequence[Path],
@@ -108,6 +145,7 @@ def embed_files(
     overwrite: bool = False,
     report: ProgressCallback = lambda done, total: None,
     remark: Callable[[Oddities], object] = lambda odd: None,
+    told: Callable[[Counter[str]], object] = lambda found: None,
 ) -> tuple[int, int]:
     """Writes the vectors of text files (see `elmojax.vectors.output`).
 
@@ -122,9 +160,10 @@ def embed_files(
       overwrite: replace `out`, and forget an unfinished output of another request.
       report: called at first and after every batch.
       remark: called once all texts are read, with what is odd about them.
+      told: called then, if only some words are kept, with how often each is there.
 
     Returns:
-      Lines and words in all.
+      Lines and words in all, or those that are kept.
 
     Raises:
       InputError: for a text that cannot be read or an output that cannot be written.
@@ -133,13 +172,19 @@ def embed_files(
     texts, odd = [job.read(path, errors) for path in paths], Oddities()
     for text in texts:
         odd.add(text.odd)
+    some = [text for text in texts if len(text.sizes)]
+    if job.only is not None and not some:
+        raise _none_there(job.only, paths)
     remark(odd)
+    if job.only is not None:
+        told(sum((t.found for t in texts if isinstance(t, Occurrences)), Counter()))
+    texts = some
     words = [int(text.sizes.sum()) for text in texts]
 
     def blocks(text: Text, start: int) -> Iterator[Block]:
         done = sum(words[: texts.index(text)]) + int(text.sizes[:start].sum())
         report(done, sum(words))
-        for block in job.embedder().blocks(text.sentences(), skip=start):
+        for block in job.blocks(text, start):
             yield block
             done += sum(block.sizes)
             report(done, sum(words))
@@ -148,6 +193,16 @@ def embed_files(
         output.fill(blocks)
         output.finish()
     return sum(len(text.sizes) for text in texts), sum(words)
+
+
+def _none_there(words: frozenset[str], paths: Sequence[Path]) -> InputError:
+    listed = ", ".join(repr(word) for word in sorted(words)[:3])
+    listed = f"{listed:.200}{', ...' if len(words) > 3 else ''}"
+    where = f"{paths[0]} has" if len(paths) == 1 else f"The {len(paths)} texts have"
+    return InputError(
+        f"{where} none of the words of --only ({listed}); they must be spelled as in "
+        "the text, where spaces set them apart."
+    )
 
 
 _DEATHS = 3
@@ -215,8 +270,7 @@ class Worker:
                 task.directory, number, text, task.form, task.overwrite
             ) as writer:
                 if writer.done < len(text.sizes):
-                    sentences = text.sentences()
-                    for block in job.embedder().blocks(sentences, writer.done):
+                    for block in job.blocks(text, writer.done):
                         writer.write(block)
                 writer.finish()
         return text

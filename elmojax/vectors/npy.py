@@ -3,7 +3,12 @@
     vectors.npy    [words, layers + 1, vector] or [words, vector]; pooled, [lines, ...]
     offsets.npy    int64 [lines + 1]: the words of line i are offsets[i]:offsets[i + 1]
                    (not there if pooled)
-    sentences.txt  the text, its words set apart by one space
+    sentences.txt  the text, its words set apart by one space; of other formats than
+                   plain text sentences.jsonl, each line the JSON list of its words
+    ids.txt        the id of each protein, one a line, if they are from FASTA
+    lines.npy      int64 [lines], the number of each line in the file, and
+    positions.npy  int32 [words], the place of each word in its line, both from 0: with
+                   --only, which leaves all other lines and words out
     info.json      what was asked for
 
 numpy has no bfloat16: such vectors are stored as uint16, their upper 16 bits as
@@ -12,16 +17,17 @@ float32 (`"bits": "bfloat16"` in info.json). `read_vectors` gives them their typ
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.atomic import local, map_array, read_object, sync
+from elmojax.atomic import local, map_array, parse_json, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text, split
 from elmojax.vectors.partial import (
@@ -35,7 +41,8 @@ from elmojax.vectors.partial import (
 from elmojax.vectors.writer import Form, PlacedWriter
 
 INFO, VECTORS, OFFSETS = "info.json", "vectors.npy", "offsets.npy"
-SENTENCES = "sentences.txt"
+SENTENCES, LISTS, IDS = "sentences.txt", "sentences.jsonl", "ids.txt"
+LINES, POSITIONS = "lines.npy", "positions.npy"
 
 
 class RaggedWriter(PlacedWriter):
@@ -104,15 +111,28 @@ def _write_text(directory: Path, text: Text, form: Form) -> None:
         info["bits"] = "bfloat16"
     info |= {"lines": len(text.sizes), "words": int(text.sizes.sum(dtype=np.int64))}
     write_json(directory / INFO, info)
-    with open(directory / SENTENCES, "w", encoding="utf-8", newline="\n") as file:
-        for words in text.sentences():
-            file.write(" ".join(words) + "\n")
+    lines = (text.kept(*numbered) for numbered in enumerate(text.sentences()))
+    if text.format == "text":
+        _write_lines(directory / SENTENCES, map(" ".join, lines))
+    else:
+        listed = (json.dumps(words, ensure_ascii=False) for words in lines)
+        _write_lines(directory / LISTS, listed)
+    if text.names is not None:
+        _write_lines(directory / IDS, text.names)
+    if text.lines is not None and text.positions is not None:
+        np.save(directory / LINES, text.lines)
+        np.save(directory / POSITIONS, text.positions)
     if form.pool is None:
         ends = np.cumsum(text.sizes, dtype=np.int64)
         np.save(directory / OFFSETS, np.concatenate([[0], ends]))
     for path in directory.iterdir():
         sync(path)
     sync(directory)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 class Vectors(Sequence[np.ndarray]):
@@ -147,15 +167,18 @@ class Vectors(Sequence[np.ndarray]):
 
     def sentences(self) -> list[list[str]]:
         """The words of each line. `InputError` if the text is not there or damaged."""
-        path = self.directory / SENTENCES
+        path = self.directory / LISTS
+        plain = not path.exists()
+        path = self.directory / SENTENCES if plain else path
         try:
             lines = path.read_bytes().decode("utf-8").split("\n")[:-1]
+            found = [split(line) if plain else parse_json(line) for line in lines]
         except (OSError, ValueError) as error:
             raise _not_whole(self.directory, f"{path.name}: {error}") from error
         if len(lines) != len(self):
             what = f"{path.name} has {len(lines)} lines, and {len(self)} have vectors"
             raise _not_whole(self.directory, what)
-        return [split(line) for line in lines]
+        return found
 
 
 @checked

@@ -15,6 +15,7 @@ from typing import Literal
 
 from elmojax import __version__
 from elmojax.atomic import local, read_object
+from elmojax.embedding.allennlp import check_names
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
 from elmojax.text.files import Text
@@ -71,6 +72,11 @@ def open_output(
     if kind != "parquet":
         (text,) = texts
         assert isinstance(text, Text)
+        if kind == "hdf5" and text.names is not None:
+            advice = "give it another id, or write Parquet (.parquet) or arrays"
+            check_names(text.names, "Protein", advice)
+        if kind == "hdf5" and text.positions is not None:
+            _check_kept(text)
         request |= {"texts": None, "text": text.digest, "lines": len(text.sizes)}
     return Output(Partial(out, request, overwrite), texts, form, overwrite, every)
 
@@ -199,6 +205,16 @@ def _is_ours(out: Path, kind: Kind) -> bool:
         return read_object(info).get("format") == "elmojax vectors"
     except (OSError, ValueError):
         return False
+
+
+def _check_kept(text: Text) -> None:
+    line = int(text.sizes.argmax())
+    if text.sizes[line] > hdf5.MOST_KEPT:
+        raise InputError(
+            f"Line {text.number(line) + 1} of {text.path} has {text.sizes[line]:,} of "
+            f"the words of --only, and HDF5 lists {hdf5.MOST_KEPT:,} at most; write "
+            "Parquet (.parquet) or arrays, or one sentence a line."
+        )
 
 
 def _check_form(kind: Kind, form: Form) -> None:

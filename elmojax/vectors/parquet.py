@@ -4,7 +4,8 @@
     _info.json            what was asked for; rows and parts of each text
 
 A row is a line: `file`, the name of its text; `line`, its number from 0; `start`, 0,
-but a line that is very long is in several rows, each from its word `start`; `words`.
+but a line that is very long is in several rows, each from its word `start`; `words`;
+`id`, if the text is FASTA; `positions` of the words, from 0, if only some have vectors.
 Vectors are in `vectors` for one mix or the top layer, else in `layer_0`, `layer_1`,
 ...: a list of one fixed-size list a word, or one fixed-size list if they are pooled.
 """
@@ -12,12 +13,12 @@ Vectors are in `vectors` for one mix or the top layer, else in `layer_0`, `layer
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,11 +97,11 @@ class ParquetWriter(Writer):
         needed = needed // 2 if form.compression else needed
         require_space(out, needed, directory)
         super().__init__(text, form, out, done, 0.0)
-        self._schema = _schema(form)
+        self._schema = _schema(form, text)
         self._sentences = text.sentences(done)
         self._current: list[str] = []
         self._file: pq.ParquetWriter | None = None
-        self._rows: list[tuple[int, int, list[str]]] = []
+        self._rows: list[dict[str, Any]] = []
         self._vectors: list[np.ndarray] = []
         self._held = self._weight = 0  # in memory; in this part
 
@@ -137,10 +138,16 @@ class ParquetWriter(Writer):
     ) -> None:
         for line, size in enumerate(sizes, sentence):
             if word == 0:
-                self._current = next(self._sentences)
-            all_words = self.form.pool is not None
-            words = self._current if all_words else self._current[word : word + size]
-            self._rows.append((line, word, words))
+                self._current = self.text.kept(line, next(self._sentences))
+            end = word + size if self.form.pool is None else None
+            row = {"file": self._progress.file, "line": self.text.number(line)}
+            row |= {"start": word, "words": self._current[word:end]}
+            if self.text.names is not None:
+                row["id"] = self.text.names[line]
+            places = self.text.places(line)
+            if places is not None:
+                row["positions"] = places[word:end]
+            self._rows.append(row)
             word = 0
         self._vectors.append(vectors)
         self._held += len(vectors) + len(sizes)
@@ -164,20 +171,17 @@ class ParquetWriter(Writer):
                 use_dictionary=["file", "words.list.element"],
                 write_statistics=["file", "line", "start"],
             )
-        lines, starts, words = zip(*self._rows, strict=True)
-        ends = np.cumsum([0, *map(len, words)], dtype=np.int32)
-        names = pa.array([self._progress.file] * len(lines), pa.string())
-        flat = pa.array(list(itertools.chain.from_iterable(words)), pa.string())
+        ends = np.cumsum(
+            [0, *(len(row["words"]) for row in self._rows)], dtype=np.int32
+        )
         columns = [
-            names,
-            pa.array(lines, pa.int64()),
-            pa.array(starts, pa.int32()),
-            pa.ListArray.from_arrays(ends, flat),
-            *self._vector_columns(np.concatenate(self._vectors), ends),
+            pa.array([row[name] for row in self._rows], self._schema.field(name).type)
+            for name in self._rows[0]
         ]
+        columns += self._vector_columns(np.concatenate(self._vectors), ends)
         group = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-        self._file.write_batch(group, row_group_size=len(lines))
-        self._progress.rows += len(lines)
+        self._file.write_batch(group, row_group_size=len(self._rows))
+        self._progress.rows += len(self._rows)
         self._rows, self._vectors, self._held = [], [], 0
 
     def _vector_columns(self, vectors: np.ndarray, ends: np.ndarray) -> list[pa.Array]:
@@ -237,7 +241,7 @@ def check_form(form: Form) -> None:
         )
 
 
-def _schema(form: Form) -> pa.Schema:
+def _schema(form: Form, text: Text) -> pa.Schema:
     column = pa.list_(pa.from_numpy_dtype(form.numpy), form.shape[-1])
     if form.pool is None:
         column = pa.list_(column)
@@ -249,6 +253,8 @@ def _schema(form: Form) -> pa.Schema:
         ("line", pa.int64()),
         ("start", pa.int32()),
         ("words", pa.list_(pa.string())),
+        *([("id", pa.string())] if text.names is not None else []),
+        *([("positions", pa.list_(pa.int32()))] if text.positions is not None else []),
         *((name, column) for name in names),
     ]
     return pa.schema(fields, metadata={"elmojax": json.dumps(form.request())})

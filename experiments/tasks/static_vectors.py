@@ -26,8 +26,8 @@ from glove import GloveOptions, count_pairs, train_glove
 
 from elmojax import InputError
 from elmojax.arguments import check_fields
-from elmojax.atomic import replaced
 from elmojax.config import Count, Positive, Width
+from elmojax.formats.word_vectors import write_word_vectors
 from elmojax.text.files import expand, read_lines
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
@@ -85,15 +85,6 @@ def train_word2vec(asked: Arguments, sentences: Sentences) -> dict[str, np.ndarr
     return {word: model.wv[word] for word in model.wv.index_to_key}
 
 
-def write_vectors(path: Path, vectors: dict[str, np.ndarray]) -> None:
-    """Writes word2vec's binary format, whole or not at all."""
-    width = len(next(iter(vectors.values())))
-    with replaced(path) as partial, open(partial, "xb") as file:
-        file.write(f"{len(vectors)} {width}\n".encode())
-        for word, vector in vectors.items():
-            file.write(word.encode() + b" " + vector.astype("<f4").tobytes() + b"\n")
-
-
 def run(asked: Arguments) -> None:
     """Trains, and writes the vectors.
 
@@ -125,7 +116,9 @@ def run(asked: Arguments) -> None:
         seen = np.zeros(len(words), bool)
         seen[pairs.words] = True
         vectors = {w: table[n] for n, w in enumerate(words) if seen[n]}
-    write_vectors(asked.out, vectors)
+    write_word_vectors(
+        asked.out, list(vectors), np.stack(list(vectors.values())), binary=True
+    )
     seconds = time.perf_counter() - started
     print(f"{len(vectors):,} vectors in {asked.out}, {seconds:.0f} s", file=sys.stderr)
 

@@ -1066,8 +1066,8 @@ def test_damaged_metrics_lose_only_their_own_line(world, copied):
 # --- help ----------------------------------------------------------------------------
 
 FLAGS = {
-    "prepare": "--text --out --vocabulary --max-vocabulary --min-count --tfds --split "
-    "--data-dir --feature --errors --overwrite --json",
+    "prepare": "--text --format --out --vocabulary --max-vocabulary --min-count --tfds "
+    "--split --data-dir --feature --errors --overwrite --json",
     "pretrain": "--data --workdir --preset --config --heldout --steps --epochs --rows "
     "--window --seed --mesh.data --mesh.model --precision --checkpoint-every "
     "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
@@ -1078,11 +1078,14 @@ FLAGS = {
     "--mesh.model --precision --accumulate --head.kind --steps --epochs --chip "
     "--vocabulary --tokens --json",
     "runs": "DIR --json",
-    "evaluate": "MODEL --data --text --step --json",
-    "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
-    "--batch-tokens --errors --overwrite --engine --workers --ray-address --json",
-    "score": "MODEL --text --step --errors --unit --direction --level --entropy "
-    "--top-k --carry --output-format --json",
+    "evaluate": "MODEL --data --text --format --step --json",
+    "embed": "MODEL --text --format --out --step --layers --gammas --dtype --pool "
+    "--only --compression --batch-tokens --errors --overwrite --engine --workers "
+    "--ray-address --json",
+    "static": "MODEL --text --format --out --layers --gammas --min-count "
+    "--max-vocabulary --batch-tokens --step --precision --errors --overwrite --json",
+    "score": "MODEL --text --format --step --errors --unit --direction --level "
+    "--entropy --top-k --carry --output-format --json",
     "minimal-pairs": "MODEL FILE --split --out --overwrite --step --precision --json",
     "convert": "MODEL --out --step --dtype --json",
     "export": "MODEL --out --step --overwrite --json",

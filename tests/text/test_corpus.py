@@ -345,7 +345,7 @@ def test_bad_input_is_one_clear_sentence_and_leaves_nothing(
 
 
 def test_an_endless_line_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(files, "LONGEST", 1 << 20)
     (tmp_path / "text.txt").write_bytes(b"first\n" + b"word " * 500_000)
     parts = ("Line 2 of", "longer than 1 MiB", "one sentence a line")
     refused(*parts, out=tmp_path / "data", patterns=[tmp_path / "text.txt"])

@@ -1,0 +1,149 @@
+"""`elmojax static`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from elmojax.atomic import check_out
+from elmojax.cli.common import (
+    BUNDLED,
+    BadBytes,
+    Json,
+    Model,
+    Overwrite,
+    Precision,
+    Step,
+    TextFiles,
+    TextFormat,
+    arg,
+    keep_compiled_programs,
+    parse,
+    print_json,
+    remark,
+    say_which_model,
+)
+from elmojax.cli.embed import Gammas, mix_of
+from elmojax.config import BatchTokens, Count
+from elmojax.errors import InputError
+from elmojax.text.files import Oddities, expand, read_text
+
+Out = Annotated[
+    Path,
+    arg(
+        metavar="OUT.vec|OUT.bin",
+        help="File to write: word2vec's text (.vec) or binary (.bin).",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticArguments:
+    """Writes one vector for each word of a text: the mean of its vectors in context.
+
+    The file is in word2vec's text or binary format, by falling count, as gensim, spaCy
+    and sentence-transformers load it. All devices of this machine take part.
+    """
+
+    model: Model = BUNDLED
+    out: Out
+    text: TextFiles = ()
+    format: TextFormat = "text"
+    layers: Literal["top", "mix", "sum"] = "top"
+    """Layers of the vectors: the top one, the sum weighted by the gammas (by default
+    those of the model, where it is a module of TF-Hub), or the plain sum."""
+    gammas: Gammas = None
+    min_count: Count = 1
+    """Leave out words with fewer occurrences."""
+    max_vocabulary: Count | None = None
+    """Write at most this many words, the most frequent ones."""
+    batch_tokens: BatchTokens = 32_768
+    """Largest number of words and sentences of a batch, which bounds memory."""
+    step: Step = None
+    precision: Precision = "float32"
+    errors: BadBytes = "strict"
+    overwrite: Overwrite = False
+    json: Json = False
+
+
+def static(argv: list[str]) -> None:
+    """one vector for each word of a text, as word2vec text or binary"""
+    asked = parse(StaticArguments, "static", argv)
+    if asked.out.suffix.lower() not in (".vec", ".bin"):
+        raise InputError(
+            f"--out is {asked.out}; end it in .vec, for word2vec's text format, or in "
+            ".bin, for its binary one."
+        )
+    given = sum(asked.text, ())
+    if not given:
+        raise InputError("Give the text of the words: --text FILE [FILE ...].")
+    paths = expand(given)
+    check_out(asked.out, asked.overwrite)
+    keep_compiled_programs()
+
+    from elmojax.embedding.embedder import Embedder
+    from elmojax.embedding.engine import local_mesh, whole
+    from elmojax.embedding.static import frequent_words, mean_vectors
+    from elmojax.formats.word_vectors import write_word_vectors
+    from elmojax.loading import open_model
+
+    say_which_model(asked.model, argv)
+    mesh = local_mesh()
+    model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
+    model = model.cast(asked.precision)
+    layers, gammas = mix_of(asked.layers, asked.gammas, model.params.config.lstm.layers)
+    if layers == "mix" and gammas is None and model.mix is not None:
+        gammas = tuple(map(float, model.mix))
+    embedder = Embedder(
+        model.params,
+        model.vocabulary,
+        asked.batch_tokens,
+        layers=layers,
+        gammas=gammas,
+        mesh=mesh,
+    )
+    columns, odd = model.params.config.max_characters, Oddities()
+    texts = [read_text(path, asked.errors, columns, asked.format) for path in paths]
+    counts: Counter[str] = Counter()
+    for text in texts:
+        odd.add(text.odd)
+        for sentence in text.sentences():
+            counts.update(sentence)
+    words = frequent_words(counts, asked.min_count, asked.max_vocabulary)
+    if not words:
+        where = paths[0] if len(paths) == 1 else f"the {len(paths)} texts"
+        raise InputError(
+            f"No word of {where} occurs {asked.min_count:,} times; lower --min-count, "
+            "or give more text."
+        )
+    remarks = remark(odd, columns, asked.format)
+    with tqdm(total=counts.total(), unit="token", desc="static", disable=None) as bar:
+
+        def sentences() -> Iterator[list[str]]:
+            for text in texts:
+                for sentence in text.sentences():
+                    yield sentence
+                    bar.update(len(sentence))
+
+        vectors = mean_vectors(embedder, sentences(), words)
+    if not np.isfinite(vectors).all():
+        raise InputError(
+            f"{asked.model} gives vectors that are not finite numbers; look at the "
+            "gammas and, by `elmojax verify`, the model."
+        )
+    write_word_vectors(asked.out, words, vectors, asked.out.suffix.lower() == ".bin")
+    report = {"out": asked.out, "words": len(words), "width": vectors.shape[1]}
+    report |= {"types": len(counts), "tokens": counts.total()}
+    if asked.json:
+        print_json({**report, "remarks": remarks})
+        return
+    print(
+        f"{asked.out}: {len(words):,} words of {len(counts):,}, {vectors.shape[1]:,} "
+        f"values each, from {counts.total():,} places in the text."
+    )
