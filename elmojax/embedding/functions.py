@@ -10,7 +10,7 @@ that depend on the sentence alone.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -239,7 +239,7 @@ def _read(
     if gammas is not None:  # mixed first, so that there is less to put in order
         # Not a matrix product, which rounds: a one-hot gamma picks a layer exactly.
         weights = gammas.T[..., None, None, None, None]
-        layers = sum(map(jnp.multiply, weights, layers[:, None]))
+        layers = reduce(jnp.add, map(jnp.multiply, weights, layers[:, None]))
     layers = layers.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
     backward = jnp.take_along_axis(layers[:, 1], flip[None], axis=2)
     layers = jnp.concatenate([layers[:, 0], backward], axis=-1).swapaxes(0, 1)
