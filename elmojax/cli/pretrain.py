@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -27,6 +28,7 @@ from elmojax.cli.common import (
 from elmojax.config import CharCnnConfig, Count, CountOrZero
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker, readable
+from elmojax.training.trackers import TrackerName, make_tracker
 
 if TYPE_CHECKING:
     from elmojax.training.distributed import Stop
@@ -47,7 +49,11 @@ class PretrainArguments(RecipeArguments):
     process_count: Count | None = None
     """Number of processes of the run."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Write TensorBoard events into the run directory, too."""
+    """The same as `--tracker tensorboard`."""
+    tracker: Annotated[tuple[TrackerName, ...], tyro.conf.UseAppendAction] = ()
+    """Tell the numbers to another program, too: `tensorboard` (events in the run
+    directory), `wandb` (Weights & Biases) or `trackio`. May be repeated. A tracker that
+    fails is said and left out; the run goes on."""
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write a profiler trace of ten steps into the run directory, too."""
     json: Json = False
@@ -82,7 +88,8 @@ def pretrain(argv: list[str]) -> None:
         )
     keep_compiled_programs()
     with Stop() as stop, distributed.failing_together():
-        result = _train(asked, stop)
+        with contextlib.redirect_stdout(sys.stderr):  # what trackers print
+            result = _train(asked, stop)
         first = distributed.is_first()
         distributed.leave()
     if first and asked.json:
@@ -97,12 +104,13 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     """The run that is asked for, told to people by the first process."""
     from elmojax.initialization import pretrain
     from elmojax.training.distributed import is_first
-    from elmojax.training.metrics import Profile, TensorBoard
+    from elmojax.training.metrics import Profile
 
     config = train_config(asked)
     trackers: list[Any] = [ProgressBar()]
-    if asked.tensorboard:
-        trackers.append(TensorBoard(config.workdir / "tensorboard"))
+    names = [*asked.tracker, *(["tensorboard"] if asked.tensorboard else [])]
+    for name in dict.fromkeys(names):
+        trackers.append(make_tracker(name, config.workdir, say))
     if asked.profile:
         trackers.append(Profile(config.workdir / "profile"))
     remark = say if is_first() else (lambda _: None)
