@@ -108,8 +108,10 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
 
     config = train_config(asked)
     trackers: list[Any] = [ProgressBar()]
-    names = [*asked.tracker, *(["tensorboard"] if asked.tensorboard else [])]
-    for name in dict.fromkeys(names):
+    names = dict.fromkeys(asked.tracker)
+    if asked.tensorboard:
+        names["tensorboard"] = None
+    for name in names:
         trackers.append(make_tracker(name, config.workdir, say))
     if asked.profile:
         trackers.append(Profile(config.workdir / "profile"))

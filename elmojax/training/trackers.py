@@ -1,8 +1,8 @@
-"""Other programs that a run may tell its numbers: TensorBoard, Weights & Biases, trackio.
+"""Other programs that hear of a run: TensorBoard, Weights & Biases, trackio.
 
-Each is asked for by name, and none talks to any address otherwise. A run never waits for
-them and never ends by them: they work in threads of their own, and what goes wrong there
-is said once.
+Each is asked for by name, and none talks to any address otherwise. A run never waits
+for them and never ends by them: they work in threads of their own, and what goes wrong
+there is said once.
 """
 
 from __future__ import annotations

@@ -797,6 +797,8 @@ def test_the_record_of_a_run_begins_the_same_run_again(world, tmp_path):
         read_record(tmp_path).train, workdir=again
     )
     assert losses(again) == losses(tmp_path)
+    trees = [read_run(run)[2] for run in (again, tmp_path)]
+    assert jax.tree.all(jax.tree.map(np.array_equal, *trees))
     toml = tmp_path / "mine.toml"
     toml.write_text(
         "rows = 4\nsteps = 1\n[model.lstm]\ndim = 16\nprojection = 8\n[model.encoder]\n"
@@ -1071,13 +1073,13 @@ FLAGS = {
     "pretrain": "--data --workdir --preset --config --heldout --steps --epochs --rows "
     "--window --seed --mesh.data --mesh.model --precision --checkpoint-every "
     "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
-    "--model.lstm.dim --init-from --freeze-steps --tensorboard --json --patience "
-    "--accumulate --skip-nonfinite --spike-guard --distributed --coordinator "
+    "--model.lstm.dim --init-from --freeze-steps --tensorboard --tracker --json "
+    "--patience --accumulate --skip-nonfinite --spike-guard --distributed --coordinator "
     "--process-id --process-count --profile",
     "estimate": "--preset --config --data --workdir --rows --window --mesh.data "
     "--mesh.model --precision --accumulate --head.kind --steps --epochs --chip "
     "--vocabulary --tokens --json",
-    "runs": "DIR --json",
+    "runs": "DIR --compare --json",
     "evaluate": "MODEL --data --text --step --json",
     "embed": "MODEL --text --out --step --layers --gammas --dtype --pool --compression "
     "--batch-tokens --errors --overwrite --engine --workers --ray-address --json",
