@@ -1074,8 +1074,8 @@ FLAGS = {
     "--window --seed --mesh.data --mesh.model --precision --checkpoint-every "
     "--evaluate-every --encoder --word-vectors --head.kind --optimizer.learning-rate "
     "--model.lstm.dim --init-from --freeze-steps --tensorboard --tracker --json "
-    "--patience --accumulate --skip-nonfinite --spike-guard --distributed --coordinator "
-    "--process-id --process-count --profile",
+    "--accumulate --skip-nonfinite --spike-guard --distributed --coordinator "
+    "--patience --process-id --process-count --profile",
     "estimate": "--preset --config --data --workdir --rows --window --mesh.data "
     "--mesh.model --precision --accumulate --head.kind --steps --epochs --chip "
     "--vocabulary --tokens --json",
