@@ -25,6 +25,7 @@ from elmojax.cli.common import (
     train_config,
     typed,
 )
+from elmojax.cloud import address, copy_of, origin
 from elmojax.config import CharCnnConfig, Count, CountOrZero
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker, readable
@@ -74,7 +75,11 @@ def pretrain(argv: list[str]) -> None:
         default=defaults(PretrainArguments, typed(argv)),
     )
     shape = [flag for flag in argv if flag.startswith("--model.")]
-    if shape and asked.init_from is not None and not checkpoint_steps(asked.workdir):
+    if (
+        shape
+        and asked.init_from is not None
+        and not checkpoint_steps(copy_of(asked.workdir))
+    ):
         raise InputError(
             f"{shape[0].partition('=')[0]} is not for a run that starts from a model: "
             f"its shape is that of {asked.init_from}. Leave it or --init-from out."
@@ -93,7 +98,9 @@ def pretrain(argv: list[str]) -> None:
         first = distributed.is_first()
         distributed.leave()
     if first and asked.json:
-        print_json(dataclasses.asdict(result))
+        plot = result.plot and origin(result.plot)
+        named = {"run": origin(result.run), "plot": plot}
+        print_json(dataclasses.asdict(result) | named)
     elif first and result.signal is None:
         print(_farewell(result))
     if stop.signal is not None:
@@ -112,9 +119,9 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     if asked.tensorboard:
         names["tensorboard"] = None
     for name in names:
-        trackers.append(make_tracker(name, config.workdir, say))
+        trackers.append(make_tracker(name, copy_of(config.workdir), say))
     if asked.profile:
-        trackers.append(Profile(config.workdir / "profile"))
+        trackers.append(Profile(copy_of(config.workdir) / "profile"))
     remark = say if is_first() else (lambda _: None)
     return pretrain(config, trackers, stop=stop, remark=remark)
 
@@ -176,18 +183,19 @@ class ProgressBar(Tracker):
 def _farewell(result: Result) -> str:
     from elmojax.training.record import read_record
 
-    config = read_record(result.run).train
-    run = shlex.quote(str(result.run))
-    lines = [f"\n{result.run}: step {result.step}, checkpoint saved."]
+    config, named = read_record(result.run).train, origin(result.run)
+    run = shlex.quote(named)
+    lines = [f"\n{named}: step {result.step}, checkpoint saved."]
     if result.after:
         before, now = result.before, readable(result.after["mean_perplexity"])
         was = f"{readable(before['mean_perplexity'])} before, " if before else ""
         lines.append(f"Held-out perplexity: {was}{now} after.")
     if result.plot:
-        lines.append(f"Losses: {result.plot}")
-    heldout = config.heldout or (None if config.data else result.run / "sample-heldout")
-    text = f"--data {shlex.quote(str(heldout))}" if heldout else "--text heldout.txt"
-    use = f"params = elmojax.restore({str(result.run)!r}); print("
+        lines.append(f"Losses: {origin(result.plot)}")
+    heldout = config.heldout or (None if config.data else f"{named}/sample-heldout")
+    place = heldout and (address(heldout) or str(heldout))
+    text = f"--data {shlex.quote(place)}" if place else "--text heldout.txt"
+    use = f"params = elmojax.restore({named!r}); print("
     if isinstance(config.model.encoder, CharCnnConfig):
         gammas = [1] * (config.model.lstm.layers + 1)
         most = config.model.encoder.max_characters

@@ -867,22 +867,15 @@ def test_a_damaged_corpus_is_refused(world, tmp_path):
 
 
 ADDRESSES = """
-pretrain --workdir gs://bucket/run
-pretrain --workdir runs/a --data s3://key:secret@bucket/data
-pretrain --heldout gs://bucket/data
 pretrain --config gs://bucket/config.json
 pretrain --encoder words --word-vectors https://key:secret@host/x.vec?secret
-estimate --data gs://bucket/data
-prepare --text text --out gs://bucket/data
 prepare --text gs://bucket/text --out data
 prepare --text text --vocabulary s3://bucket/vocabulary.txt --out data
 prepare --tfds lm1b --data-dir gs://tfds-data --out data
-evaluate model --data s3://bucket/data
 evaluate model --text gs://bucket/text
 score model --text gs://bucket/text
 embed model --text text --out gs://bucket/vectors.hdf5
 embed model --text gs://bucket/text --out vectors.hdf5
-convert model --out s3://bucket/out
 export model --out gs://bucket/model.zip
 verify model --text text --against gs://bucket/vectors.hdf5
 runs gs://bucket/runs
@@ -894,7 +887,9 @@ def test_addresses_are_refused_where_a_path_is_due(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text").write_text("a b c")
     for command in ADDRESSES.strip().splitlines():
-        error = refused(*command.split(), says=":// ... is an address, and only a mod")
+        error = refused(
+            *command.split(), says=":// ... is an address, and this must be on"
+        )
         assert "secret" not in error
     assert os.listdir() == ["text"]
 
