@@ -26,18 +26,21 @@ import numpy as np
 
 from elmojax.errors import InputError, Remark
 
+MOUNTED = (
+    "this must be on this machine. Give a path: where that place is mounted, or "
+    "another one."
+)
 
-def local(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine. `InputError` for an address, such as gs://bucket/run."""
+
+def local(path: str | os.PathLike[str], advice: str = MOUNTED) -> Path:
+    """A path of this machine. `InputError`, with the advice, for an address, such as
+    gs://bucket/run."""
     name = os.fspath(path)  # a Path has made gs:/ of gs://
     if isinstance(name, str) and (
         match := re.match(r"([a-z][a-z0-9+.-]+):(/+|$)", name, re.IGNORECASE)
     ):
         rest = re.sub(r"^[^/]*@", "", name[match.end() :].partition("?")[0])
-        raise InputError(
-            f"{match[1]}://{rest} is an address, and only a model can be named by one. "
-            "Give a path of this machine: where that place is mounted, or a copy."
-        )
+        raise InputError(f"{match[1]}://{rest} is an address, and {advice}")
     return Path(path)
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from elmojax.arguments import Range, check_fields, checked, field_hints, shown
 from elmojax.atomic import parse_json
+from elmojax.cloud import address
 from elmojax.errors import InputError
 
 MOST_WORDS = 2**25
@@ -314,10 +315,11 @@ class TrainConfig:
     """One pretraining run: model, text, recipe, cadence."""
 
     data: Path | None = None
-    """Prepared corpus to train on. By default a sample text inside the package is
-    used."""
+    """Prepared corpus to train on, which may be on gs:// or s3://. By default a sample
+    text inside the package is used."""
     workdir: Path = Path("runs/mini")
-    """Directory of the run. A run that is already there goes on where it stopped."""
+    """Directory of the run, which may be on gs:// or s3://. A run that is already there
+    goes on where it stopped."""
     heldout: Path | None = None
     """Prepared corpus to measure held-out perplexity on."""
     model: ElmoConfig = field(default_factory=lambda: PRESETS["mini"])
@@ -417,8 +419,9 @@ T = TypeVar("T")
 
 
 def to_json(config: Any) -> str:
-    """A configuration as indented JSON, paths as strings."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+    """A configuration as indented JSON, paths and addresses as strings."""
+    values = dataclasses.asdict(config)
+    return json.dumps(values, indent=2, default=lambda p: address(p) or str(p)) + "\n"
 
 
 def from_json(

@@ -16,6 +16,7 @@ import numpy as np
 
 from elmojax.arguments import checked
 from elmojax.atomic import parse_json
+from elmojax.cloud import address, origin
 from elmojax.config import (
     PRESETS,
     CharCnnConfig,
@@ -31,10 +32,11 @@ from elmojax.shapes import Params
 from elmojax.text.corpus import vocabulary_of
 from elmojax.training import loop
 from elmojax.training.choices import require_trainable
-from elmojax.training.distributed import Stop, in_turn
+from elmojax.training.distributed import Stop, in_turn, joined
 from elmojax.training.loop import Result
 from elmojax.training.metrics import Tracker
 from elmojax.training.record import checkpoint_steps, difference
+from elmojax.training.remote import bring_run
 from elmojax.training.start import Initialize, open_corpora
 
 PARSERS: dict[str, Callable[[str], Any]] = {
@@ -74,10 +76,20 @@ def pretrain(
     """
     from elmojax import __version__
 
+    if address(config.workdir) is not None:
+        if joined():
+            raise InputError(
+                "Several processes of one run need a --workdir that all of them see, "
+                "and each would have its own copy of this one; mount the bucket, and "
+                "give the path of a directory there."
+            )
+        config = replace(config, workdir=bring_run(config.workdir))
     initialize = None
     if not checkpoint_steps(config.workdir):
         if (config.workdir / "config.json").exists():
-            remark(f"{config.workdir} has no checkpoint yet; it begins at step 0.")
+            remark(
+                f"{origin(config.workdir)} has no checkpoint yet; it begins at step 0."
+            )
         config, initialize = begun(config, remark)
     return loop.pretrain(config, trackers, __version__, initialize, stop)
 

@@ -38,6 +38,7 @@ from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import read_run
 from elmojax.training.evaluate import ROWS, Evaluator
+from elmojax.training.remote import find_model
 from elmojax.training.score import Measures, Score, Scorer
 from elmojax.training.sharding import path_name
 from elmojax.training.step import LanguageModel
@@ -121,7 +122,7 @@ def open_model(
     Raises:
       InputError: if there is no such model, or it cannot be read.
     """
-    with located(model) as path:
+    with located(find_model(model, step) or model) as path:
         found = _read(path, form_of(path), step, head, sharding)
     return found._replace(source=str(model))
 
@@ -241,7 +242,8 @@ def load(
     """`ElmoParams` of a model, ready for `embed`.
 
     Args:
-      model: a run directory of `elmojax pretrain` (its newest checkpoint); a directory
+      model: a run directory of `elmojax pretrain` (its newest checkpoint), which may be
+        on gs:// or s3://; a directory
         with options.json and weights.hdf5 or model.hdf5, or one such file of weights;
         a directory that `save_pretrained` wrote; a TensorFlow checkpoint of bilm-tf; a
         module of TF-Hub; a directory of ELMoForManyLangs; a ZIP or tar archive of one
@@ -400,7 +402,7 @@ def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]
     Raises:
       InputError: if the model cannot be read at all.
     """
-    with located(model) as path:
+    with located(find_model(model) or model) as path:
         form = form_of(path)
         if form == "HDF5" and (files := hdf5_files(path)):
             report = check_hdf5(*files)

@@ -209,7 +209,7 @@ def flags() -> Iterator[Case]:
         if name not in ("pretrain", "estimate", "runs"):
             yield command(f"flags: {name}", name)
     for name, flag in (
-        *(("pretrain", f) for f in ("precision", "encoder", "head.kind", "preset")),
+        *(("pretrain", f) for f in ("precision", "encoder", "head.kind", "tracker")),
         *(("embed", f) for f in ("layers", "pool", "dtype", "precision", "engine")),
         *(("score", f) for f in ("unit", "direction", "level", "output-format")),
         ("minimal-pairs", "split"),

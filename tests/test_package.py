@@ -26,7 +26,9 @@ HEAVY = (
     "tensorflow",
     "tensorflow_datasets",
     "tqdm",
+    "trackio",
     "tyro",
+    "wandb",
 )
 
 

@@ -125,7 +125,7 @@ def _quieten() -> None:
     os.environ["MPLBACKEND"] = "agg"  # whatever is set need not be installed
     sys.unraisablehook = _report_others
     warnings.formatwarning = _plain
-    for name in ("absl", "asyncio"):
+    for name in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     warnings.filterwarnings("ignore", "Enable tracemalloc")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from elmojax.arguments import check_fields
 from elmojax.atomic import local
+from elmojax.cloud import address, cache_directory
 from elmojax.config import CountOrZero, HeadConfig, OptimizerConfig, TrainConfig
 from elmojax.errors import InputError, showable
 from elmojax.model import ops
@@ -82,6 +83,12 @@ Json = Annotated[
     tyro.conf.FlagCreatePairsOff,
     arg(help="Print exactly one JSON object on standard output."),
 ]
+
+
+PLACES = ("workdir", "data", "heldout")
+"""Paths of a run that may be on gs:// or s3://."""
+
+Parsed = TypeVar("Parsed")
 
 
 def say_which_model(model: str, argv: list[str]) -> None:
@@ -176,8 +183,6 @@ def keep_compiled_programs() -> None:
     """
     import jax
 
-    from elmojax.formats.fetch import cache_directory
-
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     # RuntimeError: there is no home.
@@ -190,13 +195,20 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def parse(kind: Callable[..., Any], command: str, argv: list[str], **more: Any) -> Any:
+def parse(
+    kind: Callable[..., Any],
+    command: str,
+    argv: list[str],
+    addresses: Sequence[str] = PLACES,
+    **more: Any,
+) -> Any:
     """The arguments of a command, within their ranges; --help ends the process.
 
-    Raises `InputError` for flags that are unknown, missing or wrong.
+    `addresses` are the paths that may be on gs:// or s3://. Raises `InputError` for
+    flags that are unknown, missing or wrong.
     """
     plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
-    found = _local(_tyro(kind, command, args=argv, config=plain, **more))
+    found = _reachable(_tyro(kind, command, args=argv, config=plain, **more), addresses)
     check_fields(found, flags=True)
     return found
 
@@ -269,14 +281,13 @@ def _in_short(box: str) -> str:
     return told[:1].lower() + told[1:]
 
 
-Parsed = TypeVar("Parsed")
-
-
-def _local(asked: Parsed) -> Parsed:
-    """Arguments whose paths are of this machine; `InputError` for an address."""
-    for value in vars(asked).values():
-        if isinstance(value, Path):
-            local(value)
+def _reachable(asked: Parsed, addresses: Sequence[str] = PLACES) -> Parsed:
+    """Arguments whose paths are of this machine, but for `addresses`; `InputError`
+    for others."""
+    for name, value in vars(asked).items():
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Path):
+                address(each) if name in addresses else local(each)
     return asked
 
 
@@ -340,6 +351,7 @@ def defaults(kind: type[Recipe], found: Typed) -> Recipe:
     """What flags fall back to: the run that is there, else --config, else --preset."""
     from elmojax.initialization import read_config
     from elmojax.training.record import read_record
+    from elmojax.training.remote import bring_run
 
     for one, other in (("preset", "config"), ("steps", "epochs")):
         if None not in (getattr(found, one), getattr(found, other)):
@@ -352,8 +364,9 @@ def defaults(kind: type[Recipe], found: Typed) -> Recipe:
         chosen["start_from"] = found.preset or "mini"
         base = TrainConfig.preset(chosen["start_from"])
         run = found.workdir or base.workdir
-        if found.preset is None and (run / "config.json").exists():
-            base = dataclasses.replace(read_record(run).train, workdir=run)
+        here = bring_run(run)
+        if found.preset is None and (here / "config.json").exists():
+            base = dataclasses.replace(read_record(here).train, workdir=run)
     if found.epochs is not None:
         base = dataclasses.replace(base, steps=None)
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
@@ -377,4 +390,4 @@ def typed(argv: list[str], command: str = "pretrain") -> Typed:
     found: Typed
     alone = {"add_help": False, "return_unknown_args": True}
     found, _ = _tyro(Typed, command, args=argv, **alone)
-    return _local(found)
+    return _reachable(found)

@@ -36,7 +36,7 @@ class EvaluateArguments:
 
     model: Model = BUNDLED
     data: Path | None = None
-    """Prepared corpus to evaluate on."""
+    """Prepared corpus to evaluate on; it may be on gs:// or s3://."""
     text: TextFiles = ()
     format: TextFormat = "text"
     errors: BadBytes = "strict"
@@ -49,7 +49,7 @@ def evaluate(argv: list[str]) -> None:
     """exact perplexity of a model on held-out text"""
     from elmojax.loading import evaluate_corpus, evaluate_text, open_model
 
-    asked = parse(EvaluateArguments, "evaluate", argv)
+    asked = parse(EvaluateArguments, "evaluate", argv, addresses=("data",))
     files = expand(sum(asked.text, ()))
     if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")

@@ -16,6 +16,7 @@ from elmojax.cli.common import (
     print_json,
     remark,
 )
+from elmojax.cloud import address, written
 from elmojax.config import CountOrZero
 from elmojax.errors import InputError
 from elmojax.text.files import read_text
@@ -28,7 +29,7 @@ class ConvertArguments:
 
     model: Model
     out: Path
-    """Directory to write."""
+    """Directory to write; it may be on gs:// or s3://."""
     step: CountOrZero | None = None
     """Checkpoint of a run to convert; the newest one by default."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -42,14 +43,16 @@ def convert(argv: list[str]) -> None:
     from elmojax.loading import open_model
     from elmojax.saving import convert as write
 
-    asked = parse(ConvertArguments, "convert", argv)
+    asked = parse(ConvertArguments, "convert", argv, addresses=("out",))
     model = open_model(asked.model, asked.step)
-    kind = write(model, asked.out, elmojax.__version__, asked.dtype)
-    files = sorted(path.name for path in asked.out.iterdir())
+    with written(asked.out, lambda name: True, new=True) as out:
+        kind = write(model, out, elmojax.__version__, asked.dtype)
+        files = sorted(path.name for path in out.iterdir())
+    named = address(asked.out) or asked.out
     if asked.json:
-        print_json({"out": asked.out, "format": kind, "files": files})
+        print_json({"out": named, "format": kind, "files": files})
     else:
-        print(f"{asked.out} ({kind}): {', '.join(files)}.")
+        print(f"{named} ({kind}): {', '.join(files)}.")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from elmojax.cli.common import (
     print_json,
     remark,
 )
+from elmojax.cloud import address, written
 from elmojax.config import PRESETS, Columns, Count, TrainConfig, VocabularySize
 from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
-from elmojax.text.corpus import Corpus
+from elmojax.text.corpus import PARTS, SUMMARY, Corpus
 from elmojax.text.files import Oddities
 from elmojax.training.choices import automatic_cutoffs
 
@@ -44,7 +45,7 @@ class PrepareArguments:
     """Turns text into a vocabulary and arrays of word ids."""
 
     out: Path
-    """Directory to write."""
+    """Directory to write; it may be on gs:// or s3://."""
     text: TextFiles = ()
     format: TextFormat = "text"
     tfds: str | None = None
@@ -73,19 +74,23 @@ class PrepareArguments:
 
 def prepare(argv: list[str]) -> None:
     """text -> vocabulary and arrays of word ids"""
-    asked = parse(PrepareArguments, "prepare", argv)
+    asked = parse(PrepareArguments, "prepare", argv, addresses=("out",))
     tfds = None
     if asked.tfds is not None:
-        named = (asked.tfds, asked.split, asked.data_dir, asked.feature)
-        tfds = preparing.TfdsText(*named)
-    with tqdm(total=100, unit="%", desc="prepare", disable=None) as bar:
+        of_set = (asked.tfds, asked.split, asked.data_dir, asked.feature)
+        tfds = preparing.TfdsText(*of_set)
+    named = address(asked.out) or asked.out
+    with (
+        written(asked.out, (SUMMARY, *PARTS).__contains__) as out,
+        tqdm(total=100, unit="%", desc="prepare", disable=None) as bar,
+    ):
 
         def progress(share: float, words: int) -> None:
             bar.set_postfix_str(f"{words / 1e6:.1f} M words")
             bar.update(int(100 * share) - bar.n)
 
         report = preparing.prepare(
-            asked.out,
+            out,
             patterns=sum(asked.text, ()),
             tfds=tfds,
             vocabulary=asked.vocabulary,
@@ -98,13 +103,13 @@ def prepare(argv: list[str]) -> None:
             overwrite=asked.overwrite,
             progress=progress,
         )
-    cutoffs = preset_cutoffs(asked.out)
+    cutoffs = preset_cutoffs(out)
     remarks = remark(Oddities(**report["odd"]), asked.max_characters, asked.format)
     if asked.json:
         print_json({**report, "cutoffs": cutoffs, "remarks": remarks})
         return
     print(
-        f"{asked.out} ({report['status']}): {report['tokens']:,} words in "
+        f"{named} ({report['status']}): {report['tokens']:,} words in "
         f"{report['sentences']:,} sentences, {report['types']:,} types; vocabulary of "
         f"{report['vocabulary']:,}, {report['oov_rate']:.2%} out of vocabulary; "
         f"{report['truncated_words']:,} truncated words.\n"

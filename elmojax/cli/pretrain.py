@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -24,9 +25,11 @@ from elmojax.cli.common import (
     train_config,
     typed,
 )
+from elmojax.cloud import address, copy_of, origin
 from elmojax.config import CharCnnConfig, Count, CountOrZero
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker, readable
+from elmojax.training.trackers import TrackerName, make_tracker
 
 if TYPE_CHECKING:
     from elmojax.training.distributed import Stop
@@ -47,7 +50,11 @@ class PretrainArguments(RecipeArguments):
     process_count: Count | None = None
     """Number of processes of the run."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Write TensorBoard events into the run directory, too."""
+    """The same as `--tracker tensorboard`."""
+    tracker: Annotated[tuple[TrackerName, ...], tyro.conf.UseAppendAction] = ()
+    """Tell the numbers to another program, too: `tensorboard` (events in the run
+    directory), `wandb` (Weights & Biases) or `trackio`. May be repeated. A tracker that
+    fails is said and left out; the run goes on."""
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write a profiler trace of ten steps into the run directory, too."""
     json: Json = False
@@ -68,7 +75,11 @@ def pretrain(argv: list[str]) -> None:
         default=defaults(PretrainArguments, typed(argv)),
     )
     shape = [flag for flag in argv if flag.startswith("--model.")]
-    if shape and asked.init_from is not None and not checkpoint_steps(asked.workdir):
+    if (
+        shape
+        and asked.init_from is not None
+        and not checkpoint_steps(copy_of(asked.workdir))
+    ):
         raise InputError(
             f"{shape[0].partition('=')[0]} is not for a run that starts from a model: "
             f"its shape is that of {asked.init_from}. Leave it or --init-from out."
@@ -82,11 +93,14 @@ def pretrain(argv: list[str]) -> None:
         )
     keep_compiled_programs()
     with Stop() as stop, distributed.failing_together():
-        result = _train(asked, stop)
+        with contextlib.redirect_stdout(sys.stderr):  # what trackers print
+            result = _train(asked, stop)
         first = distributed.is_first()
         distributed.leave()
     if first and asked.json:
-        print_json(dataclasses.asdict(result))
+        plot = result.plot and origin(result.plot)
+        named = {"run": origin(result.run), "plot": plot}
+        print_json(dataclasses.asdict(result) | named)
     elif first and result.signal is None:
         print(_farewell(result))
     if stop.signal is not None:
@@ -97,14 +111,17 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     """The run that is asked for, told to people by the first process."""
     from elmojax.initialization import pretrain
     from elmojax.training.distributed import is_first
-    from elmojax.training.metrics import Profile, TensorBoard
+    from elmojax.training.metrics import Profile
 
     config = train_config(asked)
     trackers: list[Any] = [ProgressBar()]
+    names = dict.fromkeys(asked.tracker)
     if asked.tensorboard:
-        trackers.append(TensorBoard(config.workdir / "tensorboard"))
+        names["tensorboard"] = None
+    for name in names:
+        trackers.append(make_tracker(name, copy_of(config.workdir), say))
     if asked.profile:
-        trackers.append(Profile(config.workdir / "profile"))
+        trackers.append(Profile(copy_of(config.workdir) / "profile"))
     remark = say if is_first() else (lambda _: None)
     return pretrain(config, trackers, stop=stop, remark=remark)
 
@@ -166,18 +183,19 @@ class ProgressBar(Tracker):
 def _farewell(result: Result) -> str:
     from elmojax.training.record import read_record
 
-    config = read_record(result.run).train
-    run = shlex.quote(str(result.run))
-    lines = [f"\n{result.run}: step {result.step}, checkpoint saved."]
+    config, named = read_record(result.run).train, origin(result.run)
+    run = shlex.quote(named)
+    lines = [f"\n{named}: step {result.step}, checkpoint saved."]
     if result.after:
         before, now = result.before, readable(result.after["mean_perplexity"])
         was = f"{readable(before['mean_perplexity'])} before, " if before else ""
         lines.append(f"Held-out perplexity: {was}{now} after.")
     if result.plot:
-        lines.append(f"Losses: {result.plot}")
-    heldout = config.heldout or (None if config.data else result.run / "sample-heldout")
-    text = f"--data {shlex.quote(str(heldout))}" if heldout else "--text heldout.txt"
-    use = f"params = elmojax.restore({str(result.run)!r}); print("
+        lines.append(f"Losses: {origin(result.plot)}")
+    heldout = config.heldout or (None if config.data else f"{named}/sample-heldout")
+    place = heldout and (address(heldout) or str(heldout))
+    text = f"--data {shlex.quote(place)}" if place else "--text heldout.txt"
+    use = f"params = elmojax.restore({named!r}); print("
     if isinstance(config.model.encoder, CharCnnConfig):
         gammas = [1] * (config.model.lstm.layers + 1)
         most = config.model.encoder.max_characters

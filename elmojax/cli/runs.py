@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from elmojax.cli.common import Json, arg, parse, print_json
+from elmojax.cli.common import Json, arg, names_of, parse, print_json
 from elmojax.errors import InputError
 from elmojax.training.metrics import readable
 
@@ -25,22 +26,48 @@ HEADINGS: tuple[str, ...] = (
 )
 
 
+RESULTS = {
+    "step": 0,
+    "tokens": 0,
+    "loss": 3,
+    "perplexity": 1,
+    "best": 1,
+    "best_step": 0,
+    "tokens_per_second": 0,
+    "seconds": 1,
+}
+"""Numbers that --compare shows, and their digits."""
+
+
 @dataclass(frozen=True)
 class RunsArguments:
-    """Lists the pretraining runs in a directory, and how they stand."""
+    """Lists pretraining runs and how they stand, or compares them.
 
-    directory: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")] = Path("runs")
-    """Directory that holds runs, at any depth."""
+    With --compare each run is a column: first what their configurations differ in, then
+    what came of it. Perplexities are of the run's own held-out text; seconds are those
+    of its steps, without compilation, evaluation and checkpoints.
+    """
+
+    directories: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, arg(metavar="DIR [DIR ...]")
+    ] = (Path("runs"),)
+    """Directories that are runs, or hold runs at any depth."""
+    compare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compare the runs side by side."""
     json: Json = False
 
 
 def runs(argv: list[str]) -> None:
-    """list pretraining runs: step, perplexity, state"""
+    """list pretraining runs (step, perplexity, state), or compare them"""
     from elmojax.training.record import describe, find_runs
 
     asked = parse(RunsArguments, "runs", argv)
+    paths = [run for directory in asked.directories for run in find_runs(directory)]
+    paths = list(dict.fromkeys(paths))
+    if asked.compare:
+        return _compare(paths, asked.json)
     found: list[dict[str, Any]] = []
-    for run in find_runs(asked.directory):
+    for run in paths:
         try:
             found.append(describe(run))
         except (InputError, OSError) as error:  # it hides no other
@@ -48,22 +75,50 @@ def runs(argv: list[str]) -> None:
     if asked.json:
         print_json({"runs": found})
         return
-    rows = [HEADINGS, *map(_row, found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    _print_table([HEADINGS, *map(_row, found)])
     for entry in found:
         if entry.get("why"):
             print(f"{entry['run']}: {entry['why']}")
 
 
-def _row(run: dict[str, Any]) -> tuple[str, ...]:
-    def number(key: str, digits: int) -> str:
-        return "-" if run.get(key) is None else readable(run[key], digits)
+def _compare(paths: list[Path], as_json: bool) -> None:
+    from elmojax.training.compare import differences, results
 
+    if len(paths) < 2:
+        raise InputError(f"{paths[0]} is one run; name others that it is compared to.")
+    differ, found = differences(paths), [results(run) for run in paths]
+    if as_json:
+        print_json({"differences": differ, "runs": found})
+        return
+    rows = [("", *names_of(paths))]
+    rows += [(name, *map(_shown, values)) for name, values in differ.items()]
+    rows += [("state", *(run["state"] for run in found))]
+    rows += [
+        (name.replace("_", " "), *(_number(run, name, digits) for run in found))
+        for name, digits in RESULTS.items()
+    ]
+    _print_table(rows)
+
+
+def _shown(value: Any) -> str:
+    said = "-" if value is None else str(value)
+    return said if len(said) <= 40 else f"{said[:18]}...{said[-19:]}"
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _number(run: dict[str, Any], key: str, digits: int) -> str:
+    return "-" if run.get(key) is None else readable(run[key], digits)
+
+
+def _row(run: dict[str, Any]) -> tuple[str, ...]:
     left = run.get("seconds_left")
-    best = number("best", 1)
+    best = _number(run, "best", 1)
     if run.get("best_step") is not None:
         best += f" (step {run['best_step']})"
     return (
@@ -71,8 +126,8 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
         run["state"],
         f"{run.get('step', '-')}/{run.get('steps', '-')}",
         "-" if run.get("saved") is None else f"{run['saved']}",
-        number("loss", 3),
-        number("perplexity", 1),
+        _number(run, "loss", 3),
+        _number(run, "perplexity", 1),
         best,
         "-" if left is None else tqdm.format_interval(left),
     )

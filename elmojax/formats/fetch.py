@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from elmojax.atomic import Lock, local, sha256_of
+from elmojax.atomic import Lock, sha256_of
+from elmojax.cloud import cache_directory, reason
 from elmojax.errors import InputError, one_line, showable
 from elmojax.formats.archive import unpacked_once
 
@@ -65,14 +66,6 @@ def fetch(
     ending = re.search(r"(\.\w{1,8})?$", url.partition("?")[0], flags=re.ASCII)
     path = cache_directory(cache) / f"{_cached_name(url)}{ending and ending[0]}"
     return _fetch_to(path, url, sha256, progress)
-
-
-def cache_directory(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Where files are kept: `cache` if it is given, else as `fetch` says."""
-    chosen = cache or os.environ.get("ELMOJAX_CACHE")
-    if chosen:
-        return local(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elmojax"
 
 
 def _expected(url: str, sha256: str | None) -> tuple[str, str | None]:
@@ -269,15 +262,8 @@ def _answering(url: str) -> Iterator[None]:
             f"'elmojax[cloud]' ({error})."
         ) from None
     except Exception as error:
-        inner: BaseException = error
-        while nested := [inner.__cause__, *inner.args]:
-            found = [x for x in nested if isinstance(x, BaseException)]
-            if not found:
-                break
-            inner = found[0]
-        status = getattr(inner, "status", "")
-        why = getattr(inner, "message", "") or getattr(inner, "strerror", "")
-        why = one_line(f"{status} {why or inner or type(inner).__name__}")
+        status, why = reason(error)
+        why = one_line(f"{status} {why}")
         absent = isinstance(error, FileNotFoundError | PermissionError)
         if status in (401, 403, 404, 410) or (absent and not url.startswith("http")):
             raise _Missing(

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from elmojax.atomic import Record, local, map_array, read_object, sha256_of
+from elmojax.atomic import Record, map_array, read_object, sha256_of
+from elmojax.cloud import bring
 from elmojax.errors import InputError
 from elmojax.text.characters import byte_lengths
 from elmojax.text.vocabulary import Vocabulary, read_words
@@ -68,7 +69,7 @@ class Corpus:
         Raises `InputError` for a directory that is not a prepared corpus, or one
         whose parts are missing, changed, cut short or do not belong together.
         """
-        directory = local(directory)
+        directory = bring(directory, (SUMMARY, *PARTS).__contains__)
         info = _read_summary(directory)
         for name in PARTS:
             _check_part(directory / name, info["parts"][name])
@@ -109,8 +110,8 @@ def vocabulary_of(directory: str | os.PathLike[str]) -> Vocabulary:
 
     Raises `InputError` as `Corpus.open` does.
     """
-    directory = local(directory)
     name = PARTS[0]
+    directory = bring(directory, (SUMMARY, name).__contains__)
     _check_part(directory / name, _read_summary(directory)["parts"][name])
     return Vocabulary.read(directory / name)
 

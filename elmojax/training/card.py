@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from elmojax.atomic import read_object, replaced
+from elmojax.cloud import copy_of
 from elmojax.config import PRESETS, CharCnnConfig, TrainConfig, WordTableConfig
 from elmojax.errors import showable
 from elmojax.text.corpus import SUMMARY
@@ -194,7 +195,7 @@ def _text(train: TrainConfig) -> Iterator[str]:
         yield "The sample text inside elmojax: novels in the public domain."
         return
     try:
-        info = read_object(train.data / SUMMARY)
+        info = read_object(copy_of(train.data) / SUMMARY)
         yield (
             f"{info['tokens']:,} words in {info['sentences']:,} sentences, "
             f"{info['types']:,} distinct words; {info['oov_rate']:.1%} of the words "

@@ -55,6 +55,7 @@ from elmojax.training.record import (
     read_record,
     read_vocabulary,
 )
+from elmojax.training.remote import bring_model
 from elmojax.training.sharding import path_name, placed_shapes
 
 PERPLEXITY = "heldout_perplexity"
@@ -207,16 +208,18 @@ class Checkpoints:
             raise self._failed(error) from error
         self.steps = sorted({*self.steps, step})
 
-    def settle(self, wait: bool = True) -> None:
+    def settle(self, wait: bool = True) -> bool:
         """Sees that what is being saved is saved; without `wait`, if it is done.
+
+        Returns whether a checkpoint has become whole.
 
         Raises:
           SaveFailed: if it is not.
         """
         if self._saving is None:
-            return
+            return False
         if not wait and (joined() or self._orbax.is_saving_in_progress()):
-            return  # several processes look together, when they must
+            return False  # several processes look together, when they must
         try:
             self._orbax.wait_until_finished()
         except Exception as error:  # whatever the writer's thread came to
@@ -224,6 +227,7 @@ class Checkpoints:
         self._saving = None
         self.prune()
         return_freed_memory()
+        return True
 
     def prune(self) -> None:
         """Deletes all but the newest `keep` and the best.
@@ -424,7 +428,7 @@ def read_run(
     Without `head` the softmax is not read. The arrays go to `sharding` (the softmax to
     no place in particular), wherever they were trained; see `restore`.
     """
-    run = Path(run)
+    run = bring_model(run, step)
     record = read_record(run)
     vocabulary = read_vocabulary(run, record)
     places = placements(record.train.model, sharding)
@@ -463,7 +467,7 @@ def restore(
     """`ElmoParams` of a pretraining run, ready for `embed`.
 
     Args:
-      run_directory: the --workdir of `elmojax pretrain`.
+      run_directory: the --workdir of `elmojax pretrain`; it may be on gs:// or s3://.
       step: which checkpoint; None = the newest.
       sharding: where the arrays go, on any devices: one `jax.sharding.Sharding` for
         all, or a pytree of them like the ElmoParams (or a prefix of it), as

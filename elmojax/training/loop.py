@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from elmojax.cloud import Unreachable, origin
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError, one_line
 from elmojax.training.card import write_card
@@ -29,6 +30,7 @@ from elmojax.training.metrics import (
 )
 from elmojax.training.prefetch import Programs, prefetched
 from elmojax.training.record import Status
+from elmojax.training.remote import Sending
 from elmojax.training.start import Initialize, Run, start
 from elmojax.training.step import all_finite
 from elmojax.training.utilization import utilization
@@ -77,16 +79,20 @@ def pretrain(
         directory = run.record.train.workdir
         try:
             loop = _Loop(run, stop)
+            if (claimed := loop.sending.claim()) is not None:
+                loop.notes.append(claimed)
             if is_first():
                 lines = JsonLines(directory / "metrics.jsonl", run.step)
                 loop.trackers = [lines, *trackers]
             _run(loop, directory)
+            if is_first():
+                write_card(directory)
+            plot = plot_losses(directory) if is_first() else None
+            loop.send_last()
         finally:
             if run.lock is not None:
                 run.lock.release()
     best = run.checkpoints.best
-    if is_first():
-        write_card(directory)
     return Result(
         directory,
         run.step,
@@ -94,7 +100,7 @@ def pretrain(
         loop.before,
         loop.after,
         None if best is None else best[1],
-        plot_losses(directory) if is_first() else None,
+        plot,
         stop.signal,
         loop.early,
     )
@@ -109,6 +115,7 @@ def _run(loop: _Loop, directory: Path) -> None:
 
     say("training")
     try:
+        loop.sending.send()
         config = loop.run.record.train
         # Devices work ahead of what is read: it may have been the step before.
         with (
@@ -124,6 +131,8 @@ def _run(loop: _Loop, directory: Path) -> None:
             with contextlib.suppress(SaveFailed):
                 loop.run.checkpoints.close()
         say("failed", one_line(error, 1000) or type(error).__name__)
+        with contextlib.suppress(InputError):
+            loop.sending.send()
         raise
     finally:
         loop.close()
@@ -139,6 +148,8 @@ class _Loop:
     def __init__(self, run: Run, stop: Stop) -> None:
         self.run, self.config, self.stop = run, run.record.train, stop
         self.trackers: list[Tracker] = []
+        self.notes = [*run.notes]
+        self.sending = Sending(self.config.workdir)
         self.state, self.step = run.state, run.step
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
@@ -159,18 +170,20 @@ class _Loop:
         run, config = self.run, self.config
         for tracker in self.trackers:
             tracker.begin(self.step, run.steps)
-        for note in run.notes:
+        for note in self.notes:
             self._note(note)
         finished = self.step >= run.steps
         if finished:
-            self._note(f"{config.workdir} has done its {run.steps} steps already.")
+            self._note(
+                f"{origin(config.workdir)} has done its {run.steps} steps already."
+            )
         elif self._lost_patience():
             return
         elif self.step:
-            epoch = run.text.epoch(self.step)
+            epoch, where = run.text.epoch(self.step), origin(config.workdir)
             self._note(
-                f"Going on from the checkpoint of step {self.step} in "
-                f"{config.workdir} (epoch {epoch:.2f}): same data position and state."
+                f"Going on from the checkpoint of step {self.step} in {where} (epoch "
+                f"{epoch:.2f}): same data position and state."
             )
         try:
             self._catch_up()
@@ -348,9 +361,28 @@ class _Loop:
 
     def _look_at_save(self, wait: bool) -> None:
         try:
-            self.run.checkpoints.settle(wait)
+            if self.run.checkpoints.settle(wait):
+                self._send()
         except SaveFailed as error:
             self._bear(error)
+
+    def _send(self) -> None:
+        """Brings a run to its object store; trouble on the way there passes."""
+        try:
+            with self._clock.spent("checkpoints"):
+                self.sending.send()
+        except Unreachable as error:
+            self._note(f"{error} Training goes on, and the next checkpoint is sent.")
+
+    def send_last(self) -> None:
+        """Raises `InputError` where a run that is over could not be sent."""
+        try:
+            self.sending.send()
+        except Unreachable as error:
+            raise InputError(
+                f"{error} The run is whole in {self.config.workdir}, and the same "
+                "command sends it from there."
+            ) from error
 
     def _save_last(self, scores: dict[str, float] | None) -> None:
         """What goes on later goes on from here: this save must not fail."""

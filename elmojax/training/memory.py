@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 
+from elmojax.cloud import origin
 from elmojax.config import TrainConfig
 from elmojax.errors import InputError
 
@@ -188,7 +189,7 @@ def explain_out_of_memory(
 def _sentence(config: TrainConfig, where: str) -> str:
     model = config.mesh.model
     data = config.mesh.data or max(1, jax.device_count() // model)
-    command = ["elmojax", "estimate", "--workdir", str(config.workdir)]
+    command = ["elmojax", "estimate", "--workdir", origin(config.workdir)]
     command += ["--mesh.data", str(data)]
     command += ["--mesh.model", str(model)] if model > 1 else []
     microbatches = config.accumulate

@@ -1,9 +1,8 @@
-"""The numbers of a run: its speed, and where they go (file, TensorBoard, plot)."""
+"""The numbers of a run: its speed, and where they go (file, plot)."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import time
@@ -111,31 +110,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _is_number(value: object) -> bool:
     """Whether it is a number of reasonable size, and so finite."""
     return type(value) in (int, float) and -1e300 < value < 1e300  # type: ignore
-
-
-class TensorBoard(Tracker):
-    """Scalars for TensorBoard; `InputError` without the extra `tensorboard`."""
-
-    def __init__(self, directory: Path) -> None:
-        if importlib.util.find_spec("tensorboardX") is None:
-            raise InputError(
-                "--tensorboard needs the extra: pip install 'elmojax[tensorboard]'."
-            )
-        self._directory = directory
-        self._writer: Any = None
-
-    def begin(self, step: int, steps: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(self._directory), purge_step=step + 1)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 class Profile(Tracker):

@@ -20,10 +20,12 @@ from typing import Any
 
 from elmojax.arguments import checked
 from elmojax.atomic import Lock, Taken, is_locked, local, read_object, replaced
+from elmojax.cloud import bring, origin
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
 from elmojax.errors import InputError, showable
 from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.metrics import read_metrics
+from elmojax.training.remote import RECORD
 from elmojax.training.step import LanguageModel
 
 FORMAT = 1
@@ -119,7 +121,8 @@ def model_config(run_directory: str | os.PathLike[str]) -> ElmoConfig:
     Raises:
       InputError: if it is not a run directory, or its config.json cannot be read.
     """
-    return read_record(Path(run_directory)).train.model
+    run = bring(run_directory, re.compile(RECORD).fullmatch)
+    return read_record(run).train.model
 
 
 def _read(path: Path) -> str:
@@ -199,9 +202,11 @@ def replace_record(run: Path, record: RunRecord) -> None:
 
 
 def _write(run: Path, record: RunRecord) -> None:
-    shown, source = record, record.train.init_from
+    train, source = record.train, record.train.init_from
     if source is not None:  # without what may be a password
-        shown = replace(record, train=replace(record.train, init_from=showable(source)))
+        train = replace(train, init_from=showable(source))
+    train = replace(train, workdir=Path(origin(train.workdir)))  # where it is sent
+    shown = replace(record, train=train)
     with replaced(run / "config.json") as partial:
         partial.write_text(to_json(shown), encoding="utf-8")
 

@@ -379,6 +379,26 @@ def test_runs_are_listed_with_step_perplexity_and_state(
     refused("runs", tmp_path / "gone", says="is no directory")
 
 
+def test_runs_are_compared_by_what_they_differ_in(world, one_device, tmp_path):
+    for name, rate in (("slow", 0.1), ("fast", 0.3)):
+        flags = ("--optimizer.learning-rate", rate, "--heldout", world.heldout)
+        done(*one_device, *flags, "--steps", 3, "--workdir", tmp_path / name)
+    found = answer("runs", tmp_path, "--compare")
+    assert found["differences"] == {"optimizer.learning_rate": [0.3, 0.1]}
+    fast, slow = found["runs"]
+    assert (fast["step"], fast["tokens"]) == (3, 3 * 8 * 10)
+    assert fast["perplexity"] != slow["perplexity"] and fast["seconds"] > 0
+    found = answer("runs", tmp_path / "fast", world.plain, "--compare")
+    assert found["differences"]["steps"] == [3, 12]
+    assert found["differences"]["heldout"] == [str(world.heldout), None]
+    heading, *rows = done("runs", tmp_path, "--compare").out.splitlines()
+    assert heading.split() == ["fast", "slow"]
+    assert rows[0].split() == ["optimizer.learning_rate", "0.3", "0.1"]
+    refused("runs", tmp_path / "fast", "--compare", says="is one run; name others")
+    (tmp_path / "slow" / "config.json").write_text("{")
+    refused("runs", tmp_path, "--compare", says="does not hold a RunRecord")
+
+
 # --- a disk that is full -------------------------------------------------------------
 
 

@@ -1,0 +1,183 @@
+"""Runs in object stores: their copy on this machine trains, and is sent as it goes.
+
+A run is sent when it begins, after each checkpoint, and when it ends. What a lost
+machine loses is what came after the last checkpoint that was sent; a process that is
+killed loses nothing of it, as the copy stays. An object store has no locks: whoever
+trains writes its name there, and stops at its next checkpoint if another has come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+
+from elmojax.atomic import replaced
+from elmojax.cloud import (
+    OWNER,
+    SCHEMES,
+    address,
+    bring,
+    files_below,
+    listing,
+    mark_checkpoints,
+    origin,
+    read,
+    remove,
+    send,
+    write,
+)
+from elmojax.errors import InputError
+
+RECORD = r"config\.json|vocabulary\.txt|card\.md"
+CHECKPOINT = re.compile(r"checkpoints/(\d+)/(.*)")
+FILES = re.compile(
+    rf"({RECORD}|(status|metrics)\.jsonl?|loss\.png|report\.html|tracker-id\.txt"
+    r"|checkpoints/\d+/.*|(sample-train|sample-heldout|tensorboard|wandb|profile)/.*)"
+)
+"""Names of the files of a run that are sent and brought."""
+
+
+def bring_run(run: str | os.PathLike[str]) -> Path:
+    """A whole run as it is in its object store; a local one as it is."""
+    return bring(run, FILES.fullmatch)
+
+
+HDF5 = ("options.json", "weights.hdf5", "softmax.hdf5", "vocabulary.txt", "card.md")
+
+
+def find_model(model: str | os.PathLike[str], step: int | None = None) -> Path | None:
+    """The copy of a directory in an object store that is a run or has HDF5 files; None
+    for whatever else names a model."""
+    name = os.fspath(model)
+    if not re.match(rf"({'|'.join(SCHEMES)}):/[^?#]*$", name, re.IGNORECASE):
+        return None
+    if re.search(r"\.(json|hdf5|h5|zip|tar|tgz|gz|xz|bz2)$", name):
+        return None
+    found = address(model)
+    assert found is not None
+    there = listing(found)
+    if "config.json" in there:
+        return bring_model(found, step)
+    return bring(found, HDF5.__contains__) if there.keys() >= set(HDF5[:2]) else None
+
+
+def bring_model(run: str | os.PathLike[str], step: int | None = None) -> Path:
+    """What a model needs of a run: its record, and one checkpoint without what only
+    going on needs. A path of this machine is given back as it is."""
+    found = address(run)
+    if found is None:
+        return Path(run)
+    matches = map(CHECKPOINT.match, listing(found))
+    steps = [int(match[1]) for match in matches if match]
+    chosen = max(steps, default=None) if step is None else step
+
+    def wanted(name: str) -> bool:
+        if match := CHECKPOINT.match(name):
+            rest = match[2]
+            return int(match[1]) == chosen and not rest.startswith("training/")
+        return re.fullmatch(RECORD, name) is not None
+
+    return bring(found, wanted, FILES.fullmatch)  # none of an earlier run stays
+
+
+class Sending:
+    """Sends a run directory that is the copy of one in an object store."""
+
+    def __init__(self, run: Path) -> None:
+        """For any other run directory, all of its methods do nothing."""
+        self._run, self._found = run, address(origin(run))
+        self._sent: dict[str, tuple[int, int]] | None = None
+        self._owner = b""
+
+    def claim(self) -> str | None:
+        """Makes the directory that of this copy.
+
+        Returns a remark where another process seems to train there.
+        """
+        if self._found is None:
+            return None
+        path = self._run / OWNER
+        if not path.exists():
+            name = f"a process on {socket.gethostname()} ({secrets.token_hex(8)})\n"
+            with replaced(path) as partial:
+                partial.write_text(name, encoding="utf-8")
+        self._owner = path.read_bytes()
+        before = read(self._found, OWNER)
+        if before == self._owner:
+            return None
+        if not write(self._found, OWNER, self._owner, new=before is None):
+            raise InputError(
+                f"Another run has just begun in {self._found}; give the command again "
+                "to go on with it, or another --workdir."
+            )
+        if before is None or b'"training"' not in (
+            read(self._found, "status.json") or b""
+        ):
+            return None
+        return (
+            f"{self._found} says that {_named(before)} trains there. If it still does, "
+            "it stops at its next checkpoint: from here on the run is that of this "
+            "process."
+        )
+
+    def send(self) -> None:
+        """Sends what has changed, and deletes the checkpoints that are gone.
+
+        Raises:
+          Unreachable: if the object store cannot be read or written; the next call
+            sends it all the same.
+          InputError: if another process has taken the run over.
+        """
+        if self._found is None:
+            return
+        if (owner := read(self._found, OWNER)) != self._owner:
+            what = f"The run was removed from {self._found}"
+            if owner is not None:
+                what = f"{self._found} was taken over by {_named(owner)}"
+            raise InputError(
+                f"{what}, so this process stops. What it did is in {self._run}, until "
+                "that address is used here again."
+            )
+        mark_checkpoints(self._run)
+        there = listing(self._found, halves=True)
+        here = _states(self._run)
+        if self._sent is None:  # checkpoints that an earlier process sent
+            self._sent = {
+                name: state
+                for name, state in here.items()
+                if CHECKPOINT.match(name) and _same(state, there.get(name))
+            }
+        changed = [n for n, state in here.items() if self._sent.get(n) != state]
+        send(self._run, self._found, changed)
+        self._sent |= {name: here[name] for name in changed}
+        kept = {match[1] for name in here if (match := CHECKPOINT.match(name))}
+        old = [
+            name
+            for name in there
+            if (match := CHECKPOINT.match(name)) and match[1] not in kept
+        ]
+        remove(self._found, old)
+
+
+def _states(run: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change, in ns, of the files of a run that are sent."""
+    found = {}
+    for name in filter(FILES.fullmatch, files_below(run)):
+        with contextlib.suppress(FileNotFoundError):  # a tracker has removed it
+            known = (run / name).stat()
+            found[name] = known.st_size, known.st_mtime_ns
+    return found
+
+
+def _same(state: tuple[int, int], there: tuple[int, float] | None) -> bool:
+    """Whether what is there is not older, and as long."""
+    size, changed = state
+    return there is not None and there[0] == size and there[1] >= changed // 10**9
+
+
+def _named(owner: bytes) -> str:
+    return owner.decode("utf-8", "replace").partition(" (")[0][:100] or "another"
