@@ -63,6 +63,7 @@ def of(params: Any) -> dict[str, tuple[Any, ...]]:
         "encode_words": (params, IDS),
         "from_tree": (TINY, params.tree),
         "hub_default": (params, ["a b"]),
+        "hub_mix": ("nowhere",),
         "hub_tokens": (params, [["a"]], [1]),
         "init": (TINY, jax.random.key(0)),
         "load": ("nowhere",),
@@ -73,9 +74,11 @@ def of(params: Any) -> dict[str, tuple[Any, ...]]:
         "model_config": ("nowhere",),
         "pool": (VECTORS, MASK, "mean"),
         "pretrain": (None,),
+        "push_to_hub": (params, "nowhere"),
         "read_vectors": ("nowhere",),
         "restore": ("nowhere",),
         "save_hdf5": (params, "nowhere"),
+        "save_pretrained": (params, "nowhere"),
         "score": ("nowhere", [["a"]]),
         "sentence_loss": (None, IDS, IDS[..., 0]),
         "target_ids": (WORDS, [["a"]]),
@@ -300,7 +303,7 @@ def state():
 before = state()
 import elmojax
 for module in pkgutil.walk_packages(elmojax.__path__, "elmojax."):
-    if not module.name.endswith(("__main__", "parquet", "cluster")):
+    if not module.name.endswith(("__main__", "parquet", "cluster", "harness")):
         importlib.import_module(module.name)
 print([i for i, (a, b) in enumerate(zip(before, state())) if a != b])
 """

@@ -18,8 +18,9 @@ from toys import TINY, drawn
 
 import elmojax
 from elmojax.config import HeadConfig
-from elmojax.loading import Model, convert, open_model
+from elmojax.loading import Model, open_model
 from elmojax.model.bilm import from_tree
+from elmojax.saving import convert
 from elmojax.text.pairs import words
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.step import LanguageModel
