@@ -191,6 +191,7 @@ def test_a_run_in_a_store_is_the_run_of_a_directory(world, store, elsewhere):
     assert_same_run(run, world.plain)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped_on_another_machine(world, store, elsewhere):
     run = f"s3://{BUCKET}/runs/moved"
     command = ["pretrain", "--data", world.data, "--workdir", run, *FLAGS]
@@ -229,6 +230,7 @@ def test_killed_runs_end_with_the_bits_of_one_that_was_not(
     assert_same_run(run, tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_removed_stops_and_another_is_another(
     world, store, elsewhere, monkeypatch
 ):
@@ -259,6 +261,7 @@ def test_several_processes_are_refused(world, store, elsewhere, monkeypatch):
     refused(*command, says="need a --workdir that all of them see ... mount the bucket")
 
 
+@pytest.mark.slow
 def test_a_half_sent_checkpoint_is_none(world, store, elsewhere):
     """A machine that is lost while it sends: the mark comes last."""
     run = f"s3://{BUCKET}/runs/half"
@@ -270,6 +273,7 @@ def test_a_half_sent_checkpoint_is_none(world, store, elsewhere):
     assert_same_run(run, world.plain)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_taken_over_stops(world, store, elsewhere, monkeypatch):
     run = f"s3://{BUCKET}/runs/taken"
     command = ["pretrain", "--data", world.data, "--workdir", run, *FLAGS]

@@ -173,7 +173,14 @@ def parse_only(argv: list[str], monkeypatch) -> None:
             runpy.run_path(str(script), run_name="__main__")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if "measures" in page else [])
+        for page in PAGES
+        if commands_of(page)
+    ],
+)
 def test_the_commands_of_a_page(page, there, monkeypatch):
     """`...` stands for more flags, N and I for numbers. Then come its `>>>` lines."""
     for command in commands_of(page):
