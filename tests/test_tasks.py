@@ -354,7 +354,7 @@ def small(task, model, tagged):
     """Options of a small tagger."""
     paths = {n: Path(tagged[2 * i + 1]) for i, n in enumerate(("train", "dev", "test"))}
     options = task("tagging").TaggingOptions(model=str(model), **paths, crf=False)
-    sizes = {"word_width": 4, "filters": 0, "hidden": 4, "sentences": 8, "rows": 8}
+    sizes = {"word_width": 4, "filters": 0, "hidden": 4, "examples": 8, "rows": 8}
     return replace(options, epochs=2, learning_rate=0.03, **sizes)
 
 
@@ -364,10 +364,10 @@ def test_layers_thaw_from_the_top(task, small, monkeypatch):
     tagging, seen = task("tagging"), []
     lstm = elmojax.load(small.model).lstm
 
-    def predictor(network, tuning):
+    def predictor(network, tags, tuning):
         def gold(params, part):
             seen.append({n: bool(np.any(params["lstm"][n] != lstm[n])) for n in lstm})
-            return [list(sentence.tags) for sentence in part.sentences]
+            return [list(sentence.tags) for _, sentence in part.examples]
 
         return gold
 

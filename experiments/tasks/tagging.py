@@ -11,48 +11,40 @@ commands.
 from __future__ import annotations
 
 import importlib.util
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from batching import padded_length, plan
+from batching import padded_length
 from crf import Transitions, log_likelihood, viterbi
 from features import Features, make_features, parameters
 from fine_tuning import LSTM, FineTuning
-from fitting import Params, fit
+from fitting import Params
 from heads import PADDING, BiLstm, Spelling, Words, letter_ids, with_features
 from jax import Array
+from parts import Part, PartOptions, Scores, read_parts, train_seeds
 from task_files import Sentence, read_columns
 from task_options import ReportOptions, TrainingOptions
 from task_report import Outcome, Report, summary
 
 from elmojax import InputError
-from elmojax.config import Count, CountOrZero, Positive, Width
+from elmojax.config import CountOrZero, Positive, Width
 
 Metric = Literal["F1", "accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaggingOptions(TrainingOptions, ReportOptions):
+class TaggingOptions(PartOptions, TrainingOptions, ReportOptions):
     """Trains a tagger on vectors of words and scores it."""
 
-    train: Path
-    test: Path
-    dev: Path | None = None
-    """Chooses the epoch to keep; none = the last sentences of the training file."""
-    held_out: Count = 1000
-    """Sentences of the training file that are dev where there is no dev."""
-    sentences: Count | None = None
-    """Sentences of the training file to use, from its start; none = all."""
     column: int = -1
     """Column of the tag, from 0 (the word is column 0); -1 = the last."""
     crf: bool = True
@@ -124,45 +116,38 @@ class Tagger(nn.Module):
         )
 
 
-@dataclass
-class Part:
-    """Sentences and their features, as batches."""
+Numbered: TypeAlias = tuple[int, Sentence]
+"""A sentence, with its number among those of its part."""
 
-    sentences: Sequence[Sentence]
-    features: Features | None
-    words: Words
-    tags: Sequence[str]
-    rows: int
-    tuning: FineTuning | None = None
-    _place: dict[str, int] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._place = {tag: number for number, tag in enumerate(self.tags)}
+def make_part(
+    sentences: Sequence[Sentence],
+    features: Features | None,
+    words: Words,
+    tags: Sequence[str],
+    rows: int,
+    tuning: FineTuning | None = None,
+) -> Part[Numbered]:
+    """Sentences with their batches. A tag that the training text lacks is 0: only
+    scores may read it."""
+    place = {tag: number for number, tag in enumerate(tags)}
 
-    def groups(self, random: np.random.Generator | None = None) -> list[np.ndarray]:
-        lengths = [len(sentence.words) for sentence in self.sentences]
-        return plan(lengths, self.rows, random)
-
-    def batches(self, random: np.random.Generator | None = None) -> Iterator[Batch]:
-        return map(self.batch, self.groups(random))
-
-    def batch(self, group: np.ndarray) -> Batch:
-        """Of the sentences of these numbers. A tag that the training text lacks is 0:
-        only scores may read it."""
-        some = [self.sentences[number] for number in group]
-        words = [sentence.words for sentence in some]
-        shape = self.rows, padded_length(max(map(len, words)))
-        tags = np.zeros(shape, np.int32)
-        for row, sentence in zip(tags, some, strict=False):
-            numbers = [self._place.get(tag, 0) for tag in sentence.tags]
-            row[: len(numbers)] = numbers
+    def make(some: Sequence[Numbered]) -> Batch:
+        spelt = [sentence.words for _, sentence in some]
+        shape = rows, padded_length(max(map(len, spelt)))
+        numbers = np.zeros(shape, np.int32)
+        for row, (_, sentence) in zip(numbers, some, strict=False):
+            row[: len(sentence.tags)] = [place.get(tag, 0) for tag in sentence.tags]
         layers = tokens = None
-        if self.tuning is not None:
-            tokens = self.tuning.tokens(words, *shape)
-        elif self.features is not None:
-            layers = self.features.batch(group, *shape)
-        ids, letters = self.words.ids(words, *shape), letter_ids(words, *shape)
-        return Batch(ids, letters, tags, layers, tokens)
+        if tuning is not None:
+            tokens = tuning.tokens(spelt, *shape)
+        elif features is not None:
+            layers = features.batch([number for number, _ in some], *shape)
+        ids, letters = words.ids(spelt, *shape), letter_ids(spelt, *shape)
+        return Batch(ids, letters, numbers, layers, tokens)
+
+    lengths = [len(sentence.words) for sentence in sentences]
+    return Part(list(enumerate(sentences)), lengths, make, rows)
 
 
 def score(
@@ -179,7 +164,7 @@ def score(
         return 100 * float(f1_score(list(map(list, gold)), list(map(list, found))))
 
 
-def read_parts(options: TaggingOptions, metric: Metric) -> list[Sequence[Sentence]]:
+def read_sentences(options: TaggingOptions, metric: Metric) -> list[Sequence[Sentence]]:
     """Train, dev and test.
 
     Raises:
@@ -190,17 +175,8 @@ def read_parts(options: TaggingOptions, metric: Metric) -> list[Sequence[Sentenc
         raise InputError("F1 of chunks needs seqeval: pip install seqeval.")
     if options.column == 0:
         raise InputError("--column is 0, the word; the tag's column is 1 or more.")
-    train = read_columns(options.train, options.column)[: options.sentences]
-    if options.dev is None:
-        if len(train) <= options.held_out:
-            raise InputError(
-                f"{options.train} has {len(train)} sentences and --held-out is "
-                f"{options.held_out}; hold out fewer, or give --dev."
-            )
-        train, dev = train[: -options.held_out], train[-options.held_out :]
-    else:
-        dev = read_columns(options.dev, options.column)
-    test = read_columns(options.test, options.column)
+    read = partial(read_columns, column=options.column)
+    train, dev, test = read_parts(options, read)
     for path, part in ((options.train, train), (options.test, test)):
         tags = {tag for sentence in part for tag in sentence.tags}
         other = sorted(
@@ -221,19 +197,18 @@ def read_parts(options: TaggingOptions, metric: Metric) -> list[Sequence[Sentenc
 
 
 def train_tagger(
-    network: Tagger, parts: Sequence[Part], metric: Metric, seed: int
-) -> Outcome:
-    """Trains with one seed, and scores on test."""
-    options, (train, dev, test) = network.options, parts
-    started = time.perf_counter()
-    tuning = train.tuning
+    network: Tagger,
+    parts: Sequence[Part[Numbered]],
+    tags: Sequence[str],
+    metric: Metric,
+    tuning: FineTuning | None,
+) -> list[Outcome]:
+    """Trains with every seed, and scores on test."""
+    options = network.options
 
-    @jax.jit
     def init(key: Array, batch: Batch) -> Params:
         start = {} if tuning is None else {LSTM: tuning.start()}
         return start | network.init(key, ready(start, batch, tuning), True)["params"]
-
-    params = init(jax.random.key(seed), train.batch(train.groups()[0]))
 
     def loss(params: Params, batch: Batch, key: Array) -> Array:
         given, rngs = {"params": params}, {"dropout": key}
@@ -246,20 +221,14 @@ def train_tagger(
         each = optax.softmax_cross_entropy_with_integer_labels(scores, batch.tags)
         return each.sum(where=batch.mask) / words
 
-    predict = predictor(network, tuning)
+    predict = predictor(network, tags, tuning)
 
-    def evaluate(part: Part) -> Callable[[Params], float]:
-        gold = [sentence.tags for sentence in part.sentences]
-        return lambda params: score(gold, predict(params, part), metric)
+    def scored(params: Params, part: Part[Numbered]) -> Scores:
+        gold = [sentence.tags for _, sentence in part.examples]
+        return {metric: score(gold, predict(params, part), metric)}
 
     rates = None if tuning is None else tuning.rates
-    fitted = fit(params, loss, train.batches, evaluate(dev), options, seed, rates)
-    scored = evaluate(test)(fitted.params)
-    begin = time.perf_counter()
-    predict(fitted.params, test)
-    end = time.perf_counter()
-    each = 1000 * (end - begin) / len(test.sentences)
-    return Outcome(scored, fitted, end - started, each)
+    return train_seeds(parts, init, loss, scored, options, rates)
 
 
 def ready(params: Params, batch: Batch, tuning: FineTuning | None) -> Batch:
@@ -270,8 +239,8 @@ def ready(params: Params, batch: Batch, tuning: FineTuning | None) -> Batch:
 
 
 def predictor(
-    network: Tagger, tuning: FineTuning | None
-) -> Callable[[Params, Part], list[list[str]]]:
+    network: Tagger, tags: Sequence[str], tuning: FineTuning | None
+) -> Callable[[Params, Part[Numbered]], list[list[str]]]:
     """A function that gives the tags of all sentences of a part."""
 
     @jax.jit
@@ -282,14 +251,12 @@ def predictor(
             return viterbi(scores, batch.mask, transitions)
         return scores.argmax(axis=-1)
 
-    def predict(params: Params, part: Part) -> list[list[str]]:
-        found: list[list[str]] = [[] for _ in part.sentences]
-        for group in part.groups():
-            rows = np.asarray(best(params, part.batch(group)))
-            for number, row in zip(group, rows, strict=False):
-                words = len(part.sentences[number].words)
-                found[number] = [part.tags[tag] for tag in row[:words]]
-        return found
+    def predict(params: Params, part: Part[Numbered]) -> list[list[str]]:
+        rows = part.outputs(partial(best, params))
+        return [
+            [tags[tag] for tag in row[: len(sentence.words)]]
+            for (_, sentence), row in zip(part.examples, rows, strict=True)
+        ]
 
     return predict
 
@@ -305,7 +272,7 @@ def run(task: str, metric: Metric, options: TaggingOptions) -> Report:
     Raises:
       InputError: for files and models that do not fit.
     """
-    read = read_parts(options, metric)
+    read = read_sentences(options, metric)
     spelt = [[sentence.words for sentence in part] for part in read]
     features = make_features(options, spelt)
     tuning = None
@@ -316,11 +283,11 @@ def run(task: str, metric: Metric, options: TaggingOptions) -> Report:
     words = Words.of(spelt[0])
     tags = sorted({tag for sentence in read[0] for tag in sentence.tags})
     parts = [
-        Part(part, of_part, words, tags, options.rows, tuning)
+        make_part(part, of_part, words, tags, options.rows, tuning)
         for part, of_part in zip(read, features or [None] * 3, strict=True)
     ]
     network = Tagger(words.size, len(tags), options)
-    outcomes = [train_tagger(network, parts, metric, seed) for seed in options.seeds]
+    outcomes = train_tagger(network, parts, tags, metric, tuning)
     return summary(
         *(task, metric, options, features, outcomes),
         parameters=parameters(outcomes[0].fitted.params),
