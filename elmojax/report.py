@@ -56,8 +56,8 @@ def make_report(run: Path, evaluations: Evaluations | None = None) -> str:
     Raises:
       InputError: if it is no run directory, or its config.json cannot be read.
     """
-    record, about = read_record(run), describe(run)
-    lines = read_metrics(run / "metrics.jsonl")
+    record, lines = read_record(run), read_metrics(run / "metrics.jsonl")
+    about = describe(run, lines)
     told = facts(record, lines, Status.read(run))
     try:
         model: Model | str = open_model(run)

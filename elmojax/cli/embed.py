@@ -35,6 +35,8 @@ from elmojax.errors import InputError
 from elmojax.text.files import Oddities, expand, read_blocks
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from elmojax.embedding.engine import Select
     from elmojax.vectors.jobs import Job
 
@@ -159,12 +161,14 @@ class Arguments:
         if self.only is not None and self.engine == "ray":
             raise InputError("--only is for --engine local; leave --engine ray out.")
 
-    def selection(self, top: int) -> tuple[Select, tuple[float, ...] | None]:
-        """Layers and gammas, for a model whose last layer is `top`; `InputError` for a
-        layer that it does not have."""
+    def selection(
+        self, top: int, own: np.ndarray | None = None
+    ) -> tuple[Select, tuple[float, ...] | None]:
+        """Layers and gammas, for a model whose last layer is `top` and whose own gammas
+        are `own`; `InputError` for a layer that it does not have."""
         layer = self.output_layer
         if layer is None or layer == -2:
-            return mix_of(self.layers, self.gammas, top)
+            return mix_of(self.layers, self.gammas, top, own)
         if layer > top:
             raise InputError(
                 f"--output-layer is {layer}, and the last layer of this model is {top}."
@@ -198,9 +202,7 @@ def embed(argv: list[str]) -> None:
     say_which_model(asked.model, argv)
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
-    layers, gammas = asked.selection(model.params.config.lstm.layers)
-    if layers == "mix" and gammas is None and model.mix is not None:
-        gammas = tuple(map(float, model.mix))
+    layers, gammas = asked.selection(model.params.config.lstm.layers, model.mix)
     job = Job(
         model.params,
         model.vocabulary,
@@ -254,9 +256,13 @@ def mix_of(
     layers: Literal["all", "top", "mix", "sum"],
     gammas: tuple[float, ...] | None,
     top: int,
+    own: np.ndarray | None,
 ) -> tuple[Select, tuple[float, ...] | None]:
     """What --layers and --gammas mean, for a model whose last layer is `top`: a plain
-    sum is a mix whose gammas are all 1."""
+    sum is a mix whose gammas are all 1, and a mix without gammas takes the model's
+    own."""
+    if layers == "mix" and gammas is None and own is not None:
+        return layers, tuple(map(float, own))
     if layers != "sum":
         return layers, gammas
     if gammas is not None:

@@ -97,9 +97,8 @@ def static(argv: list[str]) -> None:
     mesh = local_mesh()
     model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
     model = model.cast(asked.precision)
-    layers, gammas = mix_of(asked.layers, asked.gammas, model.params.config.lstm.layers)
-    if layers == "mix" and gammas is None and model.mix is not None:
-        gammas = tuple(map(float, model.mix))
+    top = model.params.config.lstm.layers
+    layers, gammas = mix_of(asked.layers, asked.gammas, top, model.mix)
     embedder = Embedder(
         model.params,
         model.vocabulary,

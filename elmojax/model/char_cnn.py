@@ -94,10 +94,8 @@ def _forward(
     argmax = partial(lax.argmax, index_dtype=jnp.int32)
     accelerator = partial(in_blocks, BLOCK, partial(run, 0, argmax))
     running = partial(in_blocks, BLOCK, partial(_running, dtype, table, kernels))
-    forms = {"cpu": cpu, "accelerator": accelerator, "tpu": running}
-    if gradient:
-        del forms["tpu"]
-    best, where = by_platform(platform, ids, **forms)
+    tpu = None if gradient else running
+    best, where = by_platform(platform, ids, cpu=cpu, accelerator=accelerator, tpu=tpu)
     return best, (table, kernels, ids, where)
 
 

@@ -48,7 +48,7 @@ def results(run: Path) -> dict[str, Any]:
     rates = [
         line["tokens_per_second"] for line in lines if line.get("tokens_per_second")
     ]
-    return describe(run) | {
+    return describe(run, lines) | {
         "tokens": max((line.get("tokens") or 0 for line in lines), default=0),
         "tokens_per_second": statistics.median(rates) if rates else None,
         "seconds": step_seconds(lines),

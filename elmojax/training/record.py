@@ -301,8 +301,10 @@ def find_runs(directory: Path) -> list[Path]:
     return sorted(runs)
 
 
-def describe(run: Path) -> dict[str, Any]:
+def describe(run: Path, lines: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """One run in numbers, from its files alone; None for what is not known.
+
+    `lines` are those of its metrics.jsonl, where they have been read already.
 
     Keys: run, state, step, steps, saved (step of the newest checkpoint), loss,
     perplexity (the last held-out one, geometric mean of both directions), best
@@ -311,7 +313,7 @@ def describe(run: Path) -> dict[str, Any]:
     A run that says it trains, and whose lock nobody holds, was killed.
     """
     record, said = read_record(run), Status.read(run)
-    lines = read_metrics(run / "metrics.jsonl")
+    lines = read_metrics(run / "metrics.jsonl") if lines is None else lines
     last = next((line for line in reversed(lines) if line.get("tokens")), {"step": 0})
     scores = [
         (line["heldout_geometric_perplexity"], line["step"])
