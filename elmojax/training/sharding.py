@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -171,6 +172,27 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False)
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+GATES_APART = re.compile(r"lstm\.kernel_\d+$")
+"""Paths of arrays [two, inputs, 4, dim]."""
+
+
+def formats(mesh: Mesh, tree: Any, *, sampled: bool = False) -> Any:
+    """Where every leaf of a state lies, as `shardings` says, and how in memory.
+
+    On an accelerator the kernels of the LSTM lie gate after gate, as its products read
+    them; in the order of their axes they and their moments were copied there and back
+    in every step.
+    """
+    apart = None if mesh.devices.flat[0].platform == "cpu" else Layout((2, 0, 1, 3))
+
+    def laid(path: tuple[Any, ...], sharding: NamedSharding) -> Format:
+        own = GATES_APART.search(path_name(path))
+        return Format(apart if own else None, sharding)
+
+    places = shardings(mesh, tree, sampled=sampled)
+    return jax.tree_util.tree_map_with_path(laid, places)
 
 
 def placed_shapes(tree: Any, places: Any = None) -> Any:

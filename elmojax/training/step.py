@@ -382,7 +382,7 @@ def compile_train_step(
     drift from the sharding table, and the second step would be another program. The
     metrics lie whole on every device, for every process to read.
     """
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    places = jax.tree.map(lambda leaf: leaf.format, state)
     whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
     step = partial(train_step, lm, optimizer, guard=guard, only=only)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
