@@ -176,7 +176,7 @@ def _forward(
 ) -> tuple[tuple[Array, State], Saved]:
     dtype, transpose = options.dtype, partial(_transposed, layout)
     cell_clip, projection_clip = options.cell_clip, options.projection_clip
-    kernels = transpose([part.astype(dtype) for part in _parts(layout, weights.kernel)])
+    kernels = transpose(_parts(layout, weights.kernel).astype(dtype))
     biases = [_row(layout, part) for part in _parts(layout, weights.bias)]
     inputs, projection = inputs.astype(dtype), weights.projection.astype(dtype)
     x, projection, first = transpose((inputs, projection, state))
@@ -224,7 +224,7 @@ def _backward(
         np.array(options.cell_clip, dtype),
         options.projection_clip,
     )
-    kernels = [part.astype(dtype) for part in _parts(layout, saved.weights.kernel)]
+    kernels = list(_parts(layout, saved.weights.kernel).astype(dtype))
     projection = saved.weights.projection.astype(dtype)
     x, first = transpose((saved.inputs, saved.first))
     gates, cells, hidden = transpose((saved.gates, saved.cells, saved.hidden))
@@ -313,10 +313,10 @@ def _row(layout: Layout, features: Array) -> Array:
     return jnp.expand_dims(features.astype(jnp.float32), -3 - layout.features)
 
 
-def _parts(layout: Layout, leaf: Array) -> list[Array]:
-    """[..., 4, dim], one array a product: [..., 4 * dim / products]."""
+def _parts(layout: Layout, leaf: Array) -> Array:
+    """[..., 4, dim] as each product takes it: [products, ..., 4 * dim / products]."""
     split = leaf.reshape(*leaf.shape[:-2], layout.products, -1)
-    return [split[..., part, :] for part in range(layout.products)]
+    return jnp.moveaxis(split, -2, 0)
 
 
 def _split(layout: Layout, z: Array) -> list[Array]:
