@@ -25,7 +25,7 @@ from elmojax.config import TrainConfig
 from elmojax.text.batches import steps_of
 from elmojax.training import step
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import batch_shardings, formats, placed_shapes
+from elmojax.training.sharding import batch_shardings, formats, placed_shapes, shardings
 from elmojax.training.sizes import StepSizes, TextStatistics, step_sizes
 from elmojax.training.step import (
     Guard,
@@ -147,8 +147,9 @@ def plan_step(
     state = jax.eval_shape(partial(init_state, lm, optimizer, share.rows, config.seed))
     places = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
     batch = placed_shapes(sizes.batch, places)
-    places = formats(mesh, state, sampled=head.kind == "sampled")
+    places = shardings(mesh, state, sampled=head.kind == "sampled")
     state = placed_shapes(state, places)
+    state = placed_shapes(state, formats(state))
     return StepPlan(share, sizes, lm, optimizer, state, batch)
 
 

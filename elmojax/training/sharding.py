@@ -174,25 +174,24 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False)
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-GATES_APART = re.compile(r"lstm\.kernel_\d+$")
-"""Paths of arrays [two, inputs, 4, dim]."""
+GATES = re.compile(r"lstm\.kernel_\d+$")
+"""Paths of arrays [two, inputs, 4, dim], parameters and their moments."""
 
 
-def formats(mesh: Mesh, tree: Any, *, sampled: bool = False) -> Any:
-    """Where every leaf of a state lies, as `shardings` says, and how in memory.
+def formats(tree: Any) -> Any:
+    """Where the leaves of a placed state lie, and in which order of axes in memory.
 
-    On an accelerator the kernels of the LSTM lie gate after gate, as its products read
-    them; in the order of their axes they and their moments were copied there and back
-    in every step.
+    On an accelerator kernels of the LSTM lie gate after gate, as its products read
+    them; otherwise every step would copy them and their moments there and back.
     """
-    apart = None if mesh.devices.flat[0].platform == "cpu" else Layout((2, 0, 1, 3))
 
-    def laid(path: tuple[Any, ...], sharding: NamedSharding) -> Format:
-        own = GATES_APART.search(path_name(path))
-        return Format(apart if own else None, sharding)
+    def laid(path: tuple[Any, ...], leaf: Any) -> Format:
+        cpu = next(iter(leaf.sharding.device_set)).platform == "cpu"
+        gates = GATES.search(path_name(path)) and len(leaf.shape) == 4
+        apart = Layout((2, 0, 1, 3)) if gates and not cpu else None
+        return Format(apart, leaf.sharding)
 
-    places = shardings(mesh, tree, sampled=sampled)
-    return jax.tree_util.tree_map_with_path(laid, places)
+    return jax.tree_util.tree_map_with_path(laid, tree)
 
 
 def placed_shapes(tree: Any, places: Any = None) -> Any:
