@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -81,6 +81,31 @@ def absent_devices(chip: Chip, count: int) -> Sequence[jax.Device]:
     if not jax.config.values["jax_platforms"]:
         jax.config.update("jax_platforms", "cpu")
     return (_gpus if gpu else _tpus)(chip, count)[:count]
+
+
+class Allocated(NamedTuple):
+    """Bytes that a compiled program takes on a device."""
+
+    arguments: int
+    results: int
+    """Those that take no argument's place."""
+    temporary: int
+    total: int
+
+
+def memory_of(program: Any) -> Allocated:
+    """What the device sets aside for a compiled program.
+
+    A TPU's compiler names the total, and refuses a program by it; its
+    `temp_size_in_bytes` counts memory twice that is used again. jax 0.10 knows only
+    the latter.
+    """
+    found = program.memory_analysis()
+    arguments = found.argument_size_in_bytes
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    total = arguments + results + found.temp_size_in_bytes
+    total = getattr(found, "total_allocation_bytes", total)
+    return Allocated(arguments, results, total - arguments - results, total)
 
 
 def _installed(gpu: bool) -> bool:

@@ -22,6 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from elmojax.config import TrainConfig
+from elmojax.estimate.compilers import memory_of
 from elmojax.text.batches import steps_of
 from elmojax.training import step
 from elmojax.training.optim import make_optimizer
@@ -182,17 +183,13 @@ def _memory(plan: StepPlan, gradients: int) -> Memory:
     trees = (state.params, state.optimizer, state.carry, plan.batch)
     parameters, optimizer, carry, batch = map(_bytes, trees)
     try:
-        found = plan.compile().memory_analysis()
+        program = memory_of(plan.compile())
+        temporary, total = program.temporary, program.total
     except jax.errors.JaxRuntimeError as error:
         wanted = _wanted(str(error))
         if wanted is None:
             raise
-        temporary, held = wanted, parameters + optimizer + carry + batch
-    else:
-        temporary = found.temp_size_in_bytes
-        new = found.output_size_in_bytes - found.alias_size_in_bytes
-        held = found.argument_size_in_bytes + new
-    total = held + temporary
+        temporary, total = wanted, parameters + optimizer + carry + batch + wanted
     return Memory(parameters, optimizer, carry, batch, temporary, gradients, total)
 
 

@@ -169,14 +169,14 @@ def read(case: Case, compiled: Any) -> dict[str, Any]:
     """Everything that is printed."""
     import jax
 
-    text, memory = compiled.as_text(), compiled.memory_analysis()
+    from elmojax.estimate.compilers import memory_of
+
+    text = compiled.as_text()
     program = Program(text)
     kernels, loops = program.kernels(rates(case.chip))
     parts: dict[tuple[str, str], list[Kernel]] = defaultdict(list)
     for kernel in kernels:
         parts[part_of(kernel, case.what)].append(kernel)
-    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    held = memory.argument_size_in_bytes + new
     moves = sorted(
         (kernel for kernel in kernels if kernel.move and kernel.bytes),
         key=lambda kernel: -kernel.times * kernel.bytes,
@@ -185,12 +185,7 @@ def read(case: Case, compiled: Any) -> dict[str, Any]:
         **vars(case),
         "jax": jax.__version__,
         "float64": "f64[" in text,
-        "memory": {
-            "arguments": memory.argument_size_in_bytes,
-            "results": new,
-            "temporary": memory.temp_size_in_bytes,
-            "total": held + memory.temp_size_in_bytes,
-        },
+        "memory": memory_of(compiled)._asdict(),
         **_cost(kernels),
         "parts": [
             {"part": part, "pass": direction, **_cost(found)}

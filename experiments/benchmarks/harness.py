@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
+from elmojax.estimate.compilers import memory_of
 from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.text.tables import WordTables
@@ -184,7 +185,7 @@ class Steps:
 
 
 def temporary_bytes(program: Any) -> int:
-    return int(program.memory_analysis().temp_size_in_bytes)
+    return memory_of(program).temporary
 
 
 # --- clocks --------------------------------------------------------------------------
