@@ -83,10 +83,14 @@ class Layout(NamedTuple):
     """Axis of features in [two, ., .]; the other one is the batch."""
     products: int
     """Products that the four gates are made by."""
+    apart: bool = True
+    """Whether the forward loop is given the kernel of each product as an array."""
 
 
 ROWS = Layout(-1, 4)
 """For accelerators: the product of each gate is fused with what follows it."""
+ONE_KERNEL = Layout(-1, 4, apart=False)
+"""For a TPU, whose compiler reads each part of the kernel where it lies."""
 COLUMNS = Layout(-2, 1)
 """For a CPU: weights are the left factor of a product, and are read as they lie."""
 
@@ -143,9 +147,11 @@ def recurrence(
 
 
 def _in_layout(run: Callable[..., Any], options: LayerOptions, *arguments: Any) -> Any:
-    forms = (partial(run, options, layout) for layout in (COLUMNS, ROWS))
-    cpu, accelerator = forms
-    return by_platform(options.platform, *arguments, cpu=cpu, accelerator=accelerator)
+    cpu, accelerator, tpu = (
+        partial(run, options, layout) for layout in (COLUMNS, ROWS, ONE_KERNEL)
+    )
+    own = {"cpu": cpu, "accelerator": accelerator, "tpu": tpu}
+    return by_platform(options.platform, *arguments, **own)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -176,7 +182,8 @@ def _forward(
 ) -> tuple[tuple[Array, State], Saved]:
     dtype, transpose = options.dtype, partial(_transposed, layout)
     cell_clip, projection_clip = options.cell_clip, options.projection_clip
-    kernels = transpose(_parts(layout, weights.kernel).astype(dtype))
+    parts = _parts(layout, weights.kernel).astype(dtype)
+    kernels = transpose(list(parts) if layout.apart else parts)
     biases = [_row(layout, part) for part in _parts(layout, weights.bias)]
     inputs, projection = inputs.astype(dtype), weights.projection.astype(dtype)
     x, projection, first = transpose((inputs, projection, state))

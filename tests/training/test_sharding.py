@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 from jax.sharding import PartitionSpec as P
 from toys import CORPUS, TINY, drawn, zipf_sentences
 
@@ -31,7 +33,13 @@ from elmojax.training import evaluate
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.loop import pretrain
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import make_mesh, path_name, place, shardings
+from elmojax.training.sharding import (
+    formats,
+    make_mesh,
+    path_name,
+    place,
+    shardings,
+)
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -57,7 +65,7 @@ def mesh_of(data, model):
     return make_mesh(MeshConfig(data, model))
 
 
-def train(mesh, dropout=LM.dropout):
+def train(mesh, dropout=LM.dropout, lay=formats):
     """The first steps of a run, as the loop takes them; mesh None = no sharding."""
     lm = replace(LM, mesh=mesh, dropout=dropout)
     optimizer = make_optimizer(RECIPE, 100)
@@ -70,6 +78,7 @@ def train(mesh, dropout=LM.dropout):
     state = zeros.replace(params=params, optimizer=optimizer.init(params))
     places = None if mesh is None else shardings(mesh, shapes)
     state = jax.device_put(state, places)
+    state = jax.device_put(state, lay(state))
     step = compile_train_step(lm, optimizer, state)
     metrics = []
     for number in range(STEPS):
@@ -103,6 +112,28 @@ def plain():
 )
 def sharded(request):
     return train(mesh_of(*request.param))
+
+
+def test_a_step_leaves_arrays_in_the_order_of_axes_that_they_lie_in(plain):
+    """As kernels of the LSTM do on an accelerator, gate after gate."""
+    order = (2, 0, 1, 3)
+
+    def laid(path, leaf):
+        gates = re.search(r"lstm\.kernel_\d$", path_name(path))
+        return Format(Layout(order) if gates else None, leaf.sharding)
+
+    found = train(None, lay=partial(jax.tree_util.tree_map_with_path, laid))
+    assert found.compiled == 1
+    for old, new in zip(*map(jax.tree.leaves, (plain.state, found.state)), strict=True):
+        np.testing.assert_array_equal(old, new)
+    moments = found.state.optimizer[1][0].sum_of_squares["lstm"]["kernel_1"]
+    for kernel in (found.state.params["lstm"]["kernel_0"], moments):
+        assert kernel.format.layout.major_to_minor == order
+
+
+def test_on_a_cpu_arrays_lie_in_the_order_of_their_axes(plain):
+    for form in jax.tree.leaves(formats(plain.state)):
+        assert form.layout is None
 
 
 def test_dropout_clips_and_tails_are_at_work(plain):
