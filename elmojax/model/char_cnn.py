@@ -106,7 +106,7 @@ def _running(
 
     A TPU's compiler keeps them on chip: a quarter of the cycles of the other form.
     """
-    table, kernel = _joined(table, kernels)
+    table, kernel = _one_kernel(table, kernels)
     (words, columns), (widest, dim, _) = ids.shape, kernel.shape
     sizes = [len(own) for own in kernels for _ in range(own.shape[2])]
     windows = columns + 1 - jnp.array(sizes, jnp.int32)[None]
@@ -124,7 +124,7 @@ def _backward(
     dtype: Dtype, platform: Platform, saved: tuple[Any, ...], d_best: Array
 ) -> tuple[Array, Kernels, None]:
     table, kernels, *words = saved
-    weights, apart = jax.vjp(_joined, table, kernels)
+    weights, apart = jax.vjp(_one_kernel, table, kernels)
     cpu, accelerator = (
         partial(_in_blocks, BLOCK, partial(form, dtype, *weights))
         for form in (_by_character, _by_window)
@@ -148,7 +148,7 @@ def _flat(kernel: Array) -> Array:
     return kernel.reshape(-1, kernel.shape[2])
 
 
-def _joined(table: Array, kernels: Kernels) -> tuple[Array, Array]:
+def _one_kernel(table: Array, kernels: Kernels) -> tuple[Array, Array]:
     """Kernels as one [widest, dim, filters], zeros below the narrow ones; float32."""
     widest = max(map(len, kernels))
     fills = [((0, widest - len(kernel)), (0, 0), (0, 0)) for kernel in kernels]
@@ -266,7 +266,9 @@ class CharCnn(nn.Module):
             words = P(("data", "model"))
             places: Any = {"in_specs": (P(), words), "out_specs": words}
             run = jax.shard_map(run, mesh=self.mesh, check_vma=False, **places)
-        x = _by_shard(self.mesh, run((table, convolutions, highways, last), tables))
+        x = _shards_together(
+            self.mesh, run((table, convolutions, highways, last), tables)
+        )
         return x if isinstance(ids, tuple) else x.reshape(*ids.shape[:-1], x.shape[-1])
 
     def _linear(
@@ -338,7 +340,7 @@ class WordTable(nn.Module):
             shape = (dim, self.projection)
             kernel = self.param("projection_kernel", start, shape, jnp.float32)
             x = contract("...i,io->...o", x, kernel, self.dtype or kernel.dtype)
-        return _by_shard(self.mesh, [x])
+        return _shards_together(self.mesh, [x])
 
 
 class UnicodeCnn(nn.Module):
@@ -376,7 +378,7 @@ def _mixed(gates: Array, x: Array) -> Array:
     return (carry * jax.nn.relu(transform) + (1 - carry) * old).astype(x.dtype)
 
 
-def _by_shard(mesh: Mesh | None, tables: list[Array]) -> Array:
+def _shards_together(mesh: Mesh | None, tables: list[Array]) -> Array:
     """The vectors of each shard together, one table after the other, on its devices."""
     if mesh is None:
         return jnp.concatenate(tables)

@@ -263,7 +263,7 @@ def _backward(
             d_cell * before * f * (1 - f),
             d_m * squashed * o * (1 - o),
         )
-        dz = _joined(layout, [gate.astype(dtype) for gate in d_gates])
+        dz = _in_one(layout, [gate.astype(dtype) for gate in d_gates])
         pairs = zip(dz, kernels, strict=True)
         both = sum(
             _times_transposed(layout, part, kernel, dtype) for part, kernel in pairs
@@ -284,7 +284,7 @@ def _backward(
     if ends is not None:  # of rows without a position
         d_state = jax.tree.map(jnp.add, d_state, _choose(ends == 0, d_last, zeros))
     over = partial(_over_positions, layout, dtype=dtype)
-    read = _read(layout, x, hidden, first, reset)
+    read = _read_by_products(layout, x, hidden, first, reset)
     d_kernels = [over(read, d_product) for d_product in dz]
     d_kernel = jnp.stack([d_gate[:, : inputs + out] for d_gate in d_kernels], 2)
     d_kernel = d_kernel.reshape(saved.weights.kernel.shape)
@@ -338,7 +338,7 @@ def _activated(gates: Sequence[Array]) -> tuple[Array, ...]:
     return sigmoid(i), jnp.tanh(j), sigmoid(f + FORGET_BIAS), sigmoid(o)
 
 
-def _joined(layout: Layout, gates: list[Array]) -> list[Array]:
+def _in_one(layout: Layout, gates: list[Array]) -> list[Array]:
     """The four gates, one array a product: all in one only in `COLUMNS`.
 
     Each is written to its place by a loop of its own: one loop over all four is not
@@ -420,7 +420,7 @@ def _put(stacks: Any, values: Any, t: Array) -> Any:
     return jax.tree.map(put, stacks, values)
 
 
-def _read(
+def _read_by_products(
     layout: Layout, x: Array, hidden: Array, first: State, reset: Reset | None
 ) -> Array:
     """What each position read, inputs and hidden state, and a 1."""

@@ -285,43 +285,44 @@ def _cluster(
     form: Chunking,
     mesh: Mesh | None,
     gradient: bool,
-    words: list[Array],
+    parameters: list[Array],
     x: Array,
     targets: Array,
     weights: Array,
-    members: Array | None,
+    count: Array | None,
 ) -> tuple[list[Array], list[Array]]:
     """Cross-entropy of positions over the words of one cluster, in chunks.
 
     Args:
-      words: table [words, width], and bias [words] if there is one.
+      parameters: table [words, width], and bias [words] if there is one.
       x: [shards, positions, width]; targets and weights: [shards, positions].
-      members: how many of the positions count, the first ones; None = all.
+      count: how many of the positions matter, the first ones; None = all.
 
     Returns:
       -log p [shards, positions], and its gradient by x if one is asked for; gradients
       of table and bias.
     """
-    size = _chunk_size(form.tile, x.shape[1], *words[0].shape)
+    table, *bias = parameters
+    size = _chunk_size(form.tile, x.shape[1], *table.shape)
     transposed = x.shape[2] <= NARROW
-    specs = [(None, "model") if transposed else ("model",), ("model",)][: len(words)]
-
-    words = [words[0].T if transposed else words[0], *words[1:]]
-    words = [_placed(mesh, *pair) for pair in zip(words, specs, strict=True)]
-    cross_entropy = jax.vmap(partial(_cross_entropy, gradient, words))
+    own = (None, "model") if transposed else ("model",)
+    specs = [own, *(("model",) for _ in bias)]
+    leaves = [table.T if transposed else table, *bias]
+    leaves = [_placed(mesh, *pair) for pair in zip(leaves, specs, strict=True)]
+    cross_entropy = jax.vmap(partial(_cross_entropy, gradient, leaves))
 
     def chunk(sums: list[Array], part: Any) -> tuple[list[Array], list[Array]]:
         found = cross_entropy(*part)
         if gradient:
-            sums = _added_up(form, sums, part[0], found.pop(), words[0].dtype)
+            sums = _added_up(form, sums, part[0], found.pop(), table.dtype)
         return sums, found if mesh is None else [summed(array) for array in found]
 
     sums = []
     if gradient:
-        zeros = [jnp.zeros((len(x), *leaf.shape), jnp.float32) for leaf in words]
+        zeros = [jnp.zeros((len(x), *leaf.shape), jnp.float32) for leaf in leaves]
         pairs = zip(zeros, specs, strict=True)
         sums = [_placed(mesh, leaf, ("data", *spec)) for leaf, spec in pairs]
-    sums, found = in_chunks(chunk, sums, (x, targets, weights), size, members)
+    sums, found = in_chunks(chunk, sums, (x, targets, weights), size, count)
     sums = [leaf.sum(0) for leaf in sums]
     if gradient and transposed:
         sums[0] = sums[0].T
@@ -369,10 +370,10 @@ def _added_up(
 
 
 def _cross_entropy(
-    gradient: bool, words: list[Array], x: Array, targets: Array, weights: Array
+    gradient: bool, leaves: list[Array], x: Array, targets: Array, weights: Array
 ) -> list[Array]:
     """-log p of a chunk of a shard; gradients of the weighted sum by x and logits."""
-    table, *bias = words
+    table, *bias = leaves
     dtype, axes = table.dtype, "nv" if x.shape[1] <= NARROW else "vn"
     logits = contract(f"pn,{axes}->pv", x, table, dtype)
     for row in bias:
