@@ -299,6 +299,9 @@ def complaints(case: Case, bound: float, found: dict[str, Any], plan: Any) -> li
         passes = 1 if move["kind"] == "fill" else 2  # a copy is read, too
         if move["bytes"] >= passes * gate and move["part"].startswith("LSTM"):
             said.append(f"a {move['kind']} of {move['array']}: {move['where']}")
+        kernel = rf"f32\[2,\d+,4,{lstm.dim // case.model}\]"
+        if re.match(kernel, move["array"]):
+            said.append(f"a {move['kind']} of an LSTM's kernel: {move['where']}")
     for loop in found["loops"]:
         if loop["rounds"] is None:
             said.append(f"a loop of unknown length: {loop['where']}")
