@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, sentence_words
-from elmojax.config import BatchTokens, Count, WordTableConfig
+from elmojax.config import BatchTokens, Count
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
     Dtype,
@@ -36,6 +36,7 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import Precision, cast, require_own_process
 from elmojax.shapes import Numbers
+from elmojax.text.characters import encoder_ids
 from elmojax.text.files import split
 from elmojax.text.vocabulary import Vocabulary
 
@@ -95,11 +96,7 @@ class Embedder:
         """
         require_own_process()
         batch_tokens = require("batch_tokens", batch_tokens, BatchTokens)
-        if isinstance(params.config.encoder, WordTableConfig) and vocabulary is None:
-            raise InputError(
-                "This model reads word ids, so its vocabulary is needed: give the run "
-                "directory it was trained in."
-            )
+        encoder_ids(params.config.encoder, (), vocabulary)
         params = params if precision is None else cast(params, precision)
         if mesh is not None:
             mesh = along_data(mesh)

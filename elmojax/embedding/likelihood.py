@@ -15,12 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked
 from elmojax.embedding.functions import as_ids, encode
-from elmojax.embedding.words import padded_ids
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
 from elmojax.shapes import Params, Tokens
+from elmojax.text.characters import padded_ids
 from elmojax.text.vocabulary import BEGIN_ID, END_ID, Vocabulary
 
 

@@ -10,7 +10,7 @@ the list + 1, and 0 for no word.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,19 +24,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked, require, sentence_words
-from elmojax.config import (
-    CharCnnConfig,
-    EncoderConfig,
-    UnicodeCnnConfig,
-    WordTableConfig,
-)
+from elmojax.config import EncoderConfig, WordTableConfig
 from elmojax.embedding.engine import on_each, whole
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
-from elmojax.text.characters import BEGIN, END, character_ids
-from elmojax.text.unicode_words import unicode_rows
+from elmojax.text.characters import BEGIN, END, encoder_ids, padded_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 
 BLOCKS = (512, 64, 16)
@@ -111,8 +105,10 @@ class EncodedWords:
     @property
     def vectors(self) -> Array:
         """[rows, projection], of all rows given out so far."""
+        encoder = self._params.config.encoder
         for start, words, columns in self._pending:
-            ids, done = self._ids(words)[..., :columns], 0
+            ids, done = encoder_ids(encoder, words, self._vocabulary), 0
+            ids = ids if columns is None else ids[:, :columns]
             while done < len(words):
                 left = len(words) - done
                 size = next((b for b in self._blocks if b <= left), self._blocks[-1])
@@ -131,19 +127,6 @@ class EncodedWords:
                 done += size
         self._pending = []
         return self._vectors
-
-    def _ids(self, words: list[str]) -> np.ndarray:
-        config = self._params.config.encoder
-        if isinstance(config, CharCnnConfig):
-            return character_ids(words, config.max_characters)
-        if isinstance(config, UnicodeCnnConfig):
-            return unicode_rows(config, words)
-        if self._vocabulary is None:
-            raise InputError(
-                "This model reads word ids, so its vocabulary is needed: give the run "
-                "directory it was trained in."
-            )
-        return self._vocabulary.ids(words)[:, None] + 1
 
 
 def _bytes() -> int:
@@ -171,8 +154,6 @@ def _encode(
     params: ElmoParams, table: Array, ids: Array, start: Array, mesh: Mesh | None
 ) -> Array:
     def run(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:
-        if isinstance(params.config.encoder, WordTableConfig):
-            ids = ids[:, 0]
         vectors = encode_words(params, ids)
         if mesh is not None:
             vectors = jax.lax.all_gather(vectors, "data", tiled=True)
@@ -279,26 +260,13 @@ def word_ids(words: Words, batch: Iterable[Sequence[str]]) -> np.ndarray:
     Raises:
       InputError: for a word that is not among `words`, naming it and its sentence.
     """
-    index = word_index(words)
-    return padded_ids(batch, lambda sentence: index.ids(sentence) + 1)
-
-
-def padded_ids(
-    batch: Iterable[Sequence[str]], ids_of: Callable[[Sequence[str]], np.ndarray]
-) -> np.ndarray:
-    """int32 [batch, time]: ids of the words of each sentence, 0 past its end.
-
-    Raises `InputError` for what is no list of words; what `ids_of` raises names the
-    sentence too.
-    """
-    sentences = list(sentence_words(batch))
-    ids = np.zeros((len(sentences), max(map(len, sentences), default=0)), np.int32)
-    for row, sentence in enumerate(sentences):
+    index, sentences = word_index(words), list(sentence_words(batch))
+    for number, sentence in enumerate(sentences):
         try:
-            ids[row, : len(sentence)] = ids_of(sentence)
+            index.ids(sentence)
         except InputError as error:
-            raise InputError(f"Sentence {row}: {error}") from error
-    return ids
+            raise InputError(f"Sentence {number}: {error}") from error
+    return padded_ids(sentences, lambda found: index.ids(found) + 1)
 
 
 @checked
