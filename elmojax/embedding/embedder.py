@@ -12,7 +12,6 @@ from typing import IO, Any, Literal
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, sentence_words
@@ -24,7 +23,7 @@ from elmojax.embedding.engine import (
     along_data,
     capacity,
     full,
-    make_plans,
+    make_plan,
     make_selection,
     run_batch,
     shapes,
@@ -268,16 +267,13 @@ class Embedder:
         from elmojax.embedding.allennlp import read_sentences, write_sentences
 
         count = self.params.config.lstm.layers + 1
-        formats: dict[str, tuple[Select, tuple[float, ...] | None]]
-        formats = {"all": ("all", None), "top": ("top", None)}
-        formats["average"] = ("mix", (1 / count,) * count)
-        layers, gammas = formats[output_format]
+        layers: Select = "mix" if output_format == "average" else output_format
         embedder = Embedder(
             self.params,
             self._vocabulary,
             self.batch_tokens,
             layers=layers,
-            gammas=gammas,
+            gammas=(1 / count,) * count if layers == "mix" else None,
             mesh=self._mesh,
         )
         sentences = read_sentences(input_file)
@@ -355,15 +351,16 @@ class Embedder:
         vectors = run_batch(
             self.params,
             self._table.vectors,
-            make_plans(words, sizes, size),
+            make_plan(words, sizes, size),
             size,
             self._selection,
             self._mesh,
         )
-        each = [vectors] if self._mesh is None else _by_device(vectors)
+        shards = vectors.addressable_shards
+        shards = sorted(shards, key=lambda shard: shard.index[0].start or 0)
         return [
-            Block(tuple(some.tolist()), share, False)
-            for some, share, _ in zip(sizes, each, group, strict=False)
+            Block(tuple(some.tolist()), shard.data, False)
+            for some, shard, _ in zip(sizes, shards, group, strict=False)
         ]
 
     def _document(self, words: list[str]) -> Iterator[Block]:
@@ -414,12 +411,6 @@ def _in_turn(turn: Lock, blocks: Iterator[Block]) -> Iterator[Block]:
 
 def _on_host(block: Block) -> Block:
     return block._replace(vectors=np.asarray(block.vectors)[: sum(block.sizes)])
-
-
-def _by_device(vectors: Array) -> list[Array]:
-    """What each device has of vectors that are split over a mesh, in order."""
-    shards = vectors.addressable_shards
-    return [s.data for s in sorted(shards, key=lambda s: s.index[0].start or 0)]
 
 
 def _layers_first(parts: list[np.ndarray]) -> np.ndarray:

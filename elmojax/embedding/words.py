@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -195,12 +194,7 @@ class WordIndex:
         Raises:
           InputError: if the file cannot be read.
         """
-        try:
-            return cls(tuple(listed_words(Path(path).read_bytes(), path)))
-        except OSError as error:
-            raise InputError(
-                f"The word list {path} cannot be read: {error.strerror}."
-            ) from error
+        return cls(tuple(listed_words(path)))
 
     def __len__(self) -> int:
         return len(self.words)

@@ -22,6 +22,7 @@ import re
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -30,7 +31,7 @@ import numpy as np
 
 from elmojax import atomic
 from elmojax.arguments import checked
-from elmojax.errors import InputError
+from elmojax.errors import InputError, one_line
 from elmojax.text import characters, files
 from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
 from elmojax.text.files import Oddities, TextBlock
@@ -240,7 +241,12 @@ def prepare(
     out = Path(os.path.realpath(atomic.local(out)))
     request, sources = _sources(patterns, tfds, errors, format)
     max_vocabulary, min_count = check_limits(max_vocabulary, min_count)
-    given = _settings(vocabulary, max_vocabulary, min_count)
+    if vocabulary is not None and (max_vocabulary, min_count) != (None, 1):
+        raise InputError(
+            "--vocabulary gives the words; --max-vocabulary and --min-count are for a "
+            "vocabulary that is counted from the text. Give one or the other."
+        )
+    given = None if vocabulary is None else Vocabulary.read(vocabulary)
     max_characters = characters.byte_limit(max_characters) + 2
     request |= {
         "vocabulary_file": None if vocabulary is None else os.fspath(vocabulary),
@@ -269,19 +275,6 @@ def prepare(
     speed = info["tokens"] / seconds
     report = {"status": status, "seconds": seconds, "words_per_second": speed}
     return {**info, **report, "odd": vars(odd)}
-
-
-def _settings(
-    path: str | os.PathLike[str] | None, max_vocabulary: int | None, min_count: int
-) -> Vocabulary | None:
-    if path is None:
-        return None
-    if max_vocabulary is not None or min_count != 1:
-        raise InputError(
-            "--vocabulary gives the words; --max-vocabulary and --min-count are for a "
-            "vocabulary that is counted from the text. Give one or the other."
-        )
-    return Vocabulary.read(path)
 
 
 def _sources(
@@ -355,8 +348,9 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
         splits = list(builder.info.splits)
     except Exception as error:  # whatever a damaged or edited file makes TFDS raise
         raise InputError(
-            f"The data set in {directory} cannot be read ({_told(error)}): its "
-            "dataset_info.json or features.json is damaged; prepare it again with TFDS."
+            f"The data set in {directory} cannot be read ({type(error).__name__}: "
+            f"{one_line(error)}): its dataset_info.json or features.json is damaged; "
+            "prepare it again with TFDS."
         ) from error
     if re.split(r"[\[+]", text.split)[0] not in splits:
         raise InputError(
@@ -374,8 +368,9 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
         count = len(examples)
     except Exception as error:  # TFDS and array_record raise what they like
         raise InputError(
-            f"Split {text.split!r} of {directory} cannot be read ({_told(error)}). "
-            "TFDS data must be whole, and prepared with file_format='array_record'."
+            f"Split {text.split!r} of {directory} cannot be read "
+            f"({type(error).__name__}: {one_line(error)}). TFDS data must be whole, "
+            "and prepared with file_format='array_record'."
         ) from error
     name = f"{builder.info.full_name} {text.split}"
     recorded = {
@@ -388,11 +383,6 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
     return recorded, Source(name, count, blocks)
 
 
-def _told(error: Exception) -> str:
-    first = [*str(error).splitlines(), ""][0]
-    return f"{type(error).__name__}: {first}"[:200].rstrip(".: ")
-
-
 _CLASS = ("pythonClassName", "python_class_name", "type")
 _OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[\w.]+")
 
@@ -403,30 +393,29 @@ def _require_own_features(path: Path) -> None:
     TFDS imports the module of any class that it reads there: a data set from elsewhere
     could run whatever Python finds.
     """
+    classes: list[str] = []
 
-    def visit(value: Any) -> None:
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            with contextlib.suppress(ValueError):
-                value = atomic.parse_json(value)  # JSON in JSON, as TFDS reads it
-        if isinstance(value, list):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                named = key in _CLASS and isinstance(inner, str) and "." in inner
-                if named and not _OWN_FEATURE.fullmatch(inner):
-                    raise InputError(
-                        f"{path} names {inner!r}, which is no feature of TFDS itself, "
-                        "and other code is not run. Prepare the data set with TFDS's "
-                        "own features."
-                    )
-                visit(inner)
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        for key, value in pairs:
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and text.lstrip().startswith("{"):
+                    with contextlib.suppress(ValueError):
+                        parse(text)  # JSON in JSON, as TFDS reads it
+            if key in _CLASS and isinstance(value, str) and "." in value:
+                classes.append(value)
 
+    parse = partial(json.loads, object_pairs_hook=look)
     try:
-        visit(atomic.parse_json(path.read_text("utf-8")) if path.exists() else {})
-    except InputError:
-        raise
+        if path.exists():
+            atomic.parse_json(path.read_text("utf-8"), parse)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it.") from error
+    for name in classes:
+        if not _OWN_FEATURE.fullmatch(name):
+            raise InputError(
+                f"{path} names {name!r}, which is no feature of TFDS itself, and other "
+                "code is not run. Prepare the data set with TFDS's own features."
+            )
 
 
 def _tfds_directory(text: TfdsText) -> str:

@@ -307,7 +307,7 @@ def test_any_text_runs_in_the_announced_shapes():
         if len(words) != sizes.sum():
             continue
         space = capacity(len(words), 2048)
-        plan = make_plan(words, sizes, space)
+        plan = make_plan([words], [sizes], space)
         assert plan.words.shape[2] in possible_rows(space)
         for cut in windows(len(plan.words)):
             assert (cut.stop - cut.start, plan.words.shape[2], space) in announced
@@ -316,7 +316,7 @@ def test_any_text_runs_in_the_announced_shapes():
 def test_a_plan_reads_every_word_once_in_both_directions():
     sizes = np.array([5, 0, 1, 70, 12, 3, 0, 30])
     words = np.arange(2, 2 + sizes.sum())
-    plan = make_plan(words, sizes, 1024)
+    plan = make_plan([words], [sizes], 1024)
     for direction, mark in ((0, 0), (1, 1)):
         kept = plan.target[:, direction] < 1024
         places = plan.target[:, direction][kept]

@@ -13,8 +13,9 @@ from commands import answer, refused
 from toys import tiny_params
 
 import elmojax
-from elmojax.embedding.static import frequent_words, mean_vectors
+from elmojax.embedding.neighbours import mean_vectors
 from elmojax.formats.word_vectors import read_word_vectors, write_word_vectors
+from elmojax.text.vocabulary import frequent_words
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
