@@ -310,7 +310,7 @@ class Embedder:
             if ends[-1] <= skip:
                 pass_over(self._table, words)
             else:
-                yield from self._document(words)
+                yield from document(self.params, self._table, words, self._selection)
             return
         rows = self._table.rows(words)
         if ends[-1] <= skip:
@@ -362,15 +362,6 @@ class Embedder:
             Block(tuple(some.tolist()), shard.data, False)
             for some, shard, _ in zip(sizes, shards, group, strict=False)
         ]
-
-    def _document(self, words: list[str]) -> Iterator[Block]:
-        left = len(words)
-        for count, vectors in document(
-            self.params, self._table, words, self._selection
-        ):
-            left -= count
-            if count:
-                yield Block((count,), vectors, left > 0)
 
     def _batches(
         self, sentences: Iterable[Sequence[str]], batch_size: int | None

@@ -195,12 +195,12 @@ def _contextualize(
     batch = words.shape[0]
     if state is not None and state.cell.ndim == 4 and state.cell.shape[2] > batch:
         carried = P()  # of more rows, which need not be split evenly
-    run = partial(_read, marks=marks)
+    run = partial(_run_bilm, marks=marks)
     places = Encoded(rows, rows, carried)
     return automatic(run, places)(params, words, mask, state, gammas)
 
 
-def _read(
+def _run_bilm(
     params: ElmoParams,
     words: Array,
     mask: Mask,

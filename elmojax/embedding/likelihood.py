@@ -95,10 +95,10 @@ def _loss(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss
     rows: Any = P(jax.typeof(top).sharding.spec[0])
     whole: Any = P()
     places = SentenceLoss(whole, whole, rows, rows, rows)
-    return automatic(_both, places)(head, top, mask, targets)
+    return automatic(_losses, places)(head, top, mask, targets)
 
 
-def _both(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:
+def _losses(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:
     """top [batch, time + 2, vector] and mask [batch, time + 2], with both marks."""
     lengths, here = mask.sum(axis=1, dtype=jnp.int32) - 2, mask[:, 1:]
     forward, backward = jnp.split(top, 2, axis=-1)

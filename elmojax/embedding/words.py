@@ -69,7 +69,7 @@ class EncodedWords:
         self._blocks = tuple(devices * size for size in BLOCKS)
         self._columns = _short_columns(params.config.encoder)
         width = params.config.lstm.projection
-        fitting = _bytes() // (4 * width)
+        fitting = _table_bytes() // (4 * width)
         self._capacity = max(fitting, batch_words + len(MARKS))
         spare = self._blocks[-1]  # of the last, which may reach past the last word
         shape = (self._capacity + spare, width)
@@ -116,7 +116,7 @@ class EncodedWords:
                     block = np.concatenate([block, ids[:1].repeat(size - left, 0)])
                 if self._mesh is not None:
                     block = jax.device_put(block, NamedSharding(self._mesh, P("data")))
-                self._vectors = _encode(
+                self._vectors = _encode_block(
                     self._params,
                     self._vectors,
                     block,
@@ -128,7 +128,7 @@ class EncodedWords:
         return self._vectors
 
 
-def _bytes() -> int:
+def _table_bytes() -> int:
     """Of the table, on this machine's devices."""
     memory = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     least, most = BYTES
@@ -149,7 +149,7 @@ def _short_columns(encoder: EncoderConfig) -> int | None:
 
 
 @partial(jax.jit, donate_argnums=1, static_argnums=4)
-def _encode(
+def _encode_block(
     params: ElmoParams, table: Array, ids: Array, start: Array, mesh: Mesh | None
 ) -> Array:
     def run(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:

@@ -299,34 +299,34 @@ class _StepText:
         """In arrays of some sizes, which hold it."""
         shards, microbatches = self._split
         lead = (microbatches,) if microbatches > 1 else ()
-
-        def joined(pieces: np.ndarray) -> np.ndarray:
-            return pieces.reshape(*lead, -1, *pieces.shape[2:])
-
         pairs = zip(self._inputs, self._distinct, strict=True)
         rows = [self.words.rows(piece, found, sizes.words) for piece, found in pairs]
+        tables = self.words.tables(self._distinct, sizes.words)
         inputs = np.stack(rows).reshape(microbatches, shards, *rows[0].shape)
         shape = (*lead, *self.targets.shape[1:])
         clusters = zip(zip(*self._members, strict=True), sizes.members, strict=True)
         return Batch(
-            tuple(map(joined, self.words.tables(self._distinct, sizes.words))),
+            tuple(t.reshape(*lead, -1, *t.shape[2:]) for t in tables),
             inputs.swapaxes(1, 2).reshape(shape),
             self.targets.reshape(shape),
             self.weights.reshape(*lead, *self.weights.shape[1:]),
-            tuple(Members(*map(joined, self._cluster(*one))) for one in clusters),
+            tuple(self._cluster(*one, (*lead, shards)) for one in clusters),
             self._negatives(sizes.names, lead, shape),
         )
 
     def _cluster(
-        self, pieces: Sequence[tuple[np.ndarray, np.ndarray]], size: int
+        self,
+        pieces: Sequence[tuple[np.ndarray, np.ndarray]],
+        size: int,
+        shape: tuple[int, ...],
     ) -> Members:
-        """One tail cluster of all pieces."""
+        """One tail cluster of all pieces, which have this shape."""
         positions = np.full((len(pieces), size), self._inputs[0].size, np.int32)
         targets = np.zeros((len(pieces), size), np.int32)
         for piece, (places, names) in enumerate(pieces):
             positions[piece, : len(places)] = places
             targets[piece, : len(places)] = names
-        return Members(positions, targets)
+        return Members(*(a.reshape(*shape, size) for a in (positions, targets)))
 
     def _negatives(
         self, size: int, lead: tuple[int, ...], shape: tuple[int, ...]

@@ -140,7 +140,7 @@ def unicode_rows(encoder: UnicodeCnnConfig, words: Sequence[str]) -> np.ndarray:
 
     Returns int32 [words, 1 + max_characters], never 0.
     """
-    rows, letters = _rows(encoder.words), _rows(encoder.alphabet)
+    rows, letters = _places(encoder.words), _places(encoder.alphabet)
     ids = np.full((len(words), *encoder.id_shape), letters["<pad>"], np.int32)
     for row, word in zip(ids, words, strict=True):
         word = MARKS.get(word) or word[: encoder.max_characters - 2]
@@ -152,7 +152,7 @@ def unicode_rows(encoder: UnicodeCnnConfig, words: Sequence[str]) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _rows(entries: tuple[str, ...]) -> dict[str, int]:
+def _places(entries: tuple[str, ...]) -> dict[str, int]:
     return {entry: row for row, entry in enumerate(entries)}
 
 

@@ -21,6 +21,7 @@ import os
 import re
 import time
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
@@ -58,14 +59,6 @@ class Source(NamedTuple):
     blocks: Iterator[TextBlock]
 
 
-class _Types(dict[str, int]):
-    """Word -> number in order of appearance; looking up a new word adds it."""
-
-    def __missing__(self, word: str) -> int:
-        number = self[word] = len(self)
-        return number
-
-
 def build(
     directory: Path,
     sources: list[Source],
@@ -78,17 +71,18 @@ def build(
     `request` holds the settings and is copied into corpus.json, whose contents are
     returned with what is odd about the text. `InputError` for a source without words.
     """
-    raw_words, raw_lengths = directory / "words.raw", directory / "lengths.raw"
-    with open(raw_words, "xb") as words, open(raw_lengths, "xb") as lengths:
+    raw_words, raw_offsets = directory / "words.raw", directory / "offsets.raw"
+    with open(raw_words, "xb") as words, open(raw_offsets, "xb") as offsets:
         columns = request["max_characters"]
-        seen, skipped, odd = _ingest(sources, columns, words, lengths, progress)
+        seen, skipped, odd = _ingest(sources, columns, words, offsets, progress)
     types, counts, row = _ranked(seen, raw_words)
     if vocabulary is None:
         size, least = request["max_vocabulary"], request["min_count"]
         vocabulary = Vocabulary.from_counts(types, counts, size, least)
-    sentences = raw_lengths.stat().st_size // 4
     tokens = raw_words.stat().st_size // 4
+    sentences = raw_offsets.stat().st_size // 8 - 1
     ranked = (row[chunk] for chunk in atomic.read_chunks(raw_words, "<i4"))
+    offsets_read = atomic.read_chunks(raw_offsets, "<i8")
     vocabulary_part, types_part, counts_part, words_part, offsets_part = (
         directory / name for name in PARTS
     )
@@ -97,10 +91,10 @@ def build(
         atomic.write_bytes(types_part, write_words(types)),
         atomic.write_array(counts_part, "<i8", len(types), [counts]),
         atomic.write_array(words_part, "<i4", tokens, ranked),
-        atomic.write_array(offsets_part, "<i8", sentences + 1, _offsets(raw_lengths)),
+        atomic.write_array(offsets_part, "<i8", sentences + 1, offsets_read),
     )
     raw_words.unlink()
-    raw_lengths.unlink()
+    raw_offsets.unlink()
     info = {"format": FORMAT, **request, "sentences": sentences, "tokens": tokens}
     info |= {"positions": tokens + sentences}
     info |= _figures(types, counts, vocabulary, request["max_characters"])
@@ -114,27 +108,30 @@ def _ingest(
     sources: list[Source],
     max_characters: int,
     words_file: IO[bytes],
-    lengths_file: IO[bytes],
+    offsets_file: IO[bytes],
     progress: ProgressCallback | None,
 ) -> tuple[list[str], dict[str, int], Oddities]:
-    """Streams provisional ids and sentence lengths to disk; the words they mean."""
+    """Streams provisional ids, and where sentences begin, to disk; the words they
+    mean."""
     blank = replaced = tokens = done = 0
     odd = Oddities()
     total = max(1, sum(source.size for source in sources))
-    types = _Types((word, i) for i, word in enumerate(SPECIALS))
+    types: defaultdict[str, int] = defaultdict(lambda: len(types))
+    types.update((word, i) for i, word in enumerate(SPECIALS))
+    offsets_file.write(bytes(8))
     number = types.__getitem__
     for source in sources:
         before = tokens
         for block in source.blocks:
-            ids, lengths = array("i"), array("i")
+            ids, ends = array("i"), array("q")
             odd.look(block.lines, max_characters, block.tabs)
             for words in block.sentences():
                 if words:
                     ids.extend(map(number, words))
-                    lengths.append(len(words))
+                    ends.append(tokens + len(ids))
             words_file.write(ids)
-            lengths_file.write(lengths)
-            blank += len(block.lines) - len(lengths)
+            offsets_file.write(ends)
+            blank += len(block.lines) - len(ends)
             replaced += block.replaced
             tokens += len(ids)
             if progress is not None:
@@ -166,15 +163,6 @@ def _ranked(
     row = np.empty(len(seen), "<i4")
     row[order] = np.arange(len(seen))
     return [seen[i] for i in order], counts[order], row
-
-
-def _offsets(raw_lengths: Path) -> Iterator[np.ndarray]:
-    end = np.zeros(1, np.int64)
-    yield end
-    for chunk in atomic.read_chunks(raw_lengths, "<i4"):
-        ends = end[-1] + np.cumsum(chunk, dtype=np.int64)
-        yield ends
-        end = ends
 
 
 def _figures(
@@ -261,7 +249,11 @@ def prepare(
         replaces = _check_out(out, request, overwrite)
         info, odd = build(partial, sources, request, given, progress)
         status = "replaced" if replaces else "written"
-        if replaces and _same(partial, out):
+        names = [SUMMARY, *PARTS]
+        if (
+            replaces
+            and filecmp.cmpfiles(partial, out, names, shallow=False)[0] == names
+        ):
             status = "unchanged"
         elif replaces and not overwrite:
             raise InputError(
@@ -325,14 +317,6 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
             f"({', '.join(changed)}). Choose another --out, or add --overwrite."
         )
     return True
-
-
-def _same(one: Path, other: Path) -> bool:
-    names = (SUMMARY, *PARTS)
-    whole = all((other / name).is_file() for name in names)
-    return whole and all(
-        filecmp.cmp(one / name, other / name, shallow=False) for name in names
-    )
 
 
 def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], Source]:

@@ -312,6 +312,10 @@ class WordTables:
             begin + np.arange(len(some), dtype=np.int32)
             for begin, some in zip(np.cumsum([0, *sizes]), found, strict=False)
         ]
+        if len(self.targets) > SORT_BELOW * types.size:
+            among, row = np.concatenate(found), np.concatenate(places)
+            order = np.argsort(among)
+            return row[order][np.searchsorted(among[order], types)].astype(np.int32)
         row = np.empty(len(self.targets), np.int32)
         for some, here in zip(found, places, strict=True):
             row[some] = here

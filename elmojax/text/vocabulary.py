@@ -50,7 +50,7 @@ class Vocabulary:
         object.__setattr__(self, "words", tuple(self.words))
         _check_specials(self.words, self._name)
         if not self.trained:
-            _check(self.words, self._name)
+            _check_words(self.words, self._name)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -244,7 +244,7 @@ def _check_specials(words: tuple[str, ...], where: str) -> None:
         )
 
 
-def _check(words: tuple[str, ...], where: str) -> None:
+def _check_words(words: tuple[str, ...], where: str) -> None:
     # At once first: there may be a million words.
     lines = "\n".join(words)
     if "" in words or lines.count("\n") >= len(words) or _BLANK.search(lines):

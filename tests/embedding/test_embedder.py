@@ -270,7 +270,7 @@ def test_the_word_table_is_as_large_as_the_device_allows(limit, rows, monkeypatc
     """From 64 MB to 1 GB, 1/32 of its memory between: rows of 16 numbers."""
     device = SimpleNamespace(memory_stats=lambda: limit and {"bytes_limit": limit})
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert words._bytes() // (4 * 16) == rows
+    assert words._table_bytes() // (4 * 16) == rows
 
 
 # --- few shapes ----------------------------------------------------------------------
