@@ -250,10 +250,8 @@ def prepare(
         info, odd = build(partial, sources, request, given, progress)
         status = "replaced" if replaces else "written"
         names = [SUMMARY, *PARTS]
-        if (
-            replaces
-            and filecmp.cmpfiles(partial, out, names, shallow=False)[0] == names
-        ):
+        same, _, _ = filecmp.cmpfiles(partial, out, names, shallow=False)
+        if replaces and same == names:
             status = "unchanged"
         elif replaces and not overwrite:
             raise InputError(
