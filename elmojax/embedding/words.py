@@ -35,7 +35,7 @@ from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 BLOCKS = (512, 64, 16)
 """Words that go through the encoder of a device at once; new words are cut into these
 sizes."""
-SHORT = 17
+SHORT_WORD = 17
 """Characters, marks included, of words that are encoded in fewer columns."""
 BYTES = (64 << 20, 1 << 30)
 """Device memory of the table, at least and at most."""
@@ -83,19 +83,19 @@ class EncodedWords:
 
     def rows(self, words: Sequence[str]) -> np.ndarray:
         """The row of each word, int32 [words]; valid until the next call."""
-        new = [word for word in dict.fromkeys(words) if word not in self._rows]
-        if len(self._rows) + len(new) > self._capacity:
+        distinct = dict.fromkeys(words)
+        new = sum(word not in self._rows for word in distinct)
+        if len(self._rows) + new > self._capacity:
             self._clear()
-            known = self._rows
-            new = [word for word in dict.fromkeys(words) if word not in known]
-        self._add(new)
+        self._add([word for word in distinct if word not in self._rows])
         return np.fromiter(map(self._rows.__getitem__, words), np.int32, len(words))
 
     def _add(self, new: list[str]) -> None:
-        fits = [len(word.encode("utf-8", "ignore")) + 2 <= SHORT for word in new]
-        short = [word for word, fit in zip(new, fits, strict=True) if fit]
-        long = [word for word, fit in zip(new, fits, strict=True) if not fit]
-        for words, columns in ((short, self._columns), (long, None)):
+        fits = [len(word.encode("utf-8", "ignore")) + 2 <= SHORT_WORD for word in new]
+        for fit, columns in ((True, self._columns), (False, None)):
+            words = [
+                word for word, short in zip(new, fits, strict=True) if short is fit
+            ]
             start = len(self._rows)
             self._rows.update(zip(words, range(start, start + len(words)), strict=True))
             if words:
@@ -142,7 +142,7 @@ def _short_columns(encoder: EncoderConfig) -> int | None:
     """
     if isinstance(encoder, WordTableConfig):
         return None
-    columns = SHORT + max(width for width, _ in encoder.filters)
+    columns = SHORT_WORD + max(width for width, _ in encoder.filters)
     if columns >= encoder.max_characters:
         return None
     return columns + encoder.id_shape[0] - encoder.max_characters

@@ -25,19 +25,19 @@ ORDER = 1
 
 
 class Batch(NamedTuple):
-    """One step of all rows, for both directions: 0 forward, 1 backward.
+    """One step of all rows, for both directions: of two, 0 is forward, 1 backward.
 
-    Rows lie in shards, one a place of the mesh axis `data`, each with tables of its own
-    words. A batch in microbatches has one more axis before all others.
+    The rows are split into shards, one for each place of the mesh axis `data`. A shard
+    has tables of the distinct words that its rows read, and `inputs` names a word by
+    its row in them. With microbatches, every array has one more axis before all others.
     """
 
     words: tuple[np.ndarray, ...]
-    """Tables of distinct words, short words first. In each the words of one shard after
-    the other, each as many rows: int32 [shards * words, characters], or ids
-    [shards * words]."""
+    """Tables of distinct words, short words first: character ids int32 [shards * words,
+    characters], or word ids [shards * words]. Of each, all shards have as many rows."""
     inputs: np.ndarray
-    """int32 [two, rows, window]: row at each position, in the tables of its shard, of
-    which one follows on the other."""
+    """int32 [two, rows, window]: the word at each position; rows of the second table
+    are counted on from those of the first."""
     targets: np.ndarray
     """int32 [two, rows, window]: vocabulary id to predict."""
     weights: np.ndarray

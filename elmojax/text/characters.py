@@ -125,7 +125,7 @@ def padded_ids(
     return padded
 
 
-MARKS = {BEGIN: "<bos>", END: "<eos>"}
+UNICODE_MARKS = {BEGIN: "<bos>", END: "<eos>"}
 """Sentence marks, and what they are in the dictionaries of ELMoForManyLangs."""
 
 
@@ -143,8 +143,8 @@ def unicode_rows(encoder: UnicodeCnnConfig, words: Sequence[str]) -> np.ndarray:
     rows, letters = _places(encoder.words), _places(encoder.alphabet)
     ids = np.full((len(words), *encoder.id_shape), letters["<pad>"], np.int32)
     for row, word in zip(ids, words, strict=True):
-        word = MARKS.get(word) or word[: encoder.max_characters - 2]
-        inside = [word] if word in MARKS.values() else word
+        word = UNICODE_MARKS.get(word) or word[: encoder.max_characters - 2]
+        inside = [word] if word in UNICODE_MARKS.values() else word
         found = [letters.get(letter, letters["<oov>"]) for letter in inside]
         row[0] = rows.get(word, rows["<oov>"])
         row[1 : len(found) + 3] = letters["<eow>"], *found, letters["<bow>"]
