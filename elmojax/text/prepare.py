@@ -281,15 +281,14 @@ def _sources(
     if tfds is not None:
         recorded, source = _open_tfds(tfds, errors)
         return {"files": [], "tfds": recorded}, [source]
-    paths = files.expand(patterns)
-    listed = [{"name": str(path), "bytes": path.stat().st_size} for path in paths]
-    for path in paths:
-        if path.is_file() and not path.stat().st_size:
-            raise no_words(str(path))
     sources = [
         Source(str(path), path.stat().st_size, files.read_blocks(path, errors, format))
-        for path in paths
+        for path in files.expand(patterns)
     ]
+    for source in sources:
+        if not source.size and Path(source.name).is_file():
+            raise no_words(source.name)
+    listed = [{"name": source.name, "bytes": source.size} for source in sources]
     return {"files": listed, "tfds": None}, sources
 
 
