@@ -140,11 +140,11 @@ def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
 
 def test_words_are_encoded_once(params, monkeypatch):
     seen = []
-    real = words.EncodedWords._ids
+    real = words.encoder_ids
     monkeypatch.setattr(
-        words.EncodedWords,
-        "_ids",
-        lambda self, words: seen.extend(words) or real(self, words),
+        words,
+        "encoder_ids",
+        lambda encoder, new, vocabulary: seen.extend(new) or real(encoder, new),
     )
     embedder = Embedder(params, batch_tokens=60)
     embedder.embed_batch(text(3, 50))
