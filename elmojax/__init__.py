@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from elmojax.model.ops import cast
     from elmojax.model.state import LstmState
     from elmojax.saving import push_to_hub, save_pretrained
-    from elmojax.text.characters import batch_to_ids
-    from elmojax.text.unicode_words import unicode_ids
+    from elmojax.text.characters import batch_to_ids, unicode_ids
     from elmojax.training.checkpoint import restore
     from elmojax.training.record import model_config
     from elmojax.vectors.npy import read_vectors
@@ -125,7 +124,7 @@ _LAZY = {
     "score": "elmojax.loading",
     "sentence_loss": "elmojax.embedding.likelihood",
     "target_ids": "elmojax.embedding.likelihood",
-    "unicode_ids": "elmojax.text.unicode_words",
+    "unicode_ids": "elmojax.text.characters",
     "warm": "elmojax.embedding.functions",
     "word_ids": "elmojax.embedding.words",
 }

@@ -16,20 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from elmojax.config import CharCnnConfig, to_json
+from elmojax.config import to_json
 from elmojax.embedding.functions import encode
 from elmojax.embedding.likelihood import (
     LanguageModelParams,
     sentence_loss,
     target_ids,
 )
-from elmojax.embedding.words import padded_ids
 from elmojax.errors import InputError
 from elmojax.loading import Model, open_model
 from elmojax.model.softmax import predict
 from elmojax.plots.pictures import can_draw, svg
 from elmojax.plots.runs import PERPLEXITY, Lines, draw_runs
-from elmojax.text.characters import batch_to_ids
+from elmojax.text.characters import encoder_ids, padded_ids
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import read_lines
 from elmojax.text.uses import sense_files
@@ -309,10 +308,7 @@ def read_samples(model: Model, sentences: Sequence[Sequence[str]]) -> list[Sampl
     _, tree, vocabulary = model.language_model()
     params, lists = model.params, [list(words) for words in sentences]
     encoder = params.config.encoder
-    if isinstance(encoder, CharCnnConfig):
-        tokens = batch_to_ids(lists, encoder.max_characters)
-    else:
-        tokens = padded_ids(lists, lambda words: vocabulary.ids(words) + 1)
+    tokens = padded_ids(lists, lambda words: encoder_ids(encoder, words, vocabulary))
     both = LanguageModelParams(params, tree["head"])
     losses = sentence_loss(both, tokens, target_ids(vocabulary, lists))
     encoded = encode(params, tokens, sentence_marks=True)

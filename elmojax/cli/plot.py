@@ -98,17 +98,18 @@ def plot(argv: list[str]) -> None:
 def plot_senses(argv: list[str]) -> None:
     """the uses of a word in context, against its vector without context"""
     from elmojax.plots.pictures import check_picture
-    from elmojax.plots.senses import Cloud, draw_senses
+    from elmojax.plots.senses import (
+        Cloud,
+        draw_senses,
+        principal_components,
+        project,
+        require_method,
+    )
 
     asked: SensesArguments = parse(SensesArguments, "plot senses", argv)
     check_picture(asked.out, asked.overwrite)
 
     from elmojax.embedding.neighbours import nearest, use_vectors, word_vectors
-    from elmojax.embedding.projection import (
-        principal_components,
-        project,
-        require_method,
-    )
 
     require_method(asked.method)
     found = find(asked)

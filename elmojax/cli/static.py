@@ -33,6 +33,7 @@ from elmojax.cli.embed import Gammas, mix_of
 from elmojax.config import BatchTokens, Count
 from elmojax.errors import InputError
 from elmojax.text.files import Oddities, expand, read_text
+from elmojax.text.vocabulary import frequent_words
 
 Out = Annotated[
     Path,
@@ -89,7 +90,7 @@ def static(argv: list[str]) -> None:
 
     from elmojax.embedding.embedder import Embedder
     from elmojax.embedding.engine import local_mesh, whole
-    from elmojax.embedding.static import frequent_words, mean_vectors
+    from elmojax.embedding.neighbours import mean_vectors
     from elmojax.formats.word_vectors import write_word_vectors
     from elmojax.loading import open_model
 
@@ -114,7 +115,9 @@ def static(argv: list[str]) -> None:
         odd.add(text.odd)
         for sentence in text.sentences():
             counts.update(sentence)
-    words = frequent_words(counts, asked.min_count, asked.max_vocabulary)
+    words = frequent_words(
+        list(counts), list(counts.values()), asked.min_count, asked.max_vocabulary
+    )
     if not words:
         where = paths[0] if len(paths) == 1 else f"the {len(paths)} texts"
         raise InputError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
@@ -18,7 +17,7 @@ import h5py
 import jax
 import numpy as np
 
-from elmojax.atomic import local, unfailing
+from elmojax.atomic import local, replaced, unfailing
 from elmojax.errors import InputError
 from elmojax.text.files import read_blocks
 
@@ -83,17 +82,18 @@ def write_sentences(
             "to replace a file."
         )
     try:
-        with tempfile.TemporaryDirectory(prefix=out.name, dir=out.parent) as folder:
-            made = Path(folder) / "made"
-            with unfailing(made) as (plain, check), h5py.File(plain, "w") as file:
-                for name, array in zip(names, vectors, strict=True):
-                    check()
-                    file.create_dataset(name, data=array)
-                if not (forget or as_keys):
-                    index = json.dumps(dict(zip(sentences, names, strict=True)))
-                    text = h5py.string_dtype()
-                    file.create_dataset("sentence_to_index", data=[index], dtype=text)
-            os.replace(made, out)
+        with (
+            replaced(out) as made,
+            unfailing(made) as (plain, check),
+            h5py.File(plain, "w") as file,
+        ):
+            for name, array in zip(names, vectors, strict=True):
+                check()
+                file.create_dataset(name, data=array)
+            if not (forget or as_keys):
+                index = json.dumps(dict(zip(sentences, names, strict=True)))
+                text = h5py.string_dtype()
+                file.create_dataset("sentence_to_index", data=[index], dtype=text)
     except jax.errors.JaxRuntimeError:
         raise
     except (OSError, RuntimeError) as error:

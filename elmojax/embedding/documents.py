@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from elmojax.embedding.engine import RowPlan, Selection, begin, finish, run
+from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import Reset
@@ -27,88 +28,73 @@ CHUNK = 512
 """Steps of one run."""
 
 
-class _Chunk:
-    """Part of a document: `CHUNK` positions of `<S>`, the words and `</S>`.
-
-    Chunks end together with the document; the first begins with padding.
-    """
-
-    def __init__(self, number: int, words: int) -> None:
-        self.chunks = -(-(words + 2) // CHUNK)
-        last = words + 1 - (self.chunks - 1 - number) * CHUNK
-        self.positions = np.arange(last - CHUNK + 1, last + 1)
-        inside = (self.positions > 0) & (self.positions <= words)
-        self.inside, self.count = inside, int(inside.sum())
-        self.first = max(int(self.positions[0]) - 1, 0)
-        """Its first word's number in the document."""
-        self.begins = self.positions == 0
-        self.ends = self.positions == words + 1
-
-    def rows(self, table: EncodedWords, words: Sequence[str]) -> np.ndarray:
-        """Rows of the word table, int32 [CHUNK]; those of the padding mean nothing."""
-        index = self.ends.astype(np.int32)
-        some = words[self.first : self.first + self.count]
-        index[self.inside] = table.rows(some)
-        return index
-
-    def plan(self, index: np.ndarray) -> RowPlan:
-        """Both directions over this chunk, in a single row."""
-        target = np.full(CHUNK, CHUNK, np.int32)
-        target[self.inside] = np.arange(self.count)
-        both = ((index, index), (target, target), (self.begins, self.ends))
-        return RowPlan(*(np.stack([f, b[::-1]], axis=1)[..., None] for f, b in both))
-
-
 def document(
     params: ElmoParams, table: EncodedWords, words: Sequence[str], selection: Selection
-) -> Iterator[tuple[int, Array]]:
-    """Yields (count, vectors [CHUNK, ..., vector]) of the words in order: the first
-    `count` vectors are theirs."""
-    total = _Chunk(0, len(words)).chunks
-    state = jax.tree.map(lambda leaf: leaf[:, 1:], _start(params))
-    after: list[LstmState] = [state] * total
-    for number in range(total - 1, 0, -1):
-        chunk = _Chunk(number, len(words))
-        plan = chunk.plan(chunk.rows(table, words))
-        state = _backward(params, table.vectors, state, plan)
-        after[number - 1] = state
-    forward = jax.tree.map(lambda leaf: leaf[:, :1], _start(params))
-    for number in range(total):
-        chunk = _Chunk(number, len(words))
-        plan = chunk.plan(chunk.rows(table, words))
+) -> Iterator[Block]:
+    """The vectors of the words, in order; each block has unused rows at the end."""
+    start = params.initial_state.for_batch(1)
+    forward, after = _direction(start, 0), [_direction(start, 1)]
+    for number in range(_chunks(words) - 1, 0, -1):
+        plan, _ = _plan(table, words, number)
+        after.append(_backward(params, table.vectors, after[-1], plan))
+    left = len(words)
+    for number in range(_chunks(words)):
+        plan, count = _plan(table, words, number)
         kept, _ = begin(params, CHUNK, 1, selection.layers, selection.dtype)
         kept, state = run(
             params,
             table.vectors,
             kept,
-            _join(forward, after[number]),
+            _both_directions(forward, after.pop()),
             plan,
             selection.gammas,
             layers=selection.layers,
         )
-        forward = jax.tree.map(lambda leaf: leaf[:, :1], state)
-        yield chunk.count, finish(kept)
+        forward = _direction(state, 0)
+        left -= count
+        if count:
+            yield Block((count,), finish(kept), left > 0)
 
 
 def pass_over(table: EncodedWords, words: Sequence[str]) -> None:
     """Leaves the word table as `document` would, without reading the document."""
-    chunks = [
-        _Chunk(number, len(words)) for number in range(_Chunk(0, len(words)).chunks)
-    ]
-    for chunk in [*chunks[:0:-1], *chunks]:
-        chunk.rows(table, words)
+    for number in [*range(_chunks(words) - 1, 0, -1), *range(_chunks(words))]:
+        _plan(table, words, number)
 
 
-def _start(params: ElmoParams) -> LstmState:
-    return params.initial_state.for_batch(1)
+def _chunks(words: Sequence[str]) -> int:
+    return -(-(len(words) + 2) // CHUNK)
+
+
+def _plan(
+    table: EncodedWords, words: Sequence[str], number: int
+) -> tuple[RowPlan, int]:
+    """A chunk as a single row, `CHUNK` positions of `<S>`, the words and `</S>`, and
+    how many words are in it.
+
+    Chunks end together with the document; the first begins with padding.
+    """
+    size = len(words)
+    last = size + 1 - (_chunks(words) - 1 - number) * CHUNK
+    positions = np.arange(last - CHUNK + 1, last + 1)
+    begins, ends = positions == 0, positions == size + 1
+    inside = (positions > 0) & (positions <= size)
+    index, target = ends.astype(np.int32), np.full(CHUNK, CHUNK, np.int32)
+    index[inside] = table.rows(words[max(last - CHUNK, 0) : last])
+    count = int(inside.sum())
+    target[inside] = np.arange(count)
+    both = ((index, index), (target, target), (begins, ends))
+    arrays = (np.stack([f, b[::-1]], axis=1)[..., None] for f, b in both)
+    return RowPlan(*arrays), count
+
+
+def _direction(state: LstmState, number: int) -> LstmState:
+    return jax.tree.map(lambda leaf: leaf[:, number : number + 1], state)
 
 
 @jax.jit
-def _join(forward: LstmState, backward: LstmState) -> LstmState:
-    def join(one: Array, other: Array) -> Array:
-        return jnp.concatenate([one, other], axis=1)
-
-    return jax.tree.map(join, forward, backward)
+def _both_directions(forward: LstmState, backward: LstmState) -> LstmState:
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), forward, backward)
 
 
 @jax.jit

@@ -12,11 +12,10 @@ from typing import IO, Any, Literal
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, sentence_words
-from elmojax.config import BatchTokens, Count, WordTableConfig
+from elmojax.config import BatchTokens, Count
 from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
     Dtype,
@@ -24,7 +23,7 @@ from elmojax.embedding.engine import (
     along_data,
     capacity,
     full,
-    make_plans,
+    make_plan,
     make_selection,
     run_batch,
     shapes,
@@ -36,6 +35,7 @@ from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import Precision, cast, require_own_process
 from elmojax.shapes import Numbers
+from elmojax.text.characters import encoder_ids
 from elmojax.text.files import split
 from elmojax.text.vocabulary import Vocabulary
 
@@ -95,11 +95,7 @@ class Embedder:
         """
         require_own_process()
         batch_tokens = require("batch_tokens", batch_tokens, BatchTokens)
-        if isinstance(params.config.encoder, WordTableConfig) and vocabulary is None:
-            raise InputError(
-                "This model reads word ids, so its vocabulary is needed: give the run "
-                "directory it was trained in."
-            )
+        encoder_ids(params.config.encoder, (), vocabulary)
         params = params if precision is None else cast(params, precision)
         if mesh is not None:
             mesh = along_data(mesh)
@@ -271,16 +267,13 @@ class Embedder:
         from elmojax.embedding.allennlp import read_sentences, write_sentences
 
         count = self.params.config.lstm.layers + 1
-        formats: dict[str, tuple[Select, tuple[float, ...] | None]]
-        formats = {"all": ("all", None), "top": ("top", None)}
-        formats["average"] = ("mix", (1 / count,) * count)
-        layers, gammas = formats[output_format]
+        layers: Select = "mix" if output_format == "average" else output_format
         embedder = Embedder(
             self.params,
             self._vocabulary,
             self.batch_tokens,
             layers=layers,
-            gammas=gammas,
+            gammas=(1 / count,) * count if layers == "mix" else None,
             mesh=self._mesh,
         )
         sentences = read_sentences(input_file)
@@ -317,7 +310,7 @@ class Embedder:
             if ends[-1] <= skip:
                 pass_over(self._table, words)
             else:
-                yield from self._document(words)
+                yield from document(self.params, self._table, words, self._selection)
             return
         rows = self._table.rows(words)
         if ends[-1] <= skip:
@@ -358,25 +351,17 @@ class Embedder:
         vectors = run_batch(
             self.params,
             self._table.vectors,
-            make_plans(words, sizes, size),
+            make_plan(words, sizes, size),
             size,
             self._selection,
             self._mesh,
         )
-        each = [vectors] if self._mesh is None else _by_device(vectors)
+        shards = vectors.addressable_shards
+        shards = sorted(shards, key=lambda shard: shard.index[0].start or 0)
         return [
-            Block(tuple(some.tolist()), share, False)
-            for some, share, _ in zip(sizes, each, group, strict=False)
+            Block(tuple(some.tolist()), shard.data, False)
+            for some, shard, _ in zip(sizes, shards, group, strict=False)
         ]
-
-    def _document(self, words: list[str]) -> Iterator[Block]:
-        left = len(words)
-        for count, vectors in document(
-            self.params, self._table, words, self._selection
-        ):
-            left -= count
-            if count:
-                yield Block((count,), vectors, left > 0)
 
     def _batches(
         self, sentences: Iterable[Sequence[str]], batch_size: int | None
@@ -417,12 +402,6 @@ def _in_turn(turn: Lock, blocks: Iterator[Block]) -> Iterator[Block]:
 
 def _on_host(block: Block) -> Block:
     return block._replace(vectors=np.asarray(block.vectors)[: sum(block.sizes)])
-
-
-def _by_device(vectors: Array) -> list[Array]:
-    """What each device has of vectors that are split over a mesh, in order."""
-    shards = vectors.addressable_shards
-    return [s.data for s in sorted(shards, key=lambda s: s.index[0].start or 0)]
 
 
 def _layers_first(parts: list[np.ndarray]) -> np.ndarray:

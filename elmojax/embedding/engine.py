@@ -133,62 +133,46 @@ def shapes(batch_tokens: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def make_plans(
+def make_plan(
     words: Sequence[np.ndarray], sizes: Sequence[np.ndarray], capacity: int
 ) -> RowPlan:
-    """The plan for a batch on each of some devices, as `make_plan` has them.
+    """The plan for a batch of sentences on each of some devices.
 
-    All have as many rows, which follow on each other, and the number of a word is that
-    in its own batch.
-    """
-    rows = max(_best_rows(each, capacity) for each in sizes)
-    plans = [make_plan(*one, capacity, rows) for one in zip(words, sizes, strict=True)]
-    steps = max(len(plan.words) for plan in plans)
-
-    def join(arrays: Sequence[np.ndarray], filling: int) -> np.ndarray:
-        joined = np.full((steps, 2, len(arrays), rows), filling, arrays[0].dtype)
-        for number, array in enumerate(arrays):
-            joined[: len(array), :, number] = array
-        return joined.reshape(steps, 2, -1)
-
-    return RowPlan(*map(join, zip(*plans, strict=True), (0, capacity, False)))
-
-
-def make_plan(
-    words: np.ndarray, sizes: np.ndarray, capacity: int, rows: int | None = None
-) -> RowPlan:
-    """The plan for a batch of sentences.
+    All have as many rows, which follow on each other.
 
     Args:
-      words: rows of the word table, all sentences one after the other: `<S>` is row
-        0, `</S>` row 1.
-      sizes: words of each sentence; 0 for one without words, which takes no place.
-      capacity: words of the batch; words without a place in it get this number.
-      rows: None = the number that takes least time.
+      words: of each batch, rows of the word table, all sentences one after the other:
+        `<S>` is row 0, `</S>` row 1.
+      sizes: of each batch, words of each sentence; 0 for one without words, which
+        takes no place.
+      capacity: words of a batch; places without a word get this number.
     """
-    rows = rows or _best_rows(sizes, capacity)
-    row, first, steps = _place(sizes, rows)
-    index = np.zeros((steps, 2, rows), np.int32)
-    target = np.full((steps, 2, rows), capacity, np.int32)
-    begins = np.zeros((steps, 2, rows), bool)
-    filled = sizes > 0
-    begins[first[filled], :, row[filled]] = True
-    index[first[filled], 1, row[filled]] = 1
-    number = np.arange(len(words))
-    place = number - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    row, first = np.repeat(row, sizes), np.repeat(first, sizes)
-    forward, backward = first + 1 + place, first + np.repeat(sizes, sizes) - place
-    for direction, step in enumerate((forward, backward)):
-        index[step, direction, row] = words
-        target[step, direction, row] = number
-    return RowPlan(index, target, begins)
 
+    def best_rows(sizes: np.ndarray) -> int:
+        def cost(rows: int) -> int:
+            return _least_steps(sizes, rows) * (rows + STEP_COST)
 
-def _best_rows(sizes: np.ndarray, capacity: int) -> int:
-    def cost(rows: int) -> int:
-        return _least_steps(sizes, rows) * (rows + STEP_COST)
+        return min(possible_rows(capacity), key=cost)
 
-    return min(possible_rows(capacity), key=cost)
+    rows = max(map(best_rows, sizes))
+    placed = [_place(each, rows) for each in sizes]
+    steps = max(needed for _, _, needed in placed)
+    shape = (steps, 2, len(placed), rows)
+    index, target = np.zeros(shape, np.int32), np.full(shape, capacity, np.int32)
+    begins = np.zeros(shape, bool)
+    for device, (row, first, _) in enumerate(placed):
+        counts = sizes[device]
+        filled = counts > 0
+        begins[first[filled], :, device, row[filled]] = True
+        index[first[filled], 1, device, row[filled]] = 1
+        number = np.arange(len(words[device]))
+        place = number - np.repeat(np.cumsum(counts) - counts, counts)
+        row, first = np.repeat(row, counts), np.repeat(first, counts)
+        forward, backward = first + 1 + place, first + np.repeat(counts, counts) - place
+        for direction, step in enumerate((forward, backward)):
+            index[step, direction, device, row] = words[device]
+            target[step, direction, device, row] = number
+    return RowPlan(*(array.reshape(steps, 2, -1) for array in (index, target, begins)))
 
 
 def _least_steps(sizes: np.ndarray, rows: int) -> int:
@@ -344,38 +328,37 @@ def run(
     mesh: Mesh | None = None,
 ) -> tuple[Array, LstmState]:
     """Some steps of all rows: their vectors go to their places in `kept`."""
-    takes = (WHOLE, WHOLE, WORDS, ROWS, ROWS, WHOLE)
-    some = on_each(mesh, automatic(partial(_run, layers=layers)), takes, (WORDS, ROWS))
-    return some(params, table, kept, state, plan, gammas)
 
-
-def _run(
-    params: ElmoParams,
-    table: Array,
-    kept: Array,
-    state: LstmState,
-    plan: RowPlan,
-    gammas: Array | None,
-    *,
-    layers: Select,
-) -> tuple[Array, LstmState]:
-    words = table[plan.words]
-    reset = Reset(plan.begins, params.initial_state)
-    apply: Any = partial(BiLM(params.config).apply, method="contextualize")
-    outputs, state = apply({"params": params.tree}, words, state, reset=reset)
-    if layers == "top":
-        vectors = outputs[-1]
-    else:
-        vectors = jnp.concatenate([words[None], outputs])
-        if gammas is None:
-            vectors = jnp.moveaxis(vectors, 0, 3)  # time, two, rows, layers, projection
+    def some(
+        params: ElmoParams,
+        table: Array,
+        kept: Array,
+        state: LstmState,
+        plan: RowPlan,
+        gammas: Array | None,
+    ) -> tuple[Array, LstmState]:
+        words = table[plan.words]
+        reset = Reset(plan.begins, params.initial_state)
+        apply: Any = partial(BiLM(params.config).apply, method="contextualize")
+        outputs, state = apply({"params": params.tree}, words, state, reset=reset)
+        if layers == "top":
+            vectors = outputs[-1]
         else:
-            vectors = jnp.einsum("k,k...->...", gammas, vectors, precision="highest")
-    vectors = vectors.astype(kept.dtype)
-    for direction in (0, 1):
-        place = plan.target[:, direction]
-        kept = kept.at[place, ..., direction, :].set(vectors[:, direction], mode="drop")
-    return kept, state
+            vectors = jnp.concatenate([words[None], outputs])
+            if gammas is None:  # time, two, rows, layers, projection
+                vectors = jnp.moveaxis(vectors, 0, 3)
+            else:
+                mix = partial(jnp.einsum, "k,k...->...", precision="highest")
+                vectors = mix(gammas, vectors)
+        vectors = vectors.astype(kept.dtype)
+        for direction in (0, 1):
+            places = kept.at[plan.target[:, direction], ..., direction, :]
+            kept = places.set(vectors[:, direction], mode="drop")
+        return kept, state
+
+    takes = (WHOLE, WHOLE, WORDS, ROWS, ROWS, WHOLE)
+    each = on_each(mesh, automatic(some), takes, (WORDS, ROWS))
+    return each(params, table, kept, state, plan, gammas)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=1)

@@ -33,8 +33,7 @@ from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.ops import automatic, cast, require_own_process, varying_as
 from elmojax.model.state import LstmState
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
-from elmojax.text.characters import BEGIN, END, PADDING, sentence_mark_ids
-from elmojax.text.unicode_words import unicode_rows
+from elmojax.text.characters import BEGIN, END, PADDING, encoder_ids
 
 
 class Encoded(NamedTuple):
@@ -196,12 +195,12 @@ def _contextualize(
     batch = words.shape[0]
     if state is not None and state.cell.ndim == 4 and state.cell.shape[2] > batch:
         carried = P()  # of more rows, which need not be split evenly
-    run = partial(_read, marks=marks)
+    run = partial(_run_bilm, marks=marks)
     places = Encoded(rows, rows, carried)
     return automatic(run, places)(params, words, mask, state, gammas)
 
 
-def _read(
+def _run_bilm(
     params: ElmoParams,
     words: Array,
     mask: Mask,
@@ -414,11 +413,10 @@ def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
 
 def _mark_ids(config: ElmoConfig) -> np.ndarray:
     """Ids of `<S>` and `</S>`: [2, characters], or [2] for a model of word ids."""
-    if isinstance(config.encoder, CharCnnConfig):
-        return sentence_mark_ids(config.encoder.max_characters)
-    if isinstance(config.encoder, UnicodeCnnConfig):
-        return unicode_rows(config.encoder, (BEGIN, END))
-    return np.array([config.encoder.begin_row, config.encoder.end_row], np.int32) + 1
+    encoder = config.encoder
+    if isinstance(encoder, WordTableConfig):
+        return np.array([encoder.begin_row, encoder.end_row], np.int32) + 1
+    return encoder_ids(encoder, (BEGIN, END))
 
 
 @checked

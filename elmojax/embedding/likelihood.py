@@ -15,12 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked
 from elmojax.embedding.functions import as_ids, encode
-from elmojax.embedding.words import padded_ids
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
 from elmojax.shapes import Params, Tokens
+from elmojax.text.characters import padded_ids
 from elmojax.text.vocabulary import BEGIN_ID, END_ID, Vocabulary
 
 
@@ -95,10 +95,10 @@ def _loss(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss
     rows: Any = P(jax.typeof(top).sharding.spec[0])
     whole: Any = P()
     places = SentenceLoss(whole, whole, rows, rows, rows)
-    return automatic(_both, places)(head, top, mask, targets)
+    return automatic(_losses, places)(head, top, mask, targets)
 
 
-def _both(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:
+def _losses(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:
     """top [batch, time + 2, vector] and mask [batch, time + 2], with both marks."""
     lengths, here = mask.sum(axis=1, dtype=jnp.int32) - 2, mask[:, 1:]
     forward, backward = jnp.split(top, 2, axis=-1)

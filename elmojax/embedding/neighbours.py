@@ -1,12 +1,13 @@
-"""Uses of a word compared: what is near in context, and what without it.
+"""Vectors of words, and what is near: in context, and without it.
 
 Layer 0 sees the letters of a word and never its sentence, so there all uses of a word
-are the same; the layers above it are what context adds.
+are the same; the layers above it are what context adds. `mean_vectors` makes one
+vector a word of those, as Bommasani et al. (2020) pool them, with the mean over uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -59,6 +60,47 @@ def word_vectors(embedder: Embedder, words: Sequence[str]) -> np.ndarray:
     """
     lists = (words[start : start + 100] for start in range(0, len(words), 100))
     return np.concatenate([each[0] for each in embedder.embed_sentences(lists)])
+
+
+def mean_vectors(
+    embedder: Embedder, sentences: Iterable[Sequence[str]], words: Sequence[str]
+) -> np.ndarray:
+    """The mean vector of each word over its places in sentences: float64 [words,
+    vector]; NaN for one that is nowhere.
+
+    Memory is that of the result and a few batches, whatever the number of sentences.
+
+    Args:
+      embedder: with layers "top" or "mix".
+      sentences: lists of words, read once.
+      words: each once.
+    """
+    place = {word: number for number, word in enumerate(words)}
+    width = 2 * embedder.params.config.lstm.projection
+    sums, counts = np.zeros((len(words), width)), np.zeros(len(words), np.int64)
+    ahead: list[int] = []  # of words that were read and have no vectors yet
+
+    def read() -> Iterator[Sequence[str]]:
+        for sentence in sentences:
+            ahead.extend(place.get(word, -1) for word in sentence)
+            yield sentence
+
+    for block in embedder.blocks(read()):
+        total = sum(block.sizes)
+        ids = np.array(ahead[:total], np.int64)
+        del ahead[:total]
+        order = np.argsort(ids, kind="stable")
+        order = order[np.searchsorted(ids[order], 0) :]
+        if len(order):
+            here, first, times = np.unique(
+                ids[order], return_index=True, return_counts=True
+            )
+            vectors = block.vectors[order]
+            sums[here] += np.add.reduceat(vectors, first, axis=0, dtype=np.float64)
+            counts[here] += times
+    with np.errstate(invalid="ignore"):
+        sums /= counts[:, None]
+    return sums
 
 
 def cosines(vector: np.ndarray, vectors: np.ndarray) -> np.ndarray:

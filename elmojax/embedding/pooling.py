@@ -83,8 +83,7 @@ class Pooler:
     @checked
     def __init__(self, how: Pooling) -> None:
         """Raises `InputError` for another `how`."""
-        self._how, self._open = how, False
-        self._count = 0
+        self._how, self._count = how, 0
         self._part: np.ndarray = np.zeros(())
 
     def push(self, block: Block) -> Block:
@@ -93,17 +92,17 @@ class Pooler:
         Returns:
           Their sizes in words, and vectors float32 [sentences, ..., vector].
         """
-        sizes = np.array(block.sizes, np.int64)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
+        sizes, rows = np.array(block.sizes, np.int64), np.array(block.sizes, np.int64)
         vectors = np.asarray(block.vectors, np.float32)
+        if self._count:  # what was pooled of a sentence counts as one more word of it
+            vectors = np.concatenate([self._part[None], vectors])
+            sizes[0], rows[0] = sizes[0] + self._count, rows[0] + 1
         pooled = np.zeros((len(sizes), *vectors.shape[1:]), np.float32)
-        full = sizes > 0
+        full = rows > 0
         if full.any():
-            pooled[full] = self._parts(vectors, starts[:-1][full], sizes[full])
-        if self._open:
-            pooled[0] = self._join(self._part, self._count, pooled[0], int(sizes[0]))
-            sizes[0] += self._count
-        self._open = block.more
+            starts = (np.cumsum(rows) - rows)[full]
+            pooled[full] = self._pooled(vectors, starts, rows[full])
+        self._count = 0
         if block.more:
             self._part, self._count = pooled[-1].copy(), int(sizes[-1])
             pooled, sizes = pooled[:-1], sizes[:-1]
@@ -112,10 +111,10 @@ class Pooler:
             pooled /= count.reshape(-1, *[1] * (pooled.ndim - 1))
         return Block(tuple(sizes.tolist()), pooled, False)
 
-    def _parts(
+    def _pooled(
         self, vectors: np.ndarray, starts: np.ndarray, sizes: np.ndarray
     ) -> np.ndarray:
-        """Sums, maxima or ends of each part that has words."""
+        """Sums, maxima or ends of sentences that have words."""
         if self._how == "mean":
             return np.add.reduceat(vectors, starts, axis=0)
         if self._how == "max":
@@ -123,16 +122,3 @@ class Pooler:
         half = vectors.shape[-1] // 2
         ends = vectors[starts + sizes - 1][..., :half], vectors[starts][..., half:]
         return np.concatenate(ends, axis=-1)
-
-    def _join(
-        self, first: np.ndarray, count: int, second: np.ndarray, more: int
-    ) -> np.ndarray:
-        """Two parts of a sentence, of `count` and `more` words."""
-        if not (count and more):
-            return first if count else second
-        if self._how == "mean":
-            return first + second
-        if self._how == "max":
-            return np.maximum(first, second)
-        half = first.shape[-1] // 2
-        return np.concatenate([second[..., :half], first[..., half:]], axis=-1)

@@ -10,10 +10,9 @@ the list + 1, and 0 for no word.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -24,25 +23,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked, require, sentence_words
-from elmojax.config import (
-    CharCnnConfig,
-    EncoderConfig,
-    UnicodeCnnConfig,
-    WordTableConfig,
-)
+from elmojax.config import EncoderConfig, WordTableConfig
 from elmojax.embedding.engine import on_each, whole
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
-from elmojax.text.characters import BEGIN, END, character_ids
-from elmojax.text.unicode_words import unicode_rows
+from elmojax.text.characters import BEGIN, END, encoder_ids, padded_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 
 BLOCKS = (512, 64, 16)
 """Words that go through the encoder of a device at once; new words are cut into these
 sizes."""
-SHORT = 17
+SHORT_WORD = 17
 """Characters, marks included, of words that are encoded in fewer columns."""
 BYTES = (64 << 20, 1 << 30)
 """Device memory of the table, at least and at most."""
@@ -76,7 +69,7 @@ class EncodedWords:
         self._blocks = tuple(devices * size for size in BLOCKS)
         self._columns = _short_columns(params.config.encoder)
         width = params.config.lstm.projection
-        fitting = _bytes() // (4 * width)
+        fitting = _table_bytes() // (4 * width)
         self._capacity = max(fitting, batch_words + len(MARKS))
         spare = self._blocks[-1]  # of the last, which may reach past the last word
         shape = (self._capacity + spare, width)
@@ -90,19 +83,19 @@ class EncodedWords:
 
     def rows(self, words: Sequence[str]) -> np.ndarray:
         """The row of each word, int32 [words]; valid until the next call."""
-        new = [word for word in dict.fromkeys(words) if word not in self._rows]
-        if len(self._rows) + len(new) > self._capacity:
+        distinct = dict.fromkeys(words)
+        new = sum(word not in self._rows for word in distinct)
+        if len(self._rows) + new > self._capacity:
             self._clear()
-            known = self._rows
-            new = [word for word in dict.fromkeys(words) if word not in known]
-        self._add(new)
+        self._add([word for word in distinct if word not in self._rows])
         return np.fromiter(map(self._rows.__getitem__, words), np.int32, len(words))
 
     def _add(self, new: list[str]) -> None:
-        fits = [len(word.encode("utf-8", "ignore")) + 2 <= SHORT for word in new]
-        short = [word for word, fit in zip(new, fits, strict=True) if fit]
-        long = [word for word, fit in zip(new, fits, strict=True) if not fit]
-        for words, columns in ((short, self._columns), (long, None)):
+        fits = [len(word.encode("utf-8", "ignore")) + 2 <= SHORT_WORD for word in new]
+        for fit, columns in ((True, self._columns), (False, None)):
+            words = [
+                word for word, short in zip(new, fits, strict=True) if short is fit
+            ]
             start = len(self._rows)
             self._rows.update(zip(words, range(start, start + len(words)), strict=True))
             if words:
@@ -111,8 +104,10 @@ class EncodedWords:
     @property
     def vectors(self) -> Array:
         """[rows, projection], of all rows given out so far."""
+        encoder = self._params.config.encoder
         for start, words, columns in self._pending:
-            ids, done = self._ids(words)[..., :columns], 0
+            ids, done = encoder_ids(encoder, words, self._vocabulary), 0
+            ids = ids if columns is None else ids[:, :columns]
             while done < len(words):
                 left = len(words) - done
                 size = next((b for b in self._blocks if b <= left), self._blocks[-1])
@@ -121,7 +116,7 @@ class EncodedWords:
                     block = np.concatenate([block, ids[:1].repeat(size - left, 0)])
                 if self._mesh is not None:
                     block = jax.device_put(block, NamedSharding(self._mesh, P("data")))
-                self._vectors = _encode(
+                self._vectors = _encode_block(
                     self._params,
                     self._vectors,
                     block,
@@ -132,21 +127,8 @@ class EncodedWords:
         self._pending = []
         return self._vectors
 
-    def _ids(self, words: list[str]) -> np.ndarray:
-        config = self._params.config.encoder
-        if isinstance(config, CharCnnConfig):
-            return character_ids(words, config.max_characters)
-        if isinstance(config, UnicodeCnnConfig):
-            return unicode_rows(config, words)
-        if self._vocabulary is None:
-            raise InputError(
-                "This model reads word ids, so its vocabulary is needed: give the run "
-                "directory it was trained in."
-            )
-        return self._vocabulary.ids(words)[:, None] + 1
 
-
-def _bytes() -> int:
+def _table_bytes() -> int:
     """Of the table, on this machine's devices."""
     memory = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     least, most = BYTES
@@ -160,19 +142,17 @@ def _short_columns(encoder: EncoderConfig) -> int | None:
     """
     if isinstance(encoder, WordTableConfig):
         return None
-    columns = SHORT + max(width for width, _ in encoder.filters)
+    columns = SHORT_WORD + max(width for width, _ in encoder.filters)
     if columns >= encoder.max_characters:
         return None
     return columns + encoder.id_shape[0] - encoder.max_characters
 
 
 @partial(jax.jit, donate_argnums=1, static_argnums=4)
-def _encode(
+def _encode_block(
     params: ElmoParams, table: Array, ids: Array, start: Array, mesh: Mesh | None
 ) -> Array:
     def run(params: ElmoParams, table: Array, ids: Array, start: Array) -> Array:
-        if isinstance(params.config.encoder, WordTableConfig):
-            ids = ids[:, 0]
         vectors = encode_words(params, ids)
         if mesh is not None:
             vectors = jax.lax.all_gather(vectors, "data", tiled=True)
@@ -214,12 +194,7 @@ class WordIndex:
         Raises:
           InputError: if the file cannot be read.
         """
-        try:
-            return cls(tuple(listed_words(Path(path).read_bytes(), path)))
-        except OSError as error:
-            raise InputError(
-                f"The word list {path} cannot be read: {error.strerror}."
-            ) from error
+        return cls(tuple(listed_words(path)))
 
     def __len__(self) -> int:
         return len(self.words)
@@ -279,26 +254,13 @@ def word_ids(words: Words, batch: Iterable[Sequence[str]]) -> np.ndarray:
     Raises:
       InputError: for a word that is not among `words`, naming it and its sentence.
     """
-    index = word_index(words)
-    return padded_ids(batch, lambda sentence: index.ids(sentence) + 1)
-
-
-def padded_ids(
-    batch: Iterable[Sequence[str]], ids_of: Callable[[Sequence[str]], np.ndarray]
-) -> np.ndarray:
-    """int32 [batch, time]: ids of the words of each sentence, 0 past its end.
-
-    Raises `InputError` for what is no list of words; what `ids_of` raises names the
-    sentence too.
-    """
-    sentences = list(sentence_words(batch))
-    ids = np.zeros((len(sentences), max(map(len, sentences), default=0)), np.int32)
-    for row, sentence in enumerate(sentences):
+    index, sentences = word_index(words), list(sentence_words(batch))
+    for number, sentence in enumerate(sentences):
         try:
-            ids[row, : len(sentence)] = ids_of(sentence)
+            index.ids(sentence)
         except InputError as error:
-            raise InputError(f"Sentence {row}: {error}") from error
-    return ids
+            raise InputError(f"Sentence {number}: {error}") from error
+    return padded_ids(sentences, lambda found: index.ids(found) + 1)
 
 
 @checked

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +13,6 @@ import numpy as np
 from elmojax.config import (
     CharCnnConfig,
     ElmoConfig,
-    UnicodeCnnConfig,
-    WordTableConfig,
 )
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
@@ -29,8 +28,7 @@ from elmojax.formats.published import (
     read_options,
 )
 from elmojax.model.bilm import ElmoParams
-from elmojax.text.characters import batch_to_ids
-from elmojax.text.unicode_words import unicode_ids
+from elmojax.text.characters import encoder_ids, padded_ids
 from elmojax.text.vocabulary import Vocabulary
 
 
@@ -171,7 +169,9 @@ def compare_embeddings(
     Raises:
       InputError: if the file is none, or does not fit the sentences or the model.
     """
-    ids = _ids(params, vocabulary)
+    encoder = params.config.encoder
+    ids_of = partial(encoder_ids, encoder, vocabulary=vocabulary)
+    ids_of([])
     run = jax.jit(encode)
     state = params.initial_state.for_batch(1)
     worst: dict[int, LayerDifference] = {}
@@ -179,7 +179,9 @@ def compare_embeddings(
         found = shapes_of(file)
         number = -1
         for number, sentence in enumerate(sentences):
-            layers, _, after = run(params, ids(sentence), state)
+            layers, _, after = run(
+                params, _padded(padded_ids([sentence], ids_of)), state
+            )
             state = after if carry else state
             ours = np.asarray(layers[0, :, : len(sentence)])
             shape = found.get(str(number))
@@ -201,26 +203,10 @@ def compare_embeddings(
     return tuple(worst[layer] for layer in sorted(worst))
 
 
-def _ids(
-    params: ElmoParams, vocabulary: Vocabulary | WordIndex | None
-) -> Callable[[Sequence[str]], np.ndarray]:
-    """From a sentence to ids [1, padded time, ...]: few lengths, so few programs."""
-    encoder = params.config.encoder
-    if isinstance(encoder, WordTableConfig) and vocabulary is None:
-        raise InputError("This model reads word ids, so its vocabulary is needed.")
-
-    def make(sentence: Sequence[str]) -> np.ndarray:
-        if isinstance(encoder, CharCnnConfig):
-            ids = batch_to_ids([sentence], encoder.max_characters)
-        elif isinstance(encoder, UnicodeCnnConfig):
-            ids = unicode_ids(encoder, [sentence])
-        else:
-            assert vocabulary is not None
-            ids = vocabulary.ids(sentence)[None] + 1
-        after = _padded_time(len(sentence)) - len(sentence)
-        return np.pad(ids, ((0, 0), (0, after)) + ((0, 0),) * (ids.ndim - 2))
-
-    return make
+def _padded(ids: np.ndarray) -> np.ndarray:
+    """Ids of a sentence [1, time, ...] in few lengths, so few programs."""
+    after = _padded_time(ids.shape[1]) - ids.shape[1]
+    return np.pad(ids, ((0, 0), (0, after)) + ((0, 0),) * (ids.ndim - 2))
 
 
 def _padded_time(words: int) -> int:

@@ -10,14 +10,14 @@ sentences at the same step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from elmojax.text.corpus import Corpus
 from elmojax.text.negatives import Negatives, check_samples, filled, negatives
-from elmojax.text.tables import Members, Sizes, WordTables, largest
+from elmojax.text.tables import Members, Sizes, WordTables, each_size
 from elmojax.text.vocabulary import BEGIN_ID, END_ID
 
 ORDER = 1
@@ -25,19 +25,19 @@ ORDER = 1
 
 
 class Batch(NamedTuple):
-    """One step of all rows, for both directions: 0 forward, 1 backward.
+    """One step of all rows, for both directions: of two, 0 is forward, 1 backward.
 
-    Rows lie in shards, one a place of the mesh axis `data`, each with tables of its own
-    words. A batch in microbatches has one more axis before all others.
+    The rows are split into shards, one for each place of the mesh axis `data`. A shard
+    has tables of the distinct words that its rows read, and `inputs` names a word by
+    its row in them. With microbatches, every array has one more axis before all others.
     """
 
     words: tuple[np.ndarray, ...]
-    """Tables of distinct words, short words first. In each the words of one shard after
-    the other, each as many rows: int32 [shards * words, characters], or ids
-    [shards * words]."""
+    """Tables of distinct words, short words first: character ids int32 [shards * words,
+    characters], or word ids [shards * words]. Of each, all shards have as many rows."""
     inputs: np.ndarray
-    """int32 [two, rows, window]: row at each position, in the tables of its shard, of
-    which one follows on the other."""
+    """int32 [two, rows, window]: the word at each position; rows of the second table
+    are counted on from those of the first."""
     targets: np.ndarray
     """int32 [two, rows, window]: vocabulary id to predict."""
     weights: np.ndarray
@@ -60,7 +60,7 @@ def _order(corpus: Corpus, sentences: np.ndarray) -> _Order:
     return _Order(sentences, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _read(corpus: Corpus, order: _Order, where: np.ndarray) -> np.ndarray:
+def _types_at(corpus: Corpus, order: _Order, where: np.ndarray) -> np.ndarray:
     """Types at positions `where`: [inputs or targets, two, rows, window].
 
     Positions of a row follow on each other, except that a sentence may begin anywhere.
@@ -155,19 +155,11 @@ class TrainingText:
             drawn = drawn._replace(targets=drawn.targets[:, local])
             types = types[:, :, local]
         weights = np.ones((len(local), self.window), np.float32)
-        shards = len(self.local)
-        found = _Found(self.words, types, weights, shards, self.microbatches)
-        wanted = found.needed
-        if drawn is not None:
-            wanted = wanted._replace(names=len(drawn.words))
-        level = self.capacities.level(wanted, least)
-        sizes = self.capacities.at(level)
-        batch = found.batch(sizes)
-        if drawn is not None:
-            drawn = filled(drawn, self.words.vocabulary, sizes.names)
-            drawn = _drawn_in_microbatches(drawn, shards, self.microbatches)
-            batch = batch._replace(negatives=drawn)
-        return level, batch if self.microbatches > 1 else only_microbatch(batch)
+        text = _StepText(
+            self.words, types, weights, len(self.local), self.microbatches, drawn
+        )
+        level = self.capacities.level(text.needed, least)
+        return level, text.batch(self.capacities.at(level))
 
     def _types(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Word types of some rows: [inputs or targets, two, rows, window]."""
@@ -179,7 +171,7 @@ class TrainingText:
         ):
             now = stream // self.row_positions == epoch
             where = (begin + stream[now] % self.row_positions) % self.positions
-            types[..., now] = _read(self.corpus, self._epoch(int(epoch)), where)
+            types[..., now] = _types_at(self.corpus, self._epoch(int(epoch)), where)
         return types
 
     def _shuffle(self, epoch: int) -> _Order:
@@ -226,39 +218,26 @@ def heldout_batches(
     rows: int,
     window: int,
     sizes: Sizes | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Batch, Places]]:
     """All positions once, in file order: whole sentences, dealt to rows in stretches.
 
     Rows end at different steps; positions past the end of a row weigh 0. Arrays have
     the sizes of `heldout_sizes`, unless larger ones are given.
     """
-    for batch, _ in located_batches(corpus, words, rows, window, sizes):
-        yield batch
-
-
-def located_batches(
-    corpus: Corpus,
-    words: WordTables,
-    rows: int,
-    window: int,
-    sizes: Sizes | None = None,
-) -> Iterator[tuple[Batch, Places]]:
-    """`heldout_batches`, and where each position comes from."""
     sizes = sizes or heldout_sizes(corpus, words, rows, window)
-    for found, places in _heldout(corpus, words, rows, window):
-        yield only_microbatch(found.batch(sizes)), places
+    for text, places in _heldout(corpus, words, rows, window):
+        yield text.batch(sizes), places
 
 
 def heldout_sizes(corpus: Corpus, words: WordTables, rows: int, window: int) -> Sizes:
     """The most that a held-out batch needs; it takes a reading of the text."""
-    each = [found.needed for found, _ in _heldout(corpus, words, rows, window)]
-    return largest(each).rounded(words.split)
+    needed = (text.needed for text, _ in _heldout(corpus, words, rows, window))
+    return reduce(partial(each_size, max), needed).rounded(words.split)
 
 
 def _heldout(
     corpus: Corpus, words: WordTables, rows: int, window: int
-) -> Iterator[tuple[_Found, Places]]:
-    """What is in each held-out batch."""
+) -> Iterator[tuple[_StepText, Places]]:
     sentences = len(corpus.offsets) - 1
     order = _order(corpus, np.arange(sentences))
     marks = np.arange(rows + 1) * order.starts[-1] // rows
@@ -268,15 +247,18 @@ def _heldout(
         counts = where < bounds[1:, None]
         where = np.where(counts, where, 0)
         # Filling reads and predicts a mark, which no tail cluster has.
-        types = np.where(counts, _read(corpus, order, where), BEGIN_ID)
-        weights = counts.astype(np.float32)
-        found = _Found(words, types, weights, words.shards, 1)
+        types = np.where(counts, _types_at(corpus, order, where), BEGIN_ID)
+        text = _StepText(words, types, counts.astype(np.float32), words.shards)
         sentence = np.searchsorted(order.starts, where, side="right") - 1
-        yield found, Places(counts, sentence, where - order.starts[sentence])
+        yield text, Places(counts, sentence, where - order.starts[sentence])
 
 
-class _Found:
-    """What is in a batch in microbatches, before its arrays have a size."""
+class _StepText:
+    """The text of a step, before its arrays have a size.
+
+    Each microbatch of each shard is a piece, with tables of its own words: `needed`
+    says how large those must be, `batch` makes them.
+    """
 
     def __init__(
         self,
@@ -284,76 +266,85 @@ class _Found:
         types: np.ndarray,
         weights: np.ndarray,
         shards: int,
-        microbatches: int,
+        microbatches: int = 1,
+        drawn: Negatives | None = None,
     ) -> None:
-        """Of types [inputs or targets, two, rows, window]."""
-        self.words, self.microbatches = words, microbatches
-        types = split_rows(types, 2, shards, microbatches)
-        self.weights = split_rows(weights, 0, shards, microbatches)
+        """
+        Args:
+          types: word types [inputs or targets, two, rows, window].
+          weights: float32 [rows, window].
+          drawn: the negatives of the step, with the targets of these rows.
+        """
+        self.words, self.drawn = words, drawn
+        self._split = (shards, microbatches)
+        self.weights = split_rows(weights, 0, *self._split)
+        types = split_rows(types, 2, *self._split)
         self.targets = words.targets[types[:, 1]].astype(np.int32, copy=False)
-        # The shards of a piece follow on each other.
-        self._inputs = _by_shard(types[:, 0], shards)
-        self._distinct = [words.distinct(shard) for shard in self._inputs]
-        self._members = [words.members(t) for t in _by_shard(self.targets, shards)]
+        self._inputs = _pieces(types[:, 0], shards)
+        self._distinct = [words.distinct(piece) for piece in self._inputs]
+        self._members = [words.members(t) for t in _pieces(self.targets, shards)]
 
     @property
     def needed(self) -> Sizes:
-        """What its largest shard takes."""
+        """What its largest piece takes."""
         words = zip(*self._distinct, strict=True)
         tails = zip(*self._members, strict=True)
         return Sizes(
             tuple(max(map(len, table)) for table in words),
             tuple(max(len(places) for places, _ in tail) for tail in tails),
+            0 if self.drawn is None else len(self.drawn.words),
         )
 
     def batch(self, sizes: Sizes) -> Batch:
         """In arrays of some sizes, which hold it."""
+        shards, microbatches = self._split
+        lead = (microbatches,) if microbatches > 1 else ()
         pairs = zip(self._inputs, self._distinct, strict=True)
-        rows = [self.words.rows(shard, found, sizes.words) for shard, found in pairs]
-        inputs = np.stack(rows).reshape(self.microbatches, -1, *rows[0].shape)
+        rows = [self.words.rows(piece, found, sizes.words) for piece, found in pairs]
         tables = self.words.tables(self._distinct, sizes.words)
+        inputs = np.stack(rows).reshape(microbatches, shards, *rows[0].shape)
+        shape = (*lead, *self.targets.shape[1:])
+        clusters = zip(zip(*self._members, strict=True), sizes.members, strict=True)
         return Batch(
-            tuple(t.reshape(self.microbatches, -1, *t.shape[2:]) for t in tables),
-            inputs.transpose(0, 2, 1, 3, 4).reshape(self.targets.shape),
-            self.targets,
-            self.weights,
-            tuple(map(self._cluster, zip(*self._members, strict=True), sizes.members)),
+            tuple(t.reshape(*lead, -1, *t.shape[2:]) for t in tables),
+            inputs.swapaxes(1, 2).reshape(shape),
+            self.targets.reshape(shape),
+            self.weights.reshape(*lead, *self.weights.shape[1:]),
+            tuple(self._cluster(*one, (*lead, shards)) for one in clusters),
+            self._negatives(sizes.names, lead, shape),
         )
 
     def _cluster(
-        self, shards: tuple[tuple[np.ndarray, np.ndarray], ...], size: int
+        self,
+        pieces: Sequence[tuple[np.ndarray, np.ndarray]],
+        size: int,
+        shape: tuple[int, ...],
     ) -> Members:
-        """One tail cluster of all shards and microbatches."""
-        positions = np.full((len(shards), size), self._inputs[0].size, np.int32)
-        targets = np.zeros((len(shards), size), np.int32)
-        for shard, (places, names) in enumerate(shards):
-            positions[shard, : len(places)] = places
-            targets[shard, : len(places)] = names
-        arrays = (positions, targets)
-        return Members(
-            *(array.reshape(self.microbatches, -1, size) for array in arrays)
-        )
+        """One tail cluster of all pieces, which have this shape."""
+        positions = np.full((len(pieces), size), self._inputs[0].size, np.int32)
+        targets = np.zeros((len(pieces), size), np.int32)
+        for piece, (places, names) in enumerate(pieces):
+            positions[piece, : len(places)] = places
+            targets[piece, : len(places)] = names
+        return Members(*(a.reshape(*shape, size) for a in (positions, targets)))
+
+    def _negatives(
+        self, size: int, lead: tuple[int, ...], shape: tuple[int, ...]
+    ) -> Negatives | None:
+        """The same drawn words for all microbatches, and the targets of each."""
+        if self.drawn is None:
+            return None
+        drawn = filled(self.drawn, self.words.vocabulary, size)
+        same = (np.broadcast_to(array, (*lead, *array.shape)) for array in drawn)
+        targets = split_rows(drawn.targets, 1, *self._split).reshape(shape)
+        return Negatives(*same)._replace(targets=targets)
 
 
-def _by_shard(array: np.ndarray, shards: int) -> list[np.ndarray]:
-    """[microbatches, two, rows, window] as [two, rows of a shard, window], in turn."""
-    size = array.shape[2] // shards
-    starts = range(0, array.shape[2], size)
-    return [
-        microbatch[:, start : start + size] for microbatch in array for start in starts
-    ]
-
-
-def only_microbatch(batch: Batch) -> Batch:
-    """The one microbatch of a batch in microbatches."""
-    words, *rest = batch[:4]
-    members = (Members(*(array[0] for array in tail)) for tail in batch.members)
-    drawn = batch.negatives
-    if drawn is not None:
-        drawn = Negatives(*(array[0] for array in drawn))
-    inputs, targets, weights = (array[0] for array in rest)
-    tables = tuple(table[0] for table in words)
-    return Batch(tables, inputs, targets, weights, tuple(members), drawn)
+def _pieces(array: np.ndarray, shards: int) -> np.ndarray:
+    """[microbatches, two, rows, window] as [pieces, two, rows of a piece, window]; the
+    shards of a microbatch follow on each other."""
+    split = np.stack(np.split(array, shards, axis=2), axis=1)
+    return split.reshape(-1, *split.shape[2:])
 
 
 def distinct_words(batch: Batch) -> int:
@@ -361,15 +352,6 @@ def distinct_words(batch: Batch) -> int:
     axis = batch.weights.ndim - 1  # of characters, where there are some
     tables = (t[..., 0] if t.ndim > axis else t for t in batch.words)
     return int(sum(np.count_nonzero(table) for table in tables))
-
-
-def _drawn_in_microbatches(
-    drawn: Negatives, shards: int, microbatches: int
-) -> Negatives:
-    """The same drawn words for all microbatches, and the targets of each."""
-    same = (np.broadcast_to(array, (microbatches, *array.shape)) for array in drawn)
-    targets = split_rows(drawn.targets, 1, shards, microbatches)
-    return Negatives(*same)._replace(targets=targets)
 
 
 A = TypeVar("A", bound=Any)

@@ -3,16 +3,22 @@
 A word is its UTF-8 bytes between a begin and an end mark, padded to a fixed width, and
 every id is raised by 1 so that 0 can mean "no word here". The numbers are those of
 bilm-tf's `UnicodeCharsVocabulary` and AllenNLP's `ELMoCharacterMapper`.
+
+`unicode_rows` is for the models of ELMoForManyLangs, which have dictionaries of words
+and of Unicode characters (`create_one_batch` and `read_list` of elmoformanylangs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from elmojax.arguments import checked, require, sentence_words
-from elmojax.config import Columns
+from elmojax.config import CharCnnConfig, Columns, EncoderConfig, UnicodeCnnConfig
+from elmojax.errors import InputError
 
 SENTENCE_BEGIN = 256
 SENTENCE_END = 257
@@ -98,17 +104,99 @@ def batch_to_ids(
     """Character ids of a batch of tokenised sentences.
 
     Returns int32 [batch, time, max_characters], time being the words of the longest
-    sentence; 0 marks positions past the end of a shorter one. Each distinct word is
-    encoded once. An empty batch, or one of empty sentences, has time 0.
+    sentence; 0 marks positions past the end of a shorter one. An empty batch, or one of
+    empty sentences, has time 0.
     Raises `InputError` for anything but sentences that are lists of strings.
     """
-    rows: dict[str, int] = {}
+    return padded_ids(batch, lambda words: character_ids(words, max_characters))
+
+
+def padded_ids(
+    batch: Iterable[Sequence[str]], ids_of: Callable[[Sequence[str]], np.ndarray]
+) -> np.ndarray:
+    """int32 [batch, time, ...]: what `ids_of` makes of words, [words, ...], for each
+    sentence; 0 past its end. Raises `InputError` for what is no list of words."""
     sentences = list(sentence_words(batch))
-    time = max(map(len, sentences), default=0)
-    index = np.zeros((len(sentences), time), np.int64)
-    for i, sentence in enumerate(sentences):
-        for j, word in enumerate(sentence):
-            index[i, j] = rows.setdefault(word, len(rows) + 1)
-    table = character_ids(["", *rows], max_characters)
-    table[0] = 0
-    return table[index]
+    lengths = np.array([len(sentence) for sentence in sentences], np.int64)
+    here = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    ids = ids_of([word for sentence in sentences for word in sentence])
+    padded = np.zeros((*here.shape, *ids.shape[1:]), np.int32)
+    padded[here] = ids
+    return padded
+
+
+UNICODE_MARKS = {BEGIN: "<bos>", END: "<eos>"}
+"""Sentence marks, and what they are in the dictionaries of ELMoForManyLangs."""
+
+
+def unicode_rows(encoder: UnicodeCnnConfig, words: Sequence[str]) -> np.ndarray:
+    """Each word as rows of dictionaries, + 1: itself, and its characters.
+
+    Of a word its first `max_characters - 2` Unicode characters count, also where it is
+    looked up as a whole. What a dictionary does not have is its `<oov>`. In the
+    released code the begin and end mark of a word are swapped, `<eow>` stands first,
+    and the models were trained so. The words `<S>` and `</S>`, and `<bos>` and `<eos>`,
+    become the sentence marks.
+
+    Returns int32 [words, 1 + max_characters], never 0.
+    """
+    rows, letters = _places(encoder.words), _places(encoder.alphabet)
+    ids = np.full((len(words), *encoder.id_shape), letters["<pad>"], np.int32)
+    for row, word in zip(ids, words, strict=True):
+        word = UNICODE_MARKS.get(word) or word[: encoder.max_characters - 2]
+        inside = [word] if word in UNICODE_MARKS.values() else word
+        found = [letters.get(letter, letters["<oov>"]) for letter in inside]
+        row[0] = rows.get(word, rows["<oov>"])
+        row[1 : len(found) + 3] = letters["<eow>"], *found, letters["<bow>"]
+    return ids + 1
+
+
+@lru_cache(maxsize=8)
+def _places(entries: tuple[str, ...]) -> dict[str, int]:
+    return {entry: row for row, entry in enumerate(entries)}
+
+
+@checked
+def unicode_ids(
+    encoder: UnicodeCnnConfig, batch: Iterable[Sequence[str]]
+) -> np.ndarray:
+    """Ids of a batch of tokenised sentences, for a model of ELMoForManyLangs.
+
+    Args:
+      encoder: `params.config.encoder` of the model; it has the dictionaries.
+      batch: sentences, each a list of words.
+
+    Returns:
+      int32 [batch, time, 1 + max_characters]: of each word its own id, then those of
+      its characters; 0 past the end of a sentence.
+
+    Raises:
+      InputError: for anything but sentences that are lists of strings.
+    """
+    return padded_ids(batch, lambda words: unicode_rows(encoder, words))
+
+
+class Ids(Protocol):
+    """A list of words, each with an id: a `Vocabulary` or a `WordIndex`."""
+
+    def ids(self, words: Sequence[str]) -> np.ndarray:
+        """int32 [words], from 0."""
+
+
+def encoder_ids(
+    encoder: EncoderConfig, words: Sequence[str], vocabulary: Ids | None = None
+) -> np.ndarray:
+    """Ids of words as an encoder takes them: int32 [words, *encoder.id_shape].
+
+    `InputError` for an encoder that reads word ids without the vocabulary they are of.
+    """
+    if isinstance(encoder, CharCnnConfig):
+        return character_ids(words, encoder.max_characters)
+    if isinstance(encoder, UnicodeCnnConfig):
+        return unicode_rows(encoder, words)
+    if vocabulary is None:
+        raise InputError(
+            "This model reads word ids, so its vocabulary is needed: give the run "
+            "directory it was trained in."
+        )
+    return vocabulary.ids(words) + 1

@@ -57,7 +57,7 @@ class TextBlock(NamedTuple):
 
     def sentences(self) -> Iterator[list[str]]:
         """The words of each line."""
-        return map(_tabbed if self.tabs else words_of, self.lines)
+        return (words_of(line, self.tabs) for line in self.lines)
 
 
 Patterns: TypeAlias = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -106,20 +106,13 @@ def read_lines(
         yield from enumerate(block.sentences(), block.first_line)
 
 
-def words_of(line: str) -> list[str]:
-    """The words of a line: what spaces and tabs set apart.
+def words_of(line: str, tabs: bool = False) -> list[str]:
+    """The words of a line: what spaces and tabs set apart, or `tabs` alone.
 
     `<S>` at its beginning and `</S>` at its end are left out: elmojax puts them around
     every sentence by itself, and twice they would change all numbers.
     """
-    return _without_marks(split(line))
-
-
-def _tabbed(line: str) -> list[str]:
-    return _without_marks(line.split("\t") if line else [])
-
-
-def _without_marks(words: list[str]) -> list[str]:
+    words = split(line) if not tabs else line.split("\t") if line else []
     if words and words[0] == BEGIN:
         del words[0]
     if words and words[-1] == END:
@@ -218,7 +211,9 @@ def _refuse_controls(data: bytes, where: object, number: int) -> None:
     With the first it is no text. The second is the end of a line to other programs,
     so that lines would have other numbers there.
     """
-    found = re.search(rb"\0|\r(?![\r\n]|\Z)", data) if _has_controls(data) else None
+    found = None
+    if b"\0" in data or data.count(b"\r") > data.count(b"\r\n"):
+        found = re.search(rb"\0|\r(?![\r\n]|\Z)", data)
     if found is None:
         return
     what = (
@@ -230,10 +225,6 @@ def _refuse_controls(data: bytes, where: object, number: int) -> None:
     )
     line = number + data.count(b"\n", 0, found.start())
     raise InputError(f"Line {line} of {where} holds {what}.")
-
-
-def _has_controls(data: bytes) -> bool:
-    return b"\0" in data or data.count(b"\r") > data.count(b"\r\n")
 
 
 _ROW = re.compile(rb"\d+(-\d+|\.\d+)?(\t[^\t]+){9}")

@@ -36,13 +36,13 @@ def open_content(
     """
     with io.BufferedReader(io.FileIO(path), _HEAD) as raw:
         head, suffix = raw.peek(), os.path.splitext(path)[1]
-        unpack = next((how for magic, how in _PACKERS if head.startswith(magic)), None)
+        packer = _packer(head)
         stream: io.BufferedReader[Any] = raw
-        if unpack is not None:
-            stream = io.BufferedReader(unpack(raw), _HEAD)
+        if packer is not None:
+            stream = io.BufferedReader(_PACKERS[packer][1](raw), _HEAD)
             head = stream.peek()
         what = _other_kind(head)
-        if what is None and unpack is None and head and suffix.lower() in _PACKED:
+        if what is None and packer is None and head and suffix.lower() in _PACKED:
             what = (
                 f"not what its ending {suffix} says; get it again, or rename it if it "
                 "is plain text"
@@ -61,9 +61,6 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\xfe\xff", _UTF("UTF-32")),
     (b"\xff\xfe", _UTF("UTF-16")),
     (b"\xfe\xff", _UTF("UTF-16")),
-    (b"\x1f\x8b", f"packed by gzip twice{_UNPACK}"),
-    (b"\xfd7zXZ\0", f"packed by xz twice{_UNPACK}"),
-    *((b"BZh%d" % level, f"packed by bzip2 twice{_UNPACK}") for level in range(1, 10)),
     (b"\x28\xb5\x2f\xfd", f"packed by Zstandard (zstd){_UNPACK}"),
     (b"\x04\x22\x4d\x18", f"packed by LZ4{_UNPACK}"),
     (b"\x1f\x9d", f"packed by compress{_UNPACK}"),
@@ -89,6 +86,8 @@ def _other_kind(head: bytes) -> str | None:
         names.extend(member.name for member in islice(archive, 3))
     if names:
         return _archive("tar", names)
+    if (packer := _packer(head)) is not None:
+        return f"packed by {packer} twice{_UNPACK}"
     return next((what for magic, what in _KINDS if head.startswith(magic)), None)
 
 
@@ -97,23 +96,23 @@ def _archive(kind: str, names: Sequence[str]) -> str:
     return f"a {kind} archive of {listed} and perhaps more{_UNPACK}"
 
 
-def _gzip(file: IO[bytes]) -> Any:
-    return gzip.GzipFile(fileobj=file, mode="rb")
+_PACKERS: dict[str, tuple[tuple[bytes, ...], Callable[[IO[bytes]], Any]]] = {
+    "gzip": ((b"\x1f\x8b",), lambda file: gzip.GzipFile(fileobj=file, mode="rb")),
+    "xz": ((b"\xfd7zXZ\0",), lambda file: _Streams(file, lzma.LZMADecompressor)),
+    "bzip2": (
+        tuple(b"BZh%d" % level for level in range(1, 10)),
+        lambda file: _Streams(file, bz2.BZ2Decompressor),
+    ),
+}
+"""How files begin that they packed, and what unpacks those."""
 
 
-def _xz(file: IO[bytes]) -> Any:
-    return _Streams(file, lzma.LZMADecompressor)
+def _packer(head: bytes) -> str | None:
+    return next(
+        (n for n, (magic, _) in _PACKERS.items() if head.startswith(magic)), None
+    )
 
 
-def _bzip2(file: IO[bytes]) -> Any:
-    return _Streams(file, bz2.BZ2Decompressor)
-
-
-_PACKERS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
-    (b"\x1f\x8b", _gzip),
-    (b"\xfd7zXZ\0", _xz),
-    *((b"BZh%d" % level, _bzip2) for level in range(1, 10)),
-)
 _PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".tar", ".tgz", ".7z")
 
 

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from elmojax.atomic import local
+from elmojax.atomic import local, parse_json
 from elmojax.errors import InputError, one_line
 from elmojax.text.files import expand, read_blocks, words_of
 
@@ -111,9 +111,9 @@ def _blimp(path: Path, split: Split) -> Iterator[Pair]:
             continue
         where = f"Line {number} of {path}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             json.dumps(entry, ensure_ascii=False).encode()  # a lone surrogate raises
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise InputError(f"{where} is no JSON: {one_line(error)}.") from error
         sentences = []
         for key in SENTENCES:

@@ -21,7 +21,9 @@ import os
 import re
 import time
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -30,7 +32,7 @@ import numpy as np
 
 from elmojax import atomic
 from elmojax.arguments import checked
-from elmojax.errors import InputError
+from elmojax.errors import InputError, one_line
 from elmojax.text import characters, files
 from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
 from elmojax.text.files import Oddities, TextBlock
@@ -57,14 +59,6 @@ class Source(NamedTuple):
     blocks: Iterator[TextBlock]
 
 
-class _Types(dict[str, int]):
-    """Word -> number in order of appearance; looking up a new word adds it."""
-
-    def __missing__(self, word: str) -> int:
-        number = self[word] = len(self)
-        return number
-
-
 def build(
     directory: Path,
     sources: list[Source],
@@ -77,17 +71,18 @@ def build(
     `request` holds the settings and is copied into corpus.json, whose contents are
     returned with what is odd about the text. `InputError` for a source without words.
     """
-    raw_words, raw_lengths = directory / "words.raw", directory / "lengths.raw"
-    with open(raw_words, "xb") as words, open(raw_lengths, "xb") as lengths:
+    raw_words, raw_offsets = directory / "words.raw", directory / "offsets.raw"
+    with open(raw_words, "xb") as words, open(raw_offsets, "xb") as offsets:
         columns = request["max_characters"]
-        seen, skipped, odd = _ingest(sources, columns, words, lengths, progress)
+        seen, skipped, odd = _ingest(sources, columns, words, offsets, progress)
     types, counts, row = _ranked(seen, raw_words)
     if vocabulary is None:
         size, least = request["max_vocabulary"], request["min_count"]
         vocabulary = Vocabulary.from_counts(types, counts, size, least)
-    sentences = raw_lengths.stat().st_size // 4
     tokens = raw_words.stat().st_size // 4
+    sentences = raw_offsets.stat().st_size // 8 - 1
     ranked = (row[chunk] for chunk in atomic.read_chunks(raw_words, "<i4"))
+    offsets_read = atomic.read_chunks(raw_offsets, "<i8")
     vocabulary_part, types_part, counts_part, words_part, offsets_part = (
         directory / name for name in PARTS
     )
@@ -96,10 +91,10 @@ def build(
         atomic.write_bytes(types_part, write_words(types)),
         atomic.write_array(counts_part, "<i8", len(types), [counts]),
         atomic.write_array(words_part, "<i4", tokens, ranked),
-        atomic.write_array(offsets_part, "<i8", sentences + 1, _offsets(raw_lengths)),
+        atomic.write_array(offsets_part, "<i8", sentences + 1, offsets_read),
     )
     raw_words.unlink()
-    raw_lengths.unlink()
+    raw_offsets.unlink()
     info = {"format": FORMAT, **request, "sentences": sentences, "tokens": tokens}
     info |= {"positions": tokens + sentences}
     info |= _figures(types, counts, vocabulary, request["max_characters"])
@@ -113,27 +108,30 @@ def _ingest(
     sources: list[Source],
     max_characters: int,
     words_file: IO[bytes],
-    lengths_file: IO[bytes],
+    offsets_file: IO[bytes],
     progress: ProgressCallback | None,
 ) -> tuple[list[str], dict[str, int], Oddities]:
-    """Streams provisional ids and sentence lengths to disk; the words they mean."""
+    """Streams provisional ids, and where sentences begin, to disk; the words they
+    mean."""
     blank = replaced = tokens = done = 0
     odd = Oddities()
     total = max(1, sum(source.size for source in sources))
-    types = _Types((word, i) for i, word in enumerate(SPECIALS))
+    types: defaultdict[str, int] = defaultdict(lambda: len(types))
+    types.update((word, i) for i, word in enumerate(SPECIALS))
+    offsets_file.write(bytes(8))
     number = types.__getitem__
     for source in sources:
         before = tokens
         for block in source.blocks:
-            ids, lengths = array("i"), array("i")
+            ids, ends = array("i"), array("q")
             odd.look(block.lines, max_characters, block.tabs)
             for words in block.sentences():
                 if words:
                     ids.extend(map(number, words))
-                    lengths.append(len(words))
+                    ends.append(tokens + len(ids))
             words_file.write(ids)
-            lengths_file.write(lengths)
-            blank += len(block.lines) - len(lengths)
+            offsets_file.write(ends)
+            blank += len(block.lines) - len(ends)
             replaced += block.replaced
             tokens += len(ids)
             if progress is not None:
@@ -165,15 +163,6 @@ def _ranked(
     row = np.empty(len(seen), "<i4")
     row[order] = np.arange(len(seen))
     return [seen[i] for i in order], counts[order], row
-
-
-def _offsets(raw_lengths: Path) -> Iterator[np.ndarray]:
-    end = np.zeros(1, np.int64)
-    yield end
-    for chunk in atomic.read_chunks(raw_lengths, "<i4"):
-        ends = end[-1] + np.cumsum(chunk, dtype=np.int64)
-        yield ends
-        end = ends
 
 
 def _figures(
@@ -240,7 +229,12 @@ def prepare(
     out = Path(os.path.realpath(atomic.local(out)))
     request, sources = _sources(patterns, tfds, errors, format)
     max_vocabulary, min_count = check_limits(max_vocabulary, min_count)
-    given = _settings(vocabulary, max_vocabulary, min_count)
+    if vocabulary is not None and (max_vocabulary, min_count) != (None, 1):
+        raise InputError(
+            "--vocabulary gives the words; --max-vocabulary and --min-count are for a "
+            "vocabulary that is counted from the text. Give one or the other."
+        )
+    given = None if vocabulary is None else Vocabulary.read(vocabulary)
     max_characters = characters.byte_limit(max_characters) + 2
     request |= {
         "vocabulary_file": None if vocabulary is None else os.fspath(vocabulary),
@@ -255,7 +249,9 @@ def prepare(
         replaces = _check_out(out, request, overwrite)
         info, odd = build(partial, sources, request, given, progress)
         status = "replaced" if replaces else "written"
-        if replaces and _same(partial, out):
+        names = [SUMMARY, *PARTS]
+        same, _, _ = filecmp.cmpfiles(partial, out, names, shallow=False)
+        if replaces and same == names:
             status = "unchanged"
         elif replaces and not overwrite:
             raise InputError(
@@ -269,19 +265,6 @@ def prepare(
     speed = info["tokens"] / seconds
     report = {"status": status, "seconds": seconds, "words_per_second": speed}
     return {**info, **report, "odd": vars(odd)}
-
-
-def _settings(
-    path: str | os.PathLike[str] | None, max_vocabulary: int | None, min_count: int
-) -> Vocabulary | None:
-    if path is None:
-        return None
-    if max_vocabulary is not None or min_count != 1:
-        raise InputError(
-            "--vocabulary gives the words; --max-vocabulary and --min-count are for a "
-            "vocabulary that is counted from the text. Give one or the other."
-        )
-    return Vocabulary.read(path)
 
 
 def _sources(
@@ -298,15 +281,14 @@ def _sources(
     if tfds is not None:
         recorded, source = _open_tfds(tfds, errors)
         return {"files": [], "tfds": recorded}, [source]
-    paths = files.expand(patterns)
-    listed = [{"name": str(path), "bytes": path.stat().st_size} for path in paths]
-    for path in paths:
-        if path.is_file() and not path.stat().st_size:
-            raise no_words(str(path))
     sources = [
         Source(str(path), path.stat().st_size, files.read_blocks(path, errors, format))
-        for path in paths
+        for path in files.expand(patterns)
     ]
+    for source in sources:
+        if not source.size and Path(source.name).is_file():
+            raise no_words(source.name)
+    listed = [{"name": source.name, "bytes": source.size} for source in sources]
     return {"files": listed, "tfds": None}, sources
 
 
@@ -334,14 +316,6 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
     return True
 
 
-def _same(one: Path, other: Path) -> bool:
-    names = (SUMMARY, *PARTS)
-    whole = all((other / name).is_file() for name in names)
-    return whole and all(
-        filecmp.cmp(one / name, other / name, shallow=False) for name in names
-    )
-
-
 def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], Source]:
     """A TFDS split as a source, and what corpus.json says about it."""
     directory = _tfds_directory(text)
@@ -355,8 +329,9 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
         splits = list(builder.info.splits)
     except Exception as error:  # whatever a damaged or edited file makes TFDS raise
         raise InputError(
-            f"The data set in {directory} cannot be read ({_told(error)}): its "
-            "dataset_info.json or features.json is damaged; prepare it again with TFDS."
+            f"The data set in {directory} cannot be read ({type(error).__name__}: "
+            f"{one_line(error)}): its dataset_info.json or features.json is damaged; "
+            "prepare it again with TFDS."
         ) from error
     if re.split(r"[\[+]", text.split)[0] not in splits:
         raise InputError(
@@ -374,8 +349,9 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
         count = len(examples)
     except Exception as error:  # TFDS and array_record raise what they like
         raise InputError(
-            f"Split {text.split!r} of {directory} cannot be read ({_told(error)}). "
-            "TFDS data must be whole, and prepared with file_format='array_record'."
+            f"Split {text.split!r} of {directory} cannot be read "
+            f"({type(error).__name__}: {one_line(error)}). TFDS data must be whole, "
+            "and prepared with file_format='array_record'."
         ) from error
     name = f"{builder.info.full_name} {text.split}"
     recorded = {
@@ -388,11 +364,6 @@ def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], So
     return recorded, Source(name, count, blocks)
 
 
-def _told(error: Exception) -> str:
-    first = [*str(error).splitlines(), ""][0]
-    return f"{type(error).__name__}: {first}"[:200].rstrip(".: ")
-
-
 _CLASS = ("pythonClassName", "python_class_name", "type")
 _OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[\w.]+")
 
@@ -403,30 +374,29 @@ def _require_own_features(path: Path) -> None:
     TFDS imports the module of any class that it reads there: a data set from elsewhere
     could run whatever Python finds.
     """
+    classes: list[str] = []
 
-    def visit(value: Any) -> None:
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            with contextlib.suppress(ValueError):
-                value = atomic.parse_json(value)  # JSON in JSON, as TFDS reads it
-        if isinstance(value, list):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                named = key in _CLASS and isinstance(inner, str) and "." in inner
-                if named and not _OWN_FEATURE.fullmatch(inner):
-                    raise InputError(
-                        f"{path} names {inner!r}, which is no feature of TFDS itself, "
-                        "and other code is not run. Prepare the data set with TFDS's "
-                        "own features."
-                    )
-                visit(inner)
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        for key, value in pairs:
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and text.lstrip().startswith("{"):
+                    with contextlib.suppress(ValueError):
+                        parse(text)  # JSON in JSON, as TFDS reads it
+            if key in _CLASS and isinstance(value, str) and "." in value:
+                classes.append(value)
 
+    parse = partial(json.loads, object_pairs_hook=look)
     try:
-        visit(atomic.parse_json(path.read_text("utf-8")) if path.exists() else {})
-    except InputError:
-        raise
+        if path.exists():
+            atomic.parse_json(path.read_text("utf-8"), parse)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it.") from error
+    for name in classes:
+        if not _OWN_FEATURE.fullmatch(name):
+            raise InputError(
+                f"{path} names {name!r}, which is no feature of TFDS itself, and other "
+                "code is not run. Prepare the data set with TFDS's own features."
+            )
 
 
 def _tfds_directory(text: TfdsText) -> str:

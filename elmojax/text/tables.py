@@ -8,10 +8,9 @@ A step that does takes arrays of twice the size, or as large as needed: none is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import ge
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -39,9 +38,6 @@ class Sizes(NamedTuple):
     names: int = 0
     """Words that a sampled softmax names, those of all shards."""
 
-    def holds(self, other: Sizes) -> bool:
-        return all(map(ge, _flat(self), _flat(other)))
-
     def rounded(self, split: int = 1) -> Sizes:
         """Up, for arrays that divide well; tables over so many devices."""
         words = (_even(size, split) for size in self.words)
@@ -49,14 +45,11 @@ class Sizes(NamedTuple):
         return Sizes(tuple(words), tuple(members), up(self.names, 128))
 
 
-def _flat(sizes: Sizes) -> tuple[int, ...]:
-    return (*sizes.words, *sizes.members, sizes.names)
-
-
-def _sizes(flat: Sequence[int], like: Sizes) -> Sizes:
-    """What `_flat` made of sizes of as many arrays."""
-    tables = len(like.words)
-    return Sizes(tuple(flat[:tables]), tuple(flat[tables:-1]), flat[-1])
+def each_size(function: Callable[..., int], *sizes: Sizes) -> Sizes:
+    """A function of what several have for the same array."""
+    words, members, names = zip(*sizes, strict=True)
+    of_words, of_members = (tuple(map(function, *each)) for each in (words, members))
+    return Sizes(of_words, of_members, function(*names))
 
 
 def up(size: int, multiple: int) -> int:
@@ -84,13 +77,12 @@ class Capacities(NamedTuple):
         """The usual sizes, doubled so many times."""
         if not level:
             return self.usual
-        pairs = zip(_flat(self.usual), _flat(self.limit), strict=True)
-        sizes = [min(usual * 2**level, limit) for usual, limit in pairs]
-        return _sizes(sizes, self.usual)
+        times = 2**level
+        return each_size(lambda u, most: min(times * u, most), self.usual, self.limit)
 
     def level(self, wanted: Sizes, least: int = 0) -> int:
         """The first that holds what is wanted, from `least` on."""
-        while not (sizes := self.at(least)).holds(wanted):
+        while each_size(max, sizes := self.at(least), wanted) != sizes:
             assert sizes != self.limit, f"{wanted} is more than {self.limit}"
             least += 1
         return least
@@ -156,8 +148,7 @@ class Frequencies:
         if every:
             whole = (up(both, split),)
             usual, limit = (s._replace(words=whole) for s in (usual, limit))
-        pairs = zip(_flat(usual), _flat(limit), strict=True)
-        return Capacities(_sizes([min(pair) for pair in pairs], usual), limit)
+        return Capacities(each_size(min, usual, limit), limit)
 
 
 def _chances(frequencies: np.ndarray, draws: float) -> np.ndarray:
@@ -196,14 +187,6 @@ def positions_seen(offsets: np.ndarray, window: int) -> float:
         total += times * (high - low).sum()
         seen += times * (2 * (high - low) - np.maximum(both, 0)).sum()
     return float(seen / total)
-
-
-def largest(sizes: Sequence[Sizes]) -> Sizes:
-    """What holds every one."""
-    words = zip(*(one.words for one in sizes), strict=True)
-    members = zip(*(one.members for one in sizes), strict=True)
-    names = max(one.names for one in sizes)
-    return Sizes(tuple(map(max, words)), tuple(map(max, members)), names)
 
 
 SHORT = 11

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ SPECIALS = ("<S>", "</S>", "<UNK>")
 BEGIN_ID, END_ID, UNKNOWN_ID = 0, 1, 2
 NO_WORD = "!!!MAXTERMID"
 LARGEST = 1 << 30
-"""Bytes of a vocabulary file that is packed."""
+"""Bytes of a vocabulary file, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Vocabulary:
         object.__setattr__(self, "words", tuple(self.words))
         _check_specials(self.words, self._name)
         if not self.trained:
-            _check(self.words, self._name)
+            _check_words(self.words, self._name)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -82,10 +83,8 @@ class Vocabulary:
         `InputError` if that leaves no word at all.
         """
         check_limits(max_size, min_count)
-        order = order_by_count(words, counts)
-        order = order[np.asarray(counts, np.int64)[order] >= min_count]
-        ranked = [words[i] for i in order if words[i] not in (*SPECIALS, NO_WORD)]
-        ranked = [word for word in ranked if " " not in word]
+        ranked = frequent_words(words, counts, min_count)
+        ranked = [word for word in ranked if word not in (*SPECIALS, NO_WORD)]
         if not ranked:
             raise InputError(
                 f"The vocabulary would be empty: no word occurs {min_count} times or "
@@ -102,7 +101,7 @@ class Vocabulary:
         (bilm-tf's published files hold words with odd characters); a byte-order mark
         at the start is dropped.
         """
-        return cls(tuple(listed_words(_bytes(path), path)), str(path), trained)
+        return cls(tuple(listed_words(path)), str(path), trained)
 
     @classmethod
     def read_trained(
@@ -116,7 +115,7 @@ class Vocabulary:
         the place of each of its words there: int64 [words]. `InputError` for a file
         that lacks a special word, and as `read`.
         """
-        listed = listed_words(_bytes(path), path)
+        listed = listed_words(path)
         place = {word: number for number, word in enumerate(listed)}
         if listed[: len(SPECIALS)] == [*SPECIALS] or not place.keys() >= {*SPECIALS}:
             return cls(tuple(listed), str(path), trained=True), None
@@ -170,6 +169,21 @@ def check_limits(max_size: int | None, min_count: int) -> tuple[int | None, int]
     return max_size, require("min_count (--min-count)", min_count, Count)
 
 
+def frequent_words(
+    words: Sequence[str],
+    counts: Sequence[int] | np.ndarray,
+    min_count: int = 1,
+    most: int | None = None,
+) -> list[str]:
+    """The words that occur so often or more, at most so many of them, by falling count,
+    equal counts by code point. Words that hold a space are left out: files of words
+    have no place for them."""
+    counts = np.asarray(counts, np.int64)
+    order = order_by_count(words, counts)
+    ranked = [words[i] for i in order[counts[order] >= min_count]]
+    return [word for word in ranked if " " not in word][:most]
+
+
 def order_by_count(
     words: Sequence[str], counts: Sequence[int] | np.ndarray
 ) -> np.ndarray:
@@ -177,21 +191,6 @@ def order_by_count(
     by_word = np.array(sorted(range(len(words)), key=words.__getitem__), np.int64)
     falling = -np.asarray(counts, np.int64)[by_word]
     return by_word[np.argsort(falling, kind="stable")]
-
-
-def _bytes(path: str | os.PathLike[str]) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                return Path(path).read_bytes()
-        with gzip.open(path) as packed:
-            data = packed.read(LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"The vocabulary {path} cannot be read: {why}.") from error
-    if len(data) > LARGEST:
-        raise InputError(f"The vocabulary {path} unpacks to over {LARGEST:,} bytes.")
-    return data
 
 
 def read_words(data: bytes, where: object) -> list[str]:
@@ -210,9 +209,22 @@ def read_words(data: bytes, where: object) -> list[str]:
     return [line.removesuffix("\r") for line in lines] if "\r" in text else lines
 
 
-def listed_words(data: bytes, where: object) -> list[str]:
-    """The words of a list in bilm-tf's format: the lines without `!!!MAXTERMID`."""
-    return [word for word in read_words(data, where) if word != NO_WORD]
+def listed_words(path: str | os.PathLike[str]) -> list[str]:
+    """The words of a file in bilm-tf's format: its lines without `!!!MAXTERMID`.
+
+    `InputError` for a file that cannot be read, or holds more than `LARGEST` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            opened: Any = gzip.open if file.read(2) == b"\x1f\x8b" else open
+        with opened(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"The vocabulary {path} cannot be read: {why}.") from error
+    if len(data) > LARGEST:
+        raise InputError(f"The vocabulary {path} holds over {LARGEST:,} bytes.")
+    return [word for word in read_words(data, path) if word != NO_WORD]
 
 
 def write_words(words: Sequence[str]) -> bytes:
@@ -232,7 +244,7 @@ def _check_specials(words: tuple[str, ...], where: str) -> None:
         )
 
 
-def _check(words: tuple[str, ...], where: str) -> None:
+def _check_words(words: tuple[str, ...], where: str) -> None:
     # At once first: there may be a million words.
     lines = "\n".join(words)
     if "" in words or lines.count("\n") >= len(words) or _BLANK.search(lines):

@@ -61,7 +61,7 @@ class Evaluator:
         carry = place(self.lm.mesh, carry, "carry.")
         total, tokens, sums = np.zeros(2), 0, np.zeros(2)
         text = (self.corpus, self.words, self.rows, WINDOW, self._sizes())
-        for batch in heldout_batches(*text):
+        for batch, _ in heldout_batches(*text):
             late = sums  # read one step late: the device never waits for the host
             sums, carry = self._step(
                 params, carry, place(self.lm.mesh, batch, "batch.")

@@ -17,7 +17,7 @@ from elmojax.model.lstm import STEP_COST, Reset
 from elmojax.model.ops import require_own_process
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
-from elmojax.text.batches import Batch, heldout_sizes, located_batches
+from elmojax.text.batches import Batch, heldout_batches, heldout_sizes
 from elmojax.text.corpus import Corpus
 from elmojax.text.tables import Capacities, Sizes, WordTables
 from elmojax.text.vocabulary import (
@@ -177,7 +177,7 @@ class Scorer:
         width = lm.config.lstm.projection if more else 0
         hidden = np.zeros((2, positions, width), np.float32)
         step, sizes = self._step(rows, more), _sizes(corpus, words, rows, window)
-        for batch, places in located_batches(corpus, words, rows, window, sizes):
+        for batch, places in heldout_batches(corpus, words, rows, window, sizes):
             here = None if state is not None else (places.at == 0) & places.counts
             batch = place(lm.mesh, batch, "batch.")
             (each, top), carry = step(

@@ -42,7 +42,7 @@ def plan(paths: list[Path]) -> None:
     def batch() -> None:
         nonlocal slots, words
         space = capacity(total, BATCH_TOKENS)
-        made = make_plan(np.zeros(total, np.int32), np.array(sizes), space)
+        made = make_plan([np.zeros(total, np.int32)], [np.array(sizes)], space)
         steps, _, rows = made.words.shape
         for cut in windows(steps):
             shape = (cut.stop - cut.start, rows, space)

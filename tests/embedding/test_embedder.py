@@ -140,11 +140,11 @@ def test_the_word_table_empties_itself_and_goes_on(params, monkeypatch):
 
 def test_words_are_encoded_once(params, monkeypatch):
     seen = []
-    real = words.EncodedWords._ids
+    real = words.encoder_ids
     monkeypatch.setattr(
-        words.EncodedWords,
-        "_ids",
-        lambda self, words: seen.extend(words) or real(self, words),
+        words,
+        "encoder_ids",
+        lambda encoder, new, vocabulary: seen.extend(new) or real(encoder, new),
     )
     embedder = Embedder(params, batch_tokens=60)
     embedder.embed_batch(text(3, 50))
@@ -270,7 +270,7 @@ def test_the_word_table_is_as_large_as_the_device_allows(limit, rows, monkeypatc
     """From 64 MB to 1 GB, 1/32 of its memory between: rows of 16 numbers."""
     device = SimpleNamespace(memory_stats=lambda: limit and {"bytes_limit": limit})
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert words._bytes() // (4 * 16) == rows
+    assert words._table_bytes() // (4 * 16) == rows
 
 
 # --- few shapes ----------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_any_text_runs_in_the_announced_shapes():
         if len(words) != sizes.sum():
             continue
         space = capacity(len(words), 2048)
-        plan = make_plan(words, sizes, space)
+        plan = make_plan([words], [sizes], space)
         assert plan.words.shape[2] in possible_rows(space)
         for cut in windows(len(plan.words)):
             assert (cut.stop - cut.start, plan.words.shape[2], space) in announced
@@ -316,7 +316,7 @@ def test_any_text_runs_in_the_announced_shapes():
 def test_a_plan_reads_every_word_once_in_both_directions():
     sizes = np.array([5, 0, 1, 70, 12, 3, 0, 30])
     words = np.arange(2, 2 + sizes.sum())
-    plan = make_plan(words, sizes, 1024)
+    plan = make_plan([words], [sizes], 1024)
     for direction, mark in ((0, 0), (1, 1)):
         kept = plan.target[:, direction] < 1024
         places = plan.target[:, direction][kept]

@@ -13,8 +13,9 @@ from commands import answer, refused
 from toys import tiny_params
 
 import elmojax
-from elmojax.embedding.static import frequent_words, mean_vectors
+from elmojax.embedding.neighbours import mean_vectors
 from elmojax.formats.word_vectors import read_word_vectors, write_word_vectors
+from elmojax.text.vocabulary import frequent_words
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,10 +59,10 @@ def test_means_are_those_of_all_places(params):
 
 
 def test_which_words():
-    counts = Counter({"b": 3, "a": 3, "c": 9, "New York": 7, "d": 1})
-    assert frequent_words(counts) == ["c", "a", "b", "d"]
-    assert frequent_words(counts, min_count=2, most=2) == ["c", "a"]
-    assert frequent_words(counts, min_count=10) == []
+    words, counts = ["b", "a", "c", "New York", "d"], [3, 3, 9, 7, 1]
+    assert frequent_words(words, counts) == ["c", "a", "b", "d"]
+    assert frequent_words(words, counts, min_count=2, most=2) == ["c", "a"]
+    assert frequent_words(words, counts, min_count=10) == []
 
 
 WORDS = ["the", "río", "a\xa0b", "日\u3000本", "</s>", "1.5", "-", "\x85", "#"]

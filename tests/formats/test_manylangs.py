@@ -38,7 +38,7 @@ from elmojax.config import (
 from elmojax.errors import InputError
 from elmojax.formats.manylangs import SHAPE
 from elmojax.model.bilm import ElmoParams
-from elmojax.text.unicode_words import unicode_rows
+from elmojax.text.characters import unicode_rows
 from elmojax.vectors.jobs import Job
 from tests.commands import answer, done, refused
 
