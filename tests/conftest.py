@@ -28,7 +28,6 @@ import hypothesis
 import jax
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -37,6 +36,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nothing of the tests goes into the user's own cache.
 _cache = tempfile.TemporaryDirectory(prefix="elmojax-tests-")
 os.environ["ELMOJAX_CACHE"] = _cache.name
+
+# A program is compiled once for all tests, also in the other process and in commands
+# that they start; where JAX_COMPILATION_CACHE_DIR is set, for the next run as well.
+for _name, _value in {
+    "jax_compilation_cache_dir": f"{_cache.name}/programs",
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}.items():
+    if _name.upper() not in os.environ:
+        os.environ[_name.upper()] = str(_value)
+        jax.config.update(_name, _value)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -119,25 +129,12 @@ def users_compilation(quick_compilation) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def compile_once(tmp_path_factory) -> Iterator[None]:
-    """One cache of compiled programs for all these commands, subprocesses too."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    compilation_cache.reset_cache()
+def compile_once() -> Iterator[None]:
+    """Commands have the devices of the tests, and so the programs compiled for them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
         patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
         yield
         gc.collect()
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

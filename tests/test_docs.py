@@ -121,8 +121,9 @@ def published(there, goldens, monkeypatch):
     }
 
 
+SLOW = ("docs/pipelines.md", "docs/softmax.md")
 HERE = [
-    pytest.param(page, marks=pytest.mark.slow if "pipelines" in page else [])
+    pytest.param(page, marks=pytest.mark.slow if page in SLOW else [])
     for page in PAGES
     if PYTHON.search(read(page)) and page != "docs/checkpoints.md"
 ]

@@ -320,6 +320,7 @@ def test_a_tagger_learns_from_layers_at_both_places(
     assert report["model"] == "toy" and str(model.parent) not in json.dumps(report)
 
 
+@pytest.mark.slow
 def test_without_features_no_model_is_read(task, tagged, capsys):
     """Letters alone are enough here: they are what the tags are made of."""
     flags = [*tagged, *SMALL, "--features", "none", "--model", "nowhere"]

@@ -279,7 +279,6 @@ def _times(each: dict[str, Any]) -> str:
 
 CHECKED = {
     Case("v5e", "mini", 512, 8, vocabulary=20_000): 0.04e9,
-    Case("v5e", "mini", 512, 8, 2, vocabulary=20_000): 0.03e9,
     Case("v5e", "original", 2048, 8, 2): 3.4e9,
 }
 """Bytes a chip at most."""

@@ -29,7 +29,14 @@ from damage import sweep
 
 import elmojax
 from elmojax.cli import COMMANDS
-from elmojax.cli.common import RecipeArguments, defaults, parse, train_config, typed
+from elmojax.cli.common import (
+    RecipeArguments,
+    defaults,
+    keep_compiled_programs,
+    parse,
+    train_config,
+    typed,
+)
 from elmojax.cli.pretrain import PretrainArguments
 from elmojax.embedding.embedder import Embedder
 from elmojax.initialization import with_word_vectors
@@ -1131,3 +1138,17 @@ def test_embedder_asks_for_the_vocabulary_of_a_word_table():
     params = jax.eval_shape(lambda: elmojax.init(words, jax.random.key(0)))
     with pytest.raises(elmojax.InputError, match="vocabulary is needed"):
         Embedder(params)
+
+
+def test_compiled_programs_are_kept_where_jax_or_elmojax_was_told(
+    tmp_path, monkeypatch
+):
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    monkeypatch.setenv("ELMOJAX_CACHE", str(tmp_path))
+    keep_compiled_programs()
+    assert not told  # the tests have set JAX_COMPILATION_CACHE_DIR
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    keep_compiled_programs()
+    assert told["jax_compilation_cache_dir"] == str(tmp_path / "programs")
+    assert (tmp_path / "programs").is_dir()
