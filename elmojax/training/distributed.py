@@ -86,7 +86,7 @@ def join(
             "them where Slurm, GKE, Cloud TPU or Open MPI tell."
         )
     if known:
-        _check(*explicit)
+        _check_given(*explicit)
     _end_with_a_sentence()
     # SIGTERM is for us to hear: the run stops between two steps and saves.
     jax.config.update("jax_enable_preemption_service", False)
@@ -117,7 +117,7 @@ def join(
     threading.Thread(target=_listen, daemon=True).start()
 
 
-def _check(coordinator: str | None, index: int | None, count: int | None) -> None:
+def _check_given(coordinator: str | None, index: int | None, count: int | None) -> None:
     assert coordinator is not None and index is not None and count is not None
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
@@ -229,14 +229,12 @@ def _gathering() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
 
 def in_turn(work: Callable[[], T]) -> T:
     """`work` by the first process alone, then by the others, who find it done."""
-    if not joined():
-        return work()
-    if is_first():
-        result = work()
+    if not is_first():
         wait_for_all()
-        return result
-    wait_for_all()
-    return work()
+    result = work()
+    if is_first():
+        wait_for_all()
+    return result
 
 
 def wait_for_all() -> None:
