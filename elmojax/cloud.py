@@ -110,24 +110,19 @@ def bring(
     owner = read(found, OWNER)
     if owner is not None and owner == _owner_of(copy):
         return copy
-    there, get = listing(found), []
+    there, get = listing(found), {}
     for name, (size, changed) in there.items():
-        if not wanted(name):
-            continue
-        try:
-            known = (copy / name).stat()
-        except FileNotFoundError:
-            get.append(name)
-            continue
-        if (known.st_size, int(known.st_mtime)) != (size, int(changed)):
-            get.append(name)
+        known = (copy / name).stat() if (copy / name).exists() else None
+        same = known and (known.st_size, int(known.st_mtime)) == (size, int(changed))
+        if wanted(name) and not same:
+            get[name] = changed
     for name in files_below(copy):
         if name not in there and (belongs or wanted)(name):
             (copy / name).unlink()
     for folder, _, _ in os.walk(copy, topdown=False):
         with contextlib.suppress(OSError):  # only those that are empty
             os.rmdir(folder)
-    _get(found, copy, {name: there[name][1] for name in get})
+    _get(found, copy, get)
     return copy
 
 

@@ -344,11 +344,10 @@ class Stop:
 
         A process on its own asks nobody.
         """
-        if not joined():
-            return self.check()
-        if asked:
-            self.signal = asked
-            self.check()
+        if joined() and not asked:
+            return
+        self.signal = asked or self.signal
+        self.check()
 
     def check(self, *_: object) -> None:
         """Raises `Stopped` if a signal was heard."""

@@ -91,15 +91,15 @@ def pretrain(
                 run.lock.release()
     best = run.checkpoints.best
     return Result(
-        directory,
-        run.step,
-        loop.step,
-        loop.before,
-        loop.after,
-        None if best is None else best[1],
-        plot,
-        stop.signal,
-        loop.early,
+        run=directory,
+        began_at=run.step,
+        step=loop.step,
+        before=loop.before,
+        after=loop.after,
+        best=None if best is None else best[1],
+        plot=plot,
+        signal=stop.signal,
+        early=loop.early,
     )
 
 
@@ -113,11 +113,10 @@ def _train(loop: _Loop, directory: Path) -> None:
     say("training")
     try:
         loop.sending.send()
-        config = loop.run.record.train
         # Devices work ahead of what is read: it may have been the step before.
         with (
             together(),
-            explain_out_of_memory(config, lambda: f"by step {loop.step + 1}"),
+            explain_out_of_memory(loop.config, lambda: f"by step {loop.step + 1}"),
         ):
             loop.train()
             loop.run.checkpoints.close()

@@ -207,45 +207,38 @@ class Scorer:
         turned = _turned(starts, lengths)
         flat[1] = flat[1, turned]
         ids = words.targets[corpus.words[: corpus.offsets[-1]]]
-        predicted = None
+        numbers, top_k = {"": flat}, measures.top_k
         if more:
             hidden[1] = hidden[1, turned]
             ends = (np.insert(ids, corpus.offsets[1:], n) for n in (END_ID, BEGIN_ID))
             targets = np.stack([*ends]).astype(np.int32)
-            head, k = self.params["head"], measures.top_k
-            predicted = predictions(lm, head, hidden, targets, k, progress)
-        for number, sentence in enumerate(sentences):
-            begin, at = corpus.offsets[number], starts[number]
-            here = slice(at, at + len(sentence) + 1)
-            known = ids[begin : begin + len(sentence)] != UNKNOWN_ID
-            forward, backward = flat[:, here].copy()
-            score = Score(sentence, forward, backward, known)
-            if predicted is not None:
-                score = self._with(score, predicted, measures, here)
-            yield score
+            head = self.params["head"]
+            found = predictions(lm, head, hidden, targets, top_k, progress)
+        if measures.entropy:
+            numbers |= {"_entropy": found.entropy, "_rank": found.rank}
+        begins = corpus.offsets[:-1]
+        for sentence, begin, at in zip(sentences, begins, starts, strict=True):
+            here, end = slice(at, at + len(sentence) + 1), begin + len(sentence)
+            each = {
+                f"{way}{name}": values[n, here].copy()
+                for name, values in numbers.items()
+                for n, way in enumerate(("forward", "backward"))
+            }
+            best = self._substitutes(found, at, len(sentence)) if top_k else None
+            known = ids[begin:end] != UNKNOWN_ID
+            yield Score(sentence, known=known, substitutes=best, **each)
         return None if state is None else carry
 
-    def _with(
-        self, score: Score, found: Predictions, measures: Measures, here: slice
-    ) -> Score:
-        """A score with what was predicted at its positions."""
-        if measures.entropy:
-            entropy, rank = found.entropy[:, here].copy(), found.rank[:, here].copy()
-            score = score._replace(
-                forward_entropy=entropy[0],
-                backward_entropy=entropy[1],
-                forward_rank=rank[0],
-                backward_rank=rank[1],
-            )
-        if measures.top_k:
-            name, words = self.vocabulary.words, slice(here.start, here.stop - 1)
-            both = zip(found.ids[:, words], found.log_probs[:, words], strict=True)
-            best = [
+    def _substitutes(self, found: Predictions, at: int, words: int) -> Substitutes:
+        """Of so many words, the first of them at a position."""
+        name, here = self.vocabulary.words, slice(at, at + words)
+        both = zip(found.ids[:, here], found.log_probs[:, here], strict=True)
+        return Substitutes(
+            *(
                 Best([[name[i] for i in row] for row in ids.tolist()], log_probs.copy())
                 for ids, log_probs in both
-            ]
-            score = score._replace(substitutes=Substitutes(*best))
-        return score
+            )
+        )
 
 
 def _blocks(sentences: Iterable[Sequence[str]], most: int) -> Iterator[list[list[str]]]:

@@ -110,12 +110,12 @@ def step_sizes(
     sizes = frequencies.capacities(
         rows,
         config.window,
-        parts * rows // config.rows,
-        config.head.edges(statistics.vocabulary),
-        config.mesh.model,
-        not config.unique_words,
-        _samples(config),
-        config.seed,
+        parts=parts * rows // config.rows,
+        edges=config.head.edges(statistics.vocabulary),
+        split=config.mesh.model,
+        every=not config.unique_words,
+        samples=_samples(config),
+        seed=config.seed,
     ).usual
     words = frequencies.distinct(config.rows * config.window / parts)
     if not config.unique_words:
@@ -135,16 +135,21 @@ def training_text(
         config.rows,
         config.window,
         config.seed,
-        _samples(config),
-        config.accumulate,
-        local,
+        samples=_samples(config),
+        microbatches=config.accumulate,
+        local=local,
     )
 
 
 def _word_tables(config: TrainConfig, corpus: Corpus, data: int) -> WordTables:
-    every, split = not config.unique_words, config.mesh.model
     return WordTables(
-        corpus, corpus.vocabulary, config.model, data, every, config.head, split
+        corpus,
+        corpus.vocabulary,
+        config.model,
+        shards=data,
+        every=not config.unique_words,
+        head=config.head,
+        split=config.mesh.model,
     )
 
 

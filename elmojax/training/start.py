@@ -122,7 +122,9 @@ def start(
     lock = records.lock_run(config.workdir, patience) if is_first() else None
     try:
         if fresh:
-            in_turn(partial(_create, config, record, corpus))
+            if is_first():
+                _create(config, record, corpus)
+            wait_for_all()
         with explain_out_of_memory(config, lambda: "while the state was made"):
             checkpoints, step, state, notes = _resume(config, shapes, places)
             if state is None:
@@ -168,8 +170,6 @@ def _going_on(
 
 
 def _create(config: TrainConfig, record: RunRecord, corpus: Corpus) -> None:
-    if not is_first():
-        return
     if (config.workdir / "config.json").exists():
         raise InputError(
             f"Another run has just begun in {config.workdir}; give the command "
