@@ -176,8 +176,8 @@ class Checkpoints:
     def prune(self) -> None:
         """Deletes all but the newest `keep` and the best.
 
-        What goes loses its name at once and its files after that, so that no moment
-        leaves half a checkpoint.
+        Orbax would take the files away while the checkpoint has its name. Here it loses
+        that first, so that no moment leaves half a checkpoint.
         """
         if not is_first():
             return

@@ -240,12 +240,16 @@ def in_turn(work: Callable[[], T]) -> T:
 def wait_for_all() -> None:
     """Nobody goes on before all have come here."""
     if joined():
-        client = global_state.client
-        assert client is not None
-        client.wait_at_barrier(f"elmojax/begin/{next(_barriers)}", PATIENCE * 1000)
+        name = f"elmojax/begin/{next(_barriers)}"
+        _client().wait_at_barrier(name, PATIENCE * 1000)
 
 
 _barriers = itertools.count()
+
+
+def _client() -> Any:
+    """Of the coordination service, in a process that has joined."""
+    return global_state.client
 
 
 def leave() -> None:
@@ -267,10 +271,8 @@ def failing_together() -> Iterator[None]:
             raise
         status, why = _verdict(error)
         _tell(why)
-        client = global_state.client
-        assert client is not None
         with contextlib.suppress(Exception):  # another one may have been first
-            client.key_value_set(FAILURE, json.dumps([status, why]))
+            _client().key_value_set(FAILURE, json.dumps([status, why]))
         time.sleep(2)  # process 0 hosts what the others read
         os._exit(status)
 
@@ -289,8 +291,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
 
 def _listen() -> None:
     """Ends this process when another one says that it failed, and why."""
-    client = global_state.client
-    assert client is not None
+    client = _client()
     while True:
         try:
             answer = client.blocking_key_value_get(FAILURE, PATIENCE * 1000)
