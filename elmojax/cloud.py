@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +110,19 @@ def bring(
     owner = read(found, OWNER)
     if owner is not None and owner == _owner_of(copy):
         return copy
-    there, get = listing(found), []
+    there, get = listing(found), {}
     for name, (size, changed) in there.items():
-        if not wanted(name):
-            continue
-        try:
-            known = (copy / name).stat()
-        except FileNotFoundError:
-            get.append(name)
-            continue
-        if (known.st_size, int(known.st_mtime)) != (size, int(changed)):
-            get.append(name)
+        known = (copy / name).stat() if (copy / name).exists() else None
+        same = known and (known.st_size, int(known.st_mtime)) == (size, int(changed))
+        if wanted(name) and not same:
+            get[name] = changed
     for name in files_below(copy):
         if name not in there and (belongs or wanted)(name):
             (copy / name).unlink()
     for folder, _, _ in os.walk(copy, topdown=False):
         with contextlib.suppress(OSError):  # only those that are empty
             os.rmdir(folder)
-    _get(found, copy, {name: there[name][1] for name in get})
+    _get(found, copy, get)
     return copy
 
 
@@ -151,11 +147,7 @@ def _made(directory: Path) -> Path:
     return directory
 
 
-def send(
-    copy: Path,
-    found: str,
-    names: Iterable[str],
-) -> None:
+def send(copy: Path, found: str, names: Iterable[str]) -> None:
     """Uploads files of a copy, those that mark others as whole last.
 
     Args:
@@ -165,25 +157,24 @@ def send(
     Raises:
       Unreachable: if the object store does not take them.
     """
-    groups: dict[int, list[str]] = {0: [], 1: [], 2: []}
-    for name in sorted(names):
-        groups[2 if name in MARKS else int(_marks(name))].append(name)
     with _answering(found, "written"):
-        files = _files(found)
-        for group in filter(None, groups.values()):
-            here = [str(copy / name) for name in group]
-            files.put(here, [f"{found}/{name}" for name in group])
+        for _, group in groupby(sorted(names, key=_rank), _rank):
+            here = [*group]
+            there = [f"{found}/{name}" for name in here]
+            _files(found).put([str(copy / name) for name in here], there)
 
 
 def remove(found: str, names: Iterable[str]) -> None:
     """Deletes files, those that mark others as whole first."""
-    first: list[str] = []
-    rest: list[str] = []
-    for name in names:
-        (first if _marks(name) else rest).append(f"{found}/{name}")
     with _answering(found, "written"):
-        for group in filter(None, (first, rest)):
-            _files(found).rm(group)
+        for _, group in groupby(sorted(names, key=_rank, reverse=True), _rank):
+            _files(found).rm([f"{found}/{name}" for name in group])
+
+
+def _rank(name: str) -> int:
+    """0, but 1 or 2 for what marks others as whole: sent after them, deleted before."""
+    checkpoint = re.fullmatch(rf"checkpoints/\d+/{re.escape(WHOLE)}", name)
+    return 2 if name in MARKS else int(checkpoint is not None)
 
 
 @contextlib.contextmanager
@@ -238,11 +229,6 @@ def listing(found: str, halves: bool = False) -> dict[str, tuple[int, float]]:
             changed = info.get("LastModified") or info["mtime"]
             there[name] = (int(info["size"]), changed.timestamp())
     return {n: there[n] for n in there if halves or _is_whole(n, there)}
-
-
-def _marks(name: str) -> bool:
-    """Whether it is the file that makes a checkpoint whole."""
-    return re.fullmatch(rf"checkpoints/\d+/{re.escape(WHOLE)}", name) is not None
 
 
 def _is_whole(name: str, there: Mapping[str, object]) -> bool:

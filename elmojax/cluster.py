@@ -33,7 +33,7 @@ import numpy as np
 from elmojax import __version__
 from elmojax.arguments import require
 from elmojax.config import Count
-from elmojax.errors import InputError
+from elmojax.errors import InputError, one_line
 from elmojax.text.files import Errors, Oddities
 from elmojax.vectors.jobs import Accelerator, Actor, Job, Task, require_seen
 from elmojax.vectors.output import Output
@@ -156,9 +156,10 @@ def connected(address: str | None = None, workers: int | None = None) -> Iterato
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             ray.init(address or "local", include_dashboard=False, **options)
     except (OSError, RuntimeError, ValueError) as error:
+        why = one_line(error, 300).rstrip(".")
         raise InputError(
-            f"Ray cluster {address or 'of this machine'}: {_one_line(error)}. Name one "
-            "that runs with the same Ray and Python, and that this machine is part of."
+            f"Ray cluster {address or 'of this machine'}: {why}. Name one that runs "
+            "with the same Ray and Python, and that this machine is part of."
         ) from error
     try:
         yield
@@ -240,9 +241,9 @@ def _reports(task: Task, workers: int) -> Generator[dict[str, Any], None, None]:
             ) from error
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # a bug of ours
+        why = one_line(error, 300).rstrip(".")
         raise InputError(
-            f"The Ray cluster failed: {_one_line(error)}. Run the same command again "
-            "to go on."
+            f"The Ray cluster failed: {why}. Run the same command again to go on."
         ) from error
     finally:
         context.enable_progress_bars = bars
@@ -255,7 +256,3 @@ def _get(task: Any) -> Task:
     # Ray 2.60 can wait for itself as a process exits, which then holds its GPU forever.
     atexit.register(os._exit, 0)
     return ray.get(task)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")

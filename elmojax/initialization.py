@@ -39,12 +39,6 @@ from elmojax.training.record import checkpoint_steps, difference
 from elmojax.training.remote import bring_run
 from elmojax.training.start import Initialize, open_corpora
 
-PARSERS: dict[str, Callable[[str], Any]] = {
-    ".json": parse_json,
-    ".toml": partial(parse_json, parse=tomllib.loads),
-}
-"""What reads configurations in files of these endings."""
-
 
 @checked
 def pretrain(
@@ -76,14 +70,13 @@ def pretrain(
     """
     from elmojax import __version__
 
-    if address(config.workdir) is not None:
-        if joined():
-            raise InputError(
-                "Several processes of one run need a --workdir that all of them see, "
-                "and each would have its own copy of this one; mount the bucket, and "
-                "give the path of a directory there."
-            )
-        config = replace(config, workdir=bring_run(config.workdir))
+    if joined() and address(origin(config.workdir)) is not None:
+        raise InputError(
+            "Several processes of one run need a --workdir that all of them see, and "
+            "each would have its own copy of this one; mount the bucket, and give the "
+            "path of a directory there."
+        )
+    config = replace(config, workdir=bring_run(config.workdir))
     initialize = None
     if not checkpoint_steps(config.workdir):
         if (config.workdir / "config.json").exists():
@@ -98,23 +91,21 @@ def begun(
     config: TrainConfig, remark: Callable[[str], None]
 ) -> tuple[TrainConfig, Initialize | None]:
     """A fresh run as its word vectors or the model it starts from make it."""
-    initialize = None
     if config.word_vectors is not None:
-        config, initialize, found = with_word_vectors(config, remark)
-        remark(f"{found:,} words of the vocabulary have a vector.")
+        return with_word_vectors(config, remark)
     if config.init_from is not None:
-        config, initialize, kept = with_model(config)
-        softmax = "with its softmax" if kept else "with a new softmax"
-        remark(showable(f"The weights are those of {config.init_from}, {softmax}."))
-    return config, initialize
+        return with_model(config, remark)
+    return config, None
 
 
-def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
+def with_model(
+    config: TrainConfig, remark: Callable[[str], None] = lambda sentence: None
+) -> tuple[TrainConfig, Initialize]:
     """Makes `config.init_from` the start of a fresh run.
 
-    Returns the configuration with the shape of that model, what puts its weights into
-    fresh parameters, and whether its softmax was kept: it is where its vocabulary is
-    that of the training text.
+    Returns the configuration with the shape of that model, and what puts its weights
+    into fresh parameters. Its softmax is kept where its vocabulary is that of the
+    training text; `remark` is told whether it is.
 
     Raises:
       InputError: if the model cannot be read, reads ids of other words, or has another
@@ -149,8 +140,10 @@ def with_model(config: TrainConfig) -> tuple[TrainConfig, Initialize, bool]:
         head = model.head if keep else params["head"]
         return {**model.params.tree, "head": head}
 
-    config = replace(config, model=shape)
-    return replace(config, head=model.shape) if keep else config, initialize, keep
+    softmax = "with its softmax" if keep else "with a new softmax"
+    remark(showable(f"The weights are those of {config.init_from}, {softmax}."))
+    head = model.shape if keep else config.head
+    return replace(config, model=shape, head=head), initialize
 
 
 def _require_same(name: str, asked: Any, found: Any, source: str) -> None:
@@ -164,12 +157,12 @@ def _require_same(name: str, asked: Any, found: Any, source: str) -> None:
 
 def with_word_vectors(
     config: TrainConfig, remark: Callable[[str], None] = lambda sentence: None
-) -> tuple[TrainConfig, Initialize, int]:
+) -> tuple[TrainConfig, Initialize]:
     """Makes `config.word_vectors` the start of the word table of a fresh run.
 
-    Returns the configuration with a table as wide as the vectors, what fills the
-    table of fresh parameters (words without a vector keep theirs), and how many words
-    of the vocabulary have one. `remark` is as for `read_word_vectors`.
+    Returns the configuration with a table as wide as the vectors, and what fills the
+    table of fresh parameters (words without a vector keep theirs). `remark` is told
+    how many words have one, and what `read_word_vectors` has to say.
 
     Raises:
       InputError: without training text, or for a file that cannot be used.
@@ -186,8 +179,9 @@ def with_word_vectors(
         filled = {**params["encoder"], "embedding": jnp.asarray(table)}
         return {**params, "encoder": filled}
 
+    remark(f"{int(found.sum()):,} words of the vocabulary have a vector.")
     model = replace(config.model, encoder=encoder)
-    return replace(config, model=model), initialize, int(found.sum())
+    return replace(config, model=model), initialize
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -201,8 +195,8 @@ def read_config(path: Path) -> TrainConfig:
     """
     if not path.is_file():
         raise InputError(f"--config {path}: there is no such file.")
-    if path.suffix in PARSERS:
-        return from_json(TrainConfig, _text(path), f"--config {path}", _fields(path))
+    if path.suffix in (".json", ".toml"):
+        return _read_fields(path)
     try:
         make = runpy.run_path(str(path)).get("config")
         config = make() if callable(make) else None
@@ -211,7 +205,7 @@ def read_config(path: Path) -> TrainConfig:
     except BaseException as error:  # whatever the user's own code raises, exits too
         what = one_line(f"{type(error).__name__}: {error}")
         raise InputError(
-            f"--config {path} fails in line {_line(error, path)} ({what}); mend it."
+            f"--config {path} fails in line {_line_of(error, path)} ({what}); mend it."
         ) from error
     if not isinstance(config, TrainConfig):
         raise InputError(
@@ -221,24 +215,21 @@ def read_config(path: Path) -> TrainConfig:
     return config
 
 
-def _text(path: Path) -> str:
+def _read_fields(path: Path) -> TrainConfig:
+    """A TOML or JSON file with fields of TrainConfig, or with a RunRecord."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path} cannot be read ({error}).") from error
 
-
-def _fields(path: Path) -> Callable[[str], Any]:
-    """What reads the fields of a TrainConfig out of a TOML or JSON file."""
-
     def parse(text: str) -> Any:
-        found = PARSERS[path.suffix](text)
+        found = parse_json(text, tomllib.loads if path.suffix == ".toml" else None)
         return found.get("train", found)
 
-    return parse
+    return from_json(TrainConfig, text, f"--config {path}", parse)
 
 
-def _line(error: BaseException, path: Path) -> int | str:
+def _line_of(error: BaseException, path: Path) -> int | str:
     """The line of a file that an exception came from or is about."""
     if isinstance(error, SyntaxError):
         return error.lineno or "?"

@@ -33,9 +33,10 @@ from elmojax.text.corpus import Corpus
 from elmojax.text.files import read_lines
 from elmojax.text.uses import sense_files
 from elmojax.text.vocabulary import UNKNOWN_ID
-from elmojax.training.card import Evaluations, facts, model_card, step_seconds
-from elmojax.training.metrics import read_metrics, readable
-from elmojax.training.record import RunRecord, Status, describe, read_record
+from elmojax.training.card import Evaluations, facts, model_card
+from elmojax.training.metrics import read_metrics, readable, step_seconds
+from elmojax.training.record import RunRecord, Status, read_record
+from elmojax.training.runs import describe
 
 SENTENCES = 4
 """Samples."""

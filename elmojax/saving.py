@@ -70,7 +70,7 @@ def convert(
     )
     with new_directory(out) as partial:
         create_run(partial, record, model.vocabulary)
-        checkpoints = Checkpoints(partial, config=record.train)
+        checkpoints = Checkpoints(partial, record.train)
         checkpoints.save(0, {**model.params.tree, **head}, None)
         checkpoints.close()
         install(partial, out, replaces=out.exists())

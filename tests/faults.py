@@ -439,7 +439,7 @@ def newest(run: Path) -> int:
 def _deleting(run: Path) -> bool:
     """Whether a checkpoint lacks a part that another has."""
     parts = [_names(run / "checkpoints" / step) for step in seen("saved", run)]
-    every = set().union(*parts) - {"metrics"}  # those only where it was evaluated
+    every = set().union(*parts)
     return any(not every <= there for there in parts)
 
 

@@ -114,6 +114,8 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     from elmojax.training.metrics import Profile
 
     config = train_config(asked)
+    if asked.config is None:  # `defaults` has brought the run that is there
+        config = dataclasses.replace(config, workdir=copy_of(config.workdir))
     trackers: list[Any] = [ProgressBar()]
     names = dict.fromkeys(asked.tracker)
     if asked.tensorboard:

@@ -59,7 +59,7 @@ class RunsArguments:
 
 def runs(argv: list[str]) -> None:
     """list pretraining runs (step, perplexity, state), or compare them"""
-    from elmojax.training.record import describe, find_runs
+    from elmojax.training.runs import describe, find_runs
 
     asked = parse(RunsArguments, "runs", argv)
     paths = [run for directory in asked.directories for run in find_runs(directory)]
@@ -82,7 +82,7 @@ def runs(argv: list[str]) -> None:
 
 
 def _compare(paths: list[Path], as_json: bool) -> None:
-    from elmojax.training.compare import differences, results
+    from elmojax.training.runs import differences, results
 
     if len(paths) < 2:
         raise InputError(f"{paths[0]} is one run; name others that it is compared to.")

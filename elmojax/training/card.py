@@ -15,7 +15,7 @@ from elmojax.cloud import copy_of
 from elmojax.config import PRESETS, CharCnnConfig, TrainConfig, WordTableConfig
 from elmojax.errors import showable
 from elmojax.text.corpus import SUMMARY
-from elmojax.training.metrics import read_metrics
+from elmojax.training.metrics import evaluations, read_metrics, step_seconds
 from elmojax.training.record import RunRecord, Status, language_model, read_record
 
 CARD = "card.md"
@@ -95,7 +95,7 @@ def command(config: TrainConfig) -> str:
     for name in PLACES:
         value = getattr(config, name)
         if value is not None:
-            words.append(f"--{name.replace('_', '-')} {_named(value)}")
+            words.append(f"--{name.replace('_', '-')} {_shown_place(value)}")
     return " ".join([*words, *_flags(base, config, "")])
 
 
@@ -163,24 +163,14 @@ def _training(
         f"({optimizer.decay}), dropout {train.dropout:g}, {train.precision}"
     )
     if train.init_from is not None:
-        found["started from"] = _named(train.init_from)
+        found["started from"] = _shown_place(train.init_from)
     return found
 
 
-def _named(place: str | Path) -> str:
+def _shown_place(place: str | Path) -> str:
     """An address, or the last part of a path: where it lies is of no use elsewhere."""
     address = showable(str(place))
     return address if "://" in address else Path(place).name
-
-
-def step_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Time of all steps, from the speed that was noted along the way."""
-    total, tokens = 0.0, 0.0
-    for line in lines:
-        if line.get("tokens") and line.get("tokens_per_second"):
-            total += (line["tokens"] - tokens) / line["tokens_per_second"]
-        tokens = line.get("tokens") or tokens
-    return total
 
 
 def _duration(seconds: float) -> str:
@@ -222,13 +212,9 @@ def _files(info: dict[str, Any]) -> str:
 
 def _own_evaluation(record: RunRecord, lines: list[dict[str, Any]]) -> Evaluations:
     """The run's last one."""
-    train, prefix = record.train, "heldout_"
+    train, scores = record.train, [*evaluations(lines).values()]
     name = train.heldout.name if train.heldout else "sample, held out"
-    for line in reversed(lines):
-        if line.get("heldout_loss"):
-            known = {k: v for k, v in line.items() if k.startswith(prefix)}
-            return {name: {k.removeprefix(prefix): v for k, v in known.items()}}
-    return {}
+    return {name: scores[-1]} if scores else {}
 
 
 COLUMNS = {

@@ -3,8 +3,7 @@
     config.json      RunRecord: what was trained, on which text
     vocabulary.txt   the words of the softmax, in bilm-tf's format
     metrics.jsonl    one line of numbers a logged step
-    checkpoints/N/   state after step N: `params`, and `training` for going on; its
-                     held-out perplexity, as Orbax keeps it beside the arrays
+    checkpoints/N/   state after step N: `params`, and `training` for going on
 
 It is all that `evaluate`, `embed` and `restore` need. Only this module knows Orbax;
 it saves as `CheckpointManager` does, so that Orbax's plainest calls read a checkpoint.
@@ -14,13 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
-import struct
 import time
-import zlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from elmojax.arguments import checked
-from elmojax.atomic import install, new_directory, parse_json
 from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError, one_line
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
@@ -44,6 +40,7 @@ from elmojax.training.damage import (
 )
 from elmojax.training.distributed import is_first, joined
 from elmojax.training.memory import return_freed_memory
+from elmojax.training.metrics import MEASURE, evaluations, read_metrics
 from elmojax.training.record import (
     FIXED,
     MODEL,
@@ -57,45 +54,6 @@ from elmojax.training.record import (
 )
 from elmojax.training.remote import bring_model
 from elmojax.training.sharding import path_name, placed_shapes
-
-PERPLEXITY = "heldout_perplexity"
-METRICS = Path("metrics", "metrics")
-
-
-def _with_checksum(perplexity: float) -> dict[str, float]:
-    """What is kept of a perplexity: itself, and a sum of its bits."""
-    return {PERPLEXITY: perplexity, "sum": zlib.crc32(struct.pack("<d", perplexity))}
-
-
-def _read_perplexities(directory: Path, steps: list[int]) -> dict[int, float]:
-    """The perplexities of the checkpoints that have one, by step.
-
-    Raises:
-      DamagedCheckpoint: for the first whose perplexity is not as it was saved.
-    """
-    known = {}
-    for step in steps:
-        path = directory / str(step) / METRICS
-        if not path.exists():
-            continue
-        try:
-            found = parse_json(path.read_bytes())
-            if found != _with_checksum(found[PERPLEXITY]):
-                raise ValueError("its perplexity is not the one that was saved")
-            known[step] = found[PERPLEXITY]
-        except (ValueError, KeyError, TypeError, struct.error) as error:
-            raise DamagedCheckpoint(directory / str(step), error) from error
-    return known
-
-
-def _add_perplexity(checkpoint: Path, perplexity: float) -> None:
-    """Gives a perplexity to a checkpoint that has none, whole or not at all."""
-    out = checkpoint / METRICS.parent
-    with new_directory(out) as partial:
-        (partial / METRICS.name).write_text(json.dumps(_with_checksum(perplexity)))
-        (partial / "commit_success.txt").touch()
-        install(partial, out, replaces=False)
-
 
 GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
@@ -118,23 +76,21 @@ class Checkpoints:
     def __init__(
         self,
         run: Path,
-        keep: int = 3,
-        clean: bool = False,
         config: TrainConfig | None = None,
+        clean: bool = False,
     ) -> None:
         """Finds what is there.
 
         Args:
-          clean: removes what a killed run left unfinished.
           config: of the run, as config.json has it. What is saved is bound to it, and
             what is read must have been saved under such a one.
+          clean: removes what a killed run left unfinished.
         """
-        self.directory, self._keep = run.absolute() / "checkpoints", keep
-        self._config = config
+        self.directory = run.absolute() / "checkpoints"
+        self._config, self._keep = config, (config or TrainConfig()).keep
         self._saving: int | None = None
         self._unfinished: set[int] = set()
         there = checkpoint_steps(run)
-        self._perplexities = _read_perplexities(self.directory, there)
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=clean)
         try:
             self._orbax = ocp.CheckpointManager(self.directory, options=options)
@@ -156,29 +112,24 @@ class Checkpoints:
         """Step of the newest checkpoint."""
         return max(self.steps, default=None)
 
+    @cached_property
+    def perplexities(self) -> dict[int, float]:
+        """The held-out perplexities of the run by step, as far as it has checkpoints;
+        whoever evaluates adds to them."""
+        known = evaluations(read_metrics(self.directory.with_name("metrics.jsonl")))
+        scored = ((step, known[step].get(MEASURE)) for step in known)
+        return {n: value for n, value in scored if n in self.steps and value}
+
     @property
     def best(self) -> tuple[float, int] | None:
         """The lowest held-out perplexity and the step of its checkpoint, if known."""
-        known = self._perplexities.items()
-        scored = [(value, step) for step, value in known if step in self.steps]
-        return min(scored, default=None)
+        known = self.perplexities
+        return min(((known[n], n) for n in self.steps if n in known), default=None)
 
-    def scored(self, step: int) -> bool:
-        """Whether a checkpoint was saved with its held-out perplexity."""
-        return step in self._perplexities
-
-    def score(self, step: int, perplexity: float) -> None:
-        """Adds the held-out perplexity to a checkpoint that has none."""
-        _add_perplexity(self.directory / str(step), perplexity)
-        self._perplexities[step] = perplexity
-
-    def save(
-        self, step: int, params: Any, training: Any, perplexity: float | None = None
-    ) -> None:
+    def save(self, step: int, params: Any, training: Any) -> None:
         """Starts to save; the arrays may be given away when this returns.
 
-        `training` is what else going on needs, None for a model that is only used;
-        `perplexity` the held-out one, where it was measured.
+        `training` is what else going on needs, None for a model that is only used.
 
         Raises:
           SaveFailed: where this save, or the one before, came to nothing.
@@ -191,14 +142,7 @@ class Checkpoints:
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
         if self._config is not None:
             parts[SUMS][CONFIG] = _sealed(to_json(fixed(self._config)))
-        items: dict[str, Any] = {
-            name: ocp.args.StandardSave(leaves) for name, leaves in parts.items()
-        }
-        self._perplexities.pop(step, None)
-        if perplexity is not None:
-            metrics = _with_checksum(perplexity)
-            items[METRICS.parent.name] = ocp.args.JsonSave(metrics)
-            self._perplexities[step] = perplexity
+        items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
         self._saving = step
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -232,8 +176,8 @@ class Checkpoints:
     def prune(self) -> None:
         """Deletes all but the newest `keep` and the best.
 
-        What goes loses its name at once and its files after that, so that no moment
-        leaves half a checkpoint.
+        Orbax would take the files away while the checkpoint has its name. Here it loses
+        that first, so that no moment leaves half a checkpoint.
         """
         if not is_first():
             return
@@ -252,7 +196,6 @@ class Checkpoints:
         step, self._saving = self._saving, None
         assert step is not None
         self.steps = [other for other in self.steps if other != step]
-        self._perplexities.pop(step, None)
         self._unfinished.add(step)
         self._clear_away()
         return SaveFailed(step, self.latest, error)
@@ -301,7 +244,7 @@ class Checkpoints:
             arrays = _compare(path, name, _flat(tree))
             if only is not None:
                 tree = {key: tree[key] for key in only}
-            leaves = _read(path / name, _flat(tree))
+            leaves = _read_arrays(path / name, _flat(tree))
             if sums is not None:  # earlier versions wrote none
                 saved = sums.get(name, np.zeros(0))
                 rows = [arrays.index(leaf) for leaf in sorted(leaves)]
@@ -346,18 +289,22 @@ def _sealed(text: str) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(data).digest() + data, np.uint8)
 
 
-def _stored(path: Path, part: str) -> dict[str, Any]:
-    """Names of the arrays of a part, with their shapes and dtypes."""
+def _stored_arrays(path: Path, part: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the arrays of a part, by name."""
     if not (path / part).is_dir():
         raise DamagedCheckpoint(path, f"its part {part!r} is gone")
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(path / part).tree
-        return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in tree.items()}
+        return {
+            n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for n, leaf in tree.items()
+        }
     except Exception as error:  # whatever a damaged file makes Orbax raise
         raise damaged_or_busy(path, error) from error
 
 
-def _read(part: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _read_arrays(
+    part: Path, wanted: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
     """Some arrays of a part, in the order in which they are named.
 
     One after the other: of several that fail together, Orbax leaves reads behind that
@@ -386,11 +333,8 @@ def _read_sums(path: Path) -> dict[str, np.ndarray] | None:
     """The digests of the parts of a checkpoint, if it has them."""
     if not (path / SUMS).is_dir():
         return None
-    wanted = {
-        name: jax.ShapeDtypeStruct(*shape)
-        for name, shape in _stored(path, SUMS).items()
-    }
-    return {name: np.asarray(sums) for name, sums in _read(path / SUMS, wanted).items()}
+    sums = _read_arrays(path / SUMS, _stored_arrays(path, SUMS))
+    return {name: np.asarray(each) for name, each in sums.items()}
 
 
 def _compare(path: Path, part: str, wanted: dict[str, Any]) -> list[str]:
@@ -398,7 +342,7 @@ def _compare(path: Path, part: str, wanted: dict[str, Any]) -> list[str]:
 
     Returns the names of all arrays of the part, in their order.
     """
-    found = _stored(path, part)
+    found = _stored_arrays(path, part)
     missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing or extra:
         raise InputError(
@@ -406,11 +350,11 @@ def _compare(path: Path, part: str, wanted: dict[str, Any]) -> list[str]:
             f"{sorted(missing)[:3]} and has {sorted(extra)[:3]} besides."
         )
     for name, leaf in wanted.items():
-        shape, dtype = found[name][0], np.dtype(found[name][1])
-        if (shape, dtype) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
+        there = found[name]
+        if (there.shape, there.dtype) != (leaf.shape, leaf.dtype):
             raise InputError(
                 f"The checkpoint {path} belongs to another configuration: {name} is "
-                f"{dtype} {list(shape)}, and {np.dtype(leaf.dtype)} "
+                f"{there.dtype} {list(there.shape)}, and {leaf.dtype} "
                 f"{list(leaf.shape)} was expected."
             )
     return sorted(found)
@@ -449,7 +393,7 @@ def read_run(
 def open_existing(run: Path, config: TrainConfig | None = None) -> Checkpoints:
     """The checkpoints of a run that must have some."""
     there = (run / "checkpoints").is_dir()
-    if not there or not (found := Checkpoints(run, config=config)).steps:
+    if not there or not (found := Checkpoints(run, config)).steps:
         raise InputError(
             f"{run} has no checkpoint yet; let `elmojax pretrain` reach its first one."
         )

@@ -86,7 +86,7 @@ def join(
             "them where Slurm, GKE, Cloud TPU or Open MPI tell."
         )
     if known:
-        _check(*explicit)
+        _check_given(*explicit)
     _end_with_a_sentence()
     # SIGTERM is for us to hear: the run stops between two steps and saves.
     jax.config.update("jax_enable_preemption_service", False)
@@ -117,7 +117,7 @@ def join(
     threading.Thread(target=_listen, daemon=True).start()
 
 
-def _check(coordinator: str | None, index: int | None, count: int | None) -> None:
+def _check_given(coordinator: str | None, index: int | None, count: int | None) -> None:
     assert coordinator is not None and index is not None and count is not None
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
@@ -229,25 +229,27 @@ def _gathering() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
 
 def in_turn(work: Callable[[], T]) -> T:
     """`work` by the first process alone, then by the others, who find it done."""
-    if not joined():
-        return work()
-    if is_first():
-        result = work()
+    if not is_first():
         wait_for_all()
-        return result
-    wait_for_all()
-    return work()
+    result = work()
+    if is_first():
+        wait_for_all()
+    return result
 
 
 def wait_for_all() -> None:
     """Nobody goes on before all have come here."""
     if joined():
-        client = global_state.client
-        assert client is not None
-        client.wait_at_barrier(f"elmojax/begin/{next(_barriers)}", PATIENCE * 1000)
+        name = f"elmojax/begin/{next(_barriers)}"
+        _client().wait_at_barrier(name, PATIENCE * 1000)
 
 
 _barriers = itertools.count()
+
+
+def _client() -> Any:
+    """Of the coordination service, in a process that has joined."""
+    return global_state.client
 
 
 def leave() -> None:
@@ -269,10 +271,8 @@ def failing_together() -> Iterator[None]:
             raise
         status, why = _verdict(error)
         _tell(why)
-        client = global_state.client
-        assert client is not None
         with contextlib.suppress(Exception):  # another one may have been first
-            client.key_value_set(FAILURE, json.dumps([status, why]))
+            _client().key_value_set(FAILURE, json.dumps([status, why]))
         time.sleep(2)  # process 0 hosts what the others read
         os._exit(status)
 
@@ -291,8 +291,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
 
 def _listen() -> None:
     """Ends this process when another one says that it failed, and why."""
-    client = global_state.client
-    assert client is not None
+    client = _client()
     while True:
         try:
             answer = client.blocking_key_value_get(FAILURE, PATIENCE * 1000)
@@ -346,11 +345,10 @@ class Stop:
 
         A process on its own asks nobody.
         """
-        if not joined():
-            return self.check()
-        if asked:
-            self.signal = asked
-            self.check()
+        if joined() and not asked:
+            return
+        self.signal = asked or self.signal
+        self.check()
 
     def check(self, *_: object) -> None:
         """Raises `Stopped` if a signal was heard."""

@@ -40,7 +40,7 @@ class Evaluator:
         self.rows = -(-ROWS // data) * data
         split = 1 if lm.mesh is None else lm.mesh.shape["model"]
         self.words = WordTables(
-            corpus, vocabulary, lm.config, data, False, lm.head, split
+            corpus, vocabulary, lm.config, data, head=lm.head, split=split
         )
         known = self.words.targets != UNKNOWN_ID
         self._unknown = int(np.asarray(corpus.counts)[~known].sum())

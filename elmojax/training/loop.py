@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,8 @@ from elmojax.training.damage import SaveFailed
 from elmojax.training.distributed import Stop, Stopped, is_first, joined, together
 from elmojax.training.memory import StepMemory, explain_out_of_memory
 from elmojax.training.metrics import (
+    HELDOUT,
+    MEASURE,
     Clock,
     JsonLines,
     Tracker,
@@ -76,37 +78,32 @@ def pretrain(
     with stop or Stop() as stop:  # else Ctrl-C could be lost in a library
         with together():
             run = start(config, version, initialize)
-        directory = run.record.train.workdir
+        directory, plot = run.record.train.workdir, None
         try:
-            loop = _Loop(run, stop)
-            if (claimed := loop.sending.claim()) is not None:
-                loop.notes.append(claimed)
-            if is_first():
-                lines = JsonLines(directory / "metrics.jsonl", run.step)
-                loop.trackers = [lines, *trackers]
-            _run(loop, directory)
+            loop = _Loop(run, stop, trackers)
+            _train(loop, directory)
             if is_first():
                 write_card(directory)
-            plot = plot_losses(directory) if is_first() else None
+                plot = plot_losses(directory)
             loop.send_last()
         finally:
             if run.lock is not None:
                 run.lock.release()
     best = run.checkpoints.best
     return Result(
-        directory,
-        run.step,
-        loop.step,
-        loop.before,
-        loop.after,
-        None if best is None else best[1],
-        plot,
-        stop.signal,
-        loop.early,
+        run=directory,
+        began_at=run.step,
+        step=loop.step,
+        before=loop.before,
+        after=loop.after,
+        best=None if best is None else best[1],
+        plot=plot,
+        signal=stop.signal,
+        early=loop.early,
     )
 
 
-def _run(loop: _Loop, directory: Path) -> None:
+def _train(loop: _Loop, directory: Path) -> None:
     """The steps of a run, and what its directory says of them."""
 
     def say(state: str, why: str = "") -> None:
@@ -116,11 +113,10 @@ def _run(loop: _Loop, directory: Path) -> None:
     say("training")
     try:
         loop.sending.send()
-        config = loop.run.record.train
         # Devices work ahead of what is read: it may have been the step before.
         with (
             together(),
-            explain_out_of_memory(config, lambda: f"by step {loop.step + 1}"),
+            explain_out_of_memory(loop.config, lambda: f"by step {loop.step + 1}"),
         ):
             loop.train()
             loop.run.checkpoints.close()
@@ -145,18 +141,19 @@ def _run(loop: _Loop, directory: Path) -> None:
 class _Loop:
     """The moving parts of a run."""
 
-    def __init__(self, run: Run, stop: Stop) -> None:
+    def __init__(self, run: Run, stop: Stop, trackers: Sequence[Tracker]) -> None:
         self.run, self.config, self.stop = run, run.record.train, stop
+        config, self.state, self.step = self.config, run.state, run.step
+        self.sending = Sending(config.workdir)
+        self.notes = [*run.notes, *self.sending.claim()]
         self.trackers: list[Tracker] = []
-        self.notes = [*run.notes]
-        self.sending = Sending(self.config.workdir)
-        self.state, self.step = run.state, run.step
+        if is_first():
+            lines = JsonLines(config.workdir / "metrics.jsonl", run.step)
+            self.trackers = [lines, *trackers]
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
-        self.best = run.checkpoints.best
         self.early = False
-        config = self.config
-        self._late: tuple[int, dict[str, Any]] | None = None
+        self._unread: tuple[int, dict[str, Any]] | None = None
         self._clock = Clock(config.rows * config.window)
         self._programs, self._memory = Programs(run), StepMemory()
         self._utilization = utilization(config, run.lm, run.text.words.corpus)
@@ -190,8 +187,8 @@ class _Loop:
             if not (finished or self.early):
                 self._steps()
         except Stopped as stopped:
-            self._read_late()
-            self._save_last(None)
+            self._read_metrics()
+            self._save_last()
             self._note(
                 f"Stopped by {stopped} after step {self.step}; the same command goes "
                 "on from there."
@@ -201,29 +198,10 @@ class _Loop:
 
     def _catch_up(self) -> None:
         """The evaluation of the checkpoint, where the run was stopped in it."""
-        run, every = self.run, self.config.evaluate_every
-        due = self.step == run.steps or (every and self.step % every == 0)
-        if not (self.step and due) or run.checkpoints.scored(self.step):
-            return
-        scores = self._scores_of(self.step) or self._evaluate()
-        self.after = scores
-        if scores is not None:
-            perplexity = self._remember(scores)
-            if is_first():
-                run.checkpoints.score(self.step, perplexity)
+        due = self.step == self.run.steps or self._due(self.config.evaluate_every)
+        if self.step and due and self.step not in self.run.checkpoints.perplexities:
+            self.after = self._evaluate()
             self._lost_patience()
-
-    def _scores_of(self, step: int) -> dict[str, float] | None:
-        """A held-out evaluation as metrics.jsonl has it."""
-        prefix, needed = "heldout_", {"loss", "mean_perplexity", "geometric_perplexity"}
-        for line in read_metrics(self.config.workdir / "metrics.jsonl"):
-            known = {k: v for k, v in line.items() if k.startswith(prefix)}
-            scores = {
-                k.removeprefix(prefix): v for k, v in known.items() if v is not None
-            }
-            if line["step"] == step and needed <= scores.keys():
-                return scores
-        return None
 
     def _steps(self) -> None:
         run = self.run
@@ -239,37 +217,39 @@ class _Loop:
             compiling = self._clock.spent("compiling") if new else nullcontext()
             with self._memory.of_step(self.state, compiles=new), compiling:
                 self.state, metrics = step(self.state, ready.batch)
-            self._read_late()
+            self._read_metrics()
             self.step += 1
-            self._late = (self.step, metrics | {"table_words": ready.words})
+            self._unread = (self.step, metrics | {"table_words": ready.words})
             self._clock.tick()
             if self.step < run.steps:
                 self._at_intervals()
                 if self.early:
                     return
-        self._read_late()
+        self._read_metrics()
         self.after = self._evaluate()
-        self._save_last(self.after)
+        self._save_last()
 
     def _at_intervals(self) -> None:
-        config, scores = self.config, None
-        due = config.evaluate_every and self.step % config.evaluate_every == 0
-        if due and self.run.evaluator:
-            self._read_late()
-            scores = self._evaluate()
-        every = config.checkpoint_every
-        if scores or (every and self.step % every == 0):
-            self._read_late()
-            self._save_or_say(scores)
-        if scores and self._lost_patience():
+        evaluates = self._due(self.config.evaluate_every)
+        if not (evaluates or self._due(self.config.checkpoint_every)):
+            return
+        self._read_metrics()
+        scores = self._evaluate() if evaluates else None
+        self._look_at_save(wait=True)
+        with self._bearing():
+            self._save()
+        if evaluates and self._lost_patience():
             self.after = scores
-            self._save_last(scores)
+            self._save_last()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
 
     def _lost_patience(self) -> bool:
         """Whether the best evaluation is too many evaluations old."""
-        config = self.config
-        if config.patience and self.best is not None:
-            perplexity, step = self.best
+        config, best = self.config, self.run.checkpoints.best
+        if config.patience and best is not None:
+            perplexity, step = best
             self.early = self.step - step >= config.patience * config.evaluate_every
             if self.early:
                 self._note(
@@ -279,11 +259,12 @@ class _Loop:
                 )
         return self.early
 
-    def _read_late(self) -> None:
-        """Takes the numbers of the step before, by now long computed."""
-        if self._late is None:
+    def _read_metrics(self) -> None:
+        """Reads the numbers of the step before and tells them to the trackers: they
+        are computed while the next step is handed over, so the devices never wait."""
+        if self._unread is None:
             return
-        (step, metrics), self._late = self._late, None
+        (step, metrics), self._unread = self._unread, None
         numbers = {name: float(v) for name, v in jax.device_get(metrics).items()}
         bad, skipped = numbers.pop("bad"), int(numbers.pop("skipped"))
         loss = numbers[self.run.lm.loss_name]
@@ -328,49 +309,36 @@ class _Loop:
         check = (lambda _: None) if joined() else self.stop.check
         with self._clock.spent("evaluation"):
             scores = self.run.evaluator(self.state.params, check)
-        self._log(self.step, {f"heldout_{name}": v for name, v in scores.items()})
+        self._log(self.step, {HELDOUT + name: v for name, v in scores.items()})
+        self.run.checkpoints.perplexities[self.step] = scores[MEASURE]
         return scores
 
-    def _save(self, scores: dict[str, float] | None) -> None:
+    def _save(self) -> None:
         if not all_finite(self.state.params):
             raise InputError(
                 f"Step {self.step} made parameters that are not finite; the run stops, "
                 "and its checkpoints are left alone. Try a lower "
                 "--optimizer.learning-rate in another --workdir."
             )
-        perplexity = self._remember(scores) if scores else None
         with self._clock.spent("checkpoints"):
             rest = replace(self.state, params={})
-            checkpoints = self.run.checkpoints
-            checkpoints.save(self.step, self.state.params, rest, perplexity)
-
-    def _remember(self, scores: dict[str, float]) -> float:
-        """The number that the best checkpoint has the lowest of."""
-        perplexity = scores["geometric_perplexity"]
-        now = (perplexity, self.step)
-        self.best = now if self.best is None else min(self.best, now)
-        return perplexity
-
-    def _save_or_say(self, scores: dict[str, float] | None) -> None:
-        """A save in between may fail: the next one may not, and nothing is lost."""
-        self._look_at_save(wait=True)
-        try:
-            self._save(scores)
-        except SaveFailed as error:
-            self._bear(error)
+            self.run.checkpoints.save(self.step, self.state.params, rest)
 
     def _look_at_save(self, wait: bool) -> None:
-        try:
+        """Sends what has been saved; without `wait`, if it is whole by now."""
+        with self._bearing(), self._clock.spent("checkpoints"):
             if self.run.checkpoints.settle(wait):
-                self._send()
-        except SaveFailed as error:
-            self._bear(error)
-
-    def _send(self) -> None:
-        """Brings a run to its object store; trouble on the way there passes."""
-        try:
-            with self._clock.spent("checkpoints"):
                 self.sending.send()
+
+    @contextlib.contextmanager
+    def _bearing(self) -> Iterator[None]:
+        """Inside, a save may fail: the last one may not, and nothing is lost."""
+        try:
+            yield
+        except SaveFailed as error:
+            if joined():  # the others know nothing of it
+                raise
+            self._note(f"{error} Training goes on, and the next save tries again.")
         except Unreachable as error:
             self._note(f"{error} Training goes on, and the next checkpoint is sent.")
 
@@ -384,17 +352,12 @@ class _Loop:
                 "command sends it from there."
             ) from error
 
-    def _save_last(self, scores: dict[str, float] | None) -> None:
+    def _save_last(self) -> None:
         """What goes on later goes on from here: this save must not fail."""
         self._look_at_save(wait=True)
         if self.step > (self.run.checkpoints.latest or 0):
-            self._save(scores)
+            self._save()
             self.run.checkpoints.settle()
-
-    def _bear(self, error: SaveFailed) -> None:
-        if joined():  # the others know nothing of it
-            raise error
-        self._note(f"{error} Training goes on, and the next save tries again.")
 
     def check_loss(self) -> None:
         """Raises `InputError` for a run that ends far worse than by guessing."""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,6 +105,37 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if values.get("step", -1) >= 0:
                 lines.append(values)
     return lines
+
+
+HELDOUT = "heldout_"
+"""What the keys of a held-out evaluation begin with in metrics.jsonl."""
+MEASURE = "geometric_perplexity"
+"""The number of an evaluation that the best checkpoint has the lowest of."""
+
+
+def evaluations(lines: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """The held-out evaluations in lines of metrics.jsonl: by step, as `Evaluator` gave
+    them, without numbers that are not finite."""
+    found = {}
+    for line in lines:
+        scores = {
+            name.removeprefix(HELDOUT): value
+            for name, value in line.items()
+            if name.startswith(HELDOUT) and value is not None
+        }
+        if scores:
+            found[line["step"]] = scores
+    return found
+
+
+def step_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Time of all steps, from the speed that was noted along the way."""
+    total, tokens = 0.0, 0.0
+    for line in lines:
+        if line.get("tokens") and line.get("tokens_per_second"):
+            total += (line["tokens"] - tokens) / line["tokens_per_second"]
+        tokens = line.get("tokens") or tokens
+    return total
 
 
 def _is_number(value: object) -> bool:

@@ -86,8 +86,4 @@ def _apart(
 
 def _matrices(params: Any) -> Any:
     """Weight decay acts on matrices, not on biases."""
-
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        return not is_bias(path)
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: not is_bias(path), params)

@@ -16,7 +16,12 @@ import jax
 from elmojax.text.batches import distinct_words
 from elmojax.text.tables import Sizes
 from elmojax.training.distributed import Stop, gathered
-from elmojax.training.sharding import batch_shardings, local_shards, place
+from elmojax.training.sharding import (
+    batch_shardings,
+    local_shards,
+    place,
+    placed_shapes,
+)
 from elmojax.training.sizes import batch_shapes
 from elmojax.training.start import Run
 from elmojax.training.step import Guard, compile_train_step
@@ -47,10 +52,15 @@ def prefetched(
     stop: Stop,
     ahead: Callable[[int, int], None] = lambda step, level: None,
 ) -> Iterator[Ready]:
-    """Batches of the steps from `first` on, made by a thread ahead of time.
+    """Batches of the steps from `first` on, made ahead in a thread, block by block.
 
-    `ahead` is told the number and the level of steps to come. What this waits for of
-    other processes they said some steps ago.
+    While the steps of a block run, the batches of the next one are made. `ASK` steps
+    before its end the processes exchange the levels that these batches need and whether
+    a signal came; the answer is read when the next block begins. A batch of a lower
+    level than another process needs is then made anew.
+
+    Args:
+      ahead: is told number and level of each step of a block before the first is given.
     """
     config, mesh = run.record.train, run.lm.mesh
     assert mesh is not None
@@ -99,7 +109,8 @@ class Programs:
         parts = (run.lm, run.optimizer, run.state, guard)
         kinds = (None, "head") if self._freeze else (None,)
         self._steps: Any = {only: compile_train_step(*parts, only) for only in kinds}
-        self._state = jax.tree.map(_shape, run.state)
+        places = jax.tree.map(lambda leaf: leaf.sharding, run.state)
+        self._state = placed_shapes(run.state, places)
         self._thread = ThreadPoolExecutor(1)
         self._begun: dict[tuple[str | None, int], Future[None]] = {}
         self._used: set[tuple[str | None, int]] = set()
@@ -145,16 +156,7 @@ class Programs:
         sizes = text.capacities.at(level)
         batch = batch_shapes(config, sizes, text.words.columns, data)
         places = batch_shardings(mesh, batch, config.accumulate > 1)
-        shapes = jax.tree.map(
-            lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at),
-            batch,
-            places,
-        )
-        self._steps[only].lower(self._state, shapes).compile()
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        self._steps[only].lower(self._state, placed_shapes(batch, places)).compile()
 
 
 def _said(sizes: Sizes) -> str:

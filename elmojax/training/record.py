@@ -13,18 +13,17 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from elmojax.arguments import checked
-from elmojax.atomic import Lock, Taken, is_locked, local, read_object, replaced
+from elmojax.atomic import Lock, Taken, local, read_object, replaced
 from elmojax.cloud import bring, origin
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
 from elmojax.errors import InputError, showable
 from elmojax.text.vocabulary import Vocabulary, write_words
-from elmojax.training.metrics import read_metrics
 from elmojax.training.remote import RECORD
 from elmojax.training.step import LanguageModel
 
@@ -105,7 +104,13 @@ def read_record(run: Path) -> RunRecord:
             f"{run} is not a run directory: it {what}. Give the --workdir of "
             "`elmojax pretrain`."
         )
-    record = from_json(RunRecord, _read(path), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); restore it from a copy."
+        ) from error
+    record = from_json(RunRecord, text, path)
     if record.format != FORMAT:
         raise InputError(
             f"{run} has format {record.format!r}, and this elmojax reads format "
@@ -123,15 +128,6 @@ def model_config(run_directory: str | os.PathLike[str]) -> ElmoConfig:
     """
     run = bring(run_directory, re.compile(RECORD).fullmatch)
     return read_record(run).train.model
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); restore it from a copy."
-        ) from error
 
 
 def fingerprint(vocabulary: Vocabulary) -> str:
@@ -174,6 +170,18 @@ def checkpoint_steps(run: Path) -> list[int]:
     )
 
 
+@contextlib.contextmanager
+def _written(run: Path) -> Iterator[None]:
+    """Inside, a file system that refuses is an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"The run directory {run} cannot be written: {error.strerror or error}. "
+            "Choose another --workdir."
+        ) from error
+
+
 def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> None:
     """Makes a run directory; config.json comes last and makes it one."""
     if (run / "checkpoints").exists():
@@ -181,41 +189,25 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> N
             f"{run} has checkpoints but no config.json; put its config.json back, or "
             "choose another --workdir."
         )
-    try:
+    with _written(run):
         run.mkdir(parents=True, exist_ok=True)
         for left in run.glob(".*.partial*"):  # by a process that was killed here
             if left.is_file() or left.is_symlink():
                 left.unlink()
         if vocabulary is not None:
             vocabulary.write(run / "vocabulary.txt")
-        _write(run, record)
-    except OSError as error:
-        raise _unwritable(run, error) from error
+        write_record(run, record)
 
 
-def replace_record(run: Path, record: RunRecord) -> None:
-    """Another config.json for a run that is there."""
-    try:
-        _write(run, record)
-    except OSError as error:
-        raise _unwritable(run, error) from error
-
-
-def _write(run: Path, record: RunRecord) -> None:
+def write_record(run: Path, record: RunRecord) -> None:
+    """Writes config.json, or replaces it."""
     train, source = record.train, record.train.init_from
     if source is not None:  # without what may be a password
         train = replace(train, init_from=showable(source))
     train = replace(train, workdir=Path(origin(train.workdir)))  # where it is sent
-    shown = replace(record, train=train)
-    with replaced(run / "config.json") as partial:
-        partial.write_text(to_json(shown), encoding="utf-8")
-
-
-def _unwritable(run: Path, error: OSError) -> InputError:
-    return InputError(
-        f"The run directory {run} cannot be written: {error.strerror or error}. "
-        "Choose another --workdir."
-    )
+    text = to_json(replace(record, train=train))
+    with _written(run), replaced(run / "config.json") as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def language_model(record: RunRecord, **options: Any) -> LanguageModel:
@@ -231,14 +223,13 @@ def lock_run(run: Path, patience: float = 0.0) -> Lock:
     `InputError` if another process has it, naming that process.
     """
     try:
-        return Lock(run / LOCK, patience)
+        with _written(run):
+            return Lock(run / LOCK, patience)
     except Taken as owner:
         raise InputError(
             f"Another process trains in {run} ({owner}); wait for it, stop it, or "
             "choose another --workdir."
         ) from owner
-    except OSError as error:
-        raise _unwritable(run, error) from error
 
 
 FILE, LOCK = "status.json", ".lock"
@@ -277,74 +268,3 @@ class Status:
         values = asdict(self) | {"written": time.time()}
         with contextlib.suppress(OSError), replaced(run / FILE) as partial:
             partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
-
-
-def find_runs(directory: Path) -> list[Path]:
-    """Run directories at and below `directory`, by name.
-
-    Raises `InputError` where there is no such directory, or no run in it.
-    """
-    if not directory.is_dir():
-        raise InputError(f"{directory} is no directory; give one that holds runs.")
-    os.listdir(directory)  # `walk` passes over what it may not read
-    runs = []
-    for folder, below, files in os.walk(directory):
-        other = any(name.endswith(".safetensors") for name in files)
-        if {"config.json", "vocabulary.txt"} <= {*files} and not other:
-            runs.append(Path(folder))
-            below.clear()
-        below[:] = sorted(name for name in below if not name.startswith("."))
-    if not runs:
-        raise InputError(
-            f"There is no run in {directory}; give the directory above some --workdir."
-        )
-    return sorted(runs)
-
-
-def describe(run: Path, lines: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """One run in numbers, from its files alone; None for what is not known.
-
-    `lines` are those of its metrics.jsonl, where they have been read already.
-
-    Keys: run, state, step, steps, saved (step of the newest checkpoint), loss,
-    perplexity (the last held-out one, geometric mean of both directions), best
-    (the lowest), best_step, tokens_per_second, seconds_left, why.
-
-    A run that says it trains, and whose lock nobody holds, was killed.
-    """
-    record, said = read_record(run), Status.read(run)
-    lines = read_metrics(run / "metrics.jsonl") if lines is None else lines
-    last = next((line for line in reversed(lines) if line.get("tokens")), {"step": 0})
-    scores = [
-        (line["heldout_geometric_perplexity"], line["step"])
-        for line in lines
-        if line.get("heldout_geometric_perplexity")
-    ]
-    state = "unknown" if said is None else said.state
-    if state == "training":
-        state = "killed" if is_locked(run / LOCK) is False else "training"
-    saved = checkpoint_steps(run)
-    saved_scores = [score for score in scores if score[1]]  # at step 0 nothing is saved
-    best = min(saved_scores, default=(None, None))
-    return {
-        "run": str(run),
-        "state": state,
-        "step": max([last["step"], 0 if said is None else said.step, *saved]),
-        "steps": record.train.steps if said is None else said.steps,
-        "saved": max(saved, default=None),
-        "loss": last.get("loss", last.get("sampled_loss")),
-        "perplexity": scores[-1][0] if scores else None,
-        "best": best[0],
-        "best_step": best[1],
-        "tokens_per_second": last.get("tokens_per_second"),
-        "seconds_left": _seconds_left(said, last) if state == "training" else None,
-        "why": (said and said.why) or None,
-    }
-
-
-def _seconds_left(said: Status | None, last: dict[str, Any]) -> float | None:
-    """How long a run still takes at the speed of its last steps."""
-    rate, step = last.get("tokens_per_second"), last["step"]
-    if said is None or not rate or not step:
-        return None
-    return max(0.0, (said.steps - step) * last["tokens"] / step / rate)

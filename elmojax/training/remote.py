@@ -33,7 +33,6 @@ from elmojax.cloud import (
 from elmojax.errors import InputError
 
 RECORD = r"config\.json|vocabulary\.txt|card\.md"
-CHECKPOINT = re.compile(r"checkpoints/(\d+)/(.*)")
 FILES = re.compile(
     rf"({RECORD}|(status|metrics)\.jsonl?|loss\.png|report\.html|tracker-id\.txt"
     r"|checkpoints/\d+/.*|(sample-train|sample-heldout|tensorboard|wandb|profile)/.*)"
@@ -71,15 +70,13 @@ def bring_model(run: str | os.PathLike[str], step: int | None = None) -> Path:
     found = address(run)
     if found is None:
         return Path(run)
-    matches = map(CHECKPOINT.match, listing(found))
-    steps = [int(match[1]) for match in matches if match]
+    steps = [n for n in map(_step, listing(found)) if n is not None]
     chosen = max(steps, default=None) if step is None else step
 
     def wanted(name: str) -> bool:
-        if match := CHECKPOINT.match(name):
-            rest = match[2]
-            return int(match[1]) == chosen and not rest.startswith("training/")
-        return re.fullmatch(RECORD, name) is not None
+        if _step(name) is None:
+            return re.fullmatch(RECORD, name) is not None
+        return _step(name) == chosen and "/training/" not in name
 
     return bring(found, wanted, FILES.fullmatch)  # none of an earlier run stays
 
@@ -93,13 +90,13 @@ class Sending:
         self._sent: dict[str, tuple[int, int]] | None = None
         self._owner = b""
 
-    def claim(self) -> str | None:
+    def claim(self) -> list[str]:
         """Makes the directory that of this copy.
 
         Returns a remark where another process seems to train there.
         """
         if self._found is None:
-            return None
+            return []
         path = self._run / OWNER
         if not path.exists():
             name = f"a process on {socket.gethostname()} ({secrets.token_hex(8)})\n"
@@ -108,21 +105,20 @@ class Sending:
         self._owner = path.read_bytes()
         before = read(self._found, OWNER)
         if before == self._owner:
-            return None
+            return []
         if not write(self._found, OWNER, self._owner, new=before is None):
             raise InputError(
                 f"Another run has just begun in {self._found}; give the command again "
                 "to go on with it, or another --workdir."
             )
-        if before is None or b'"training"' not in (
-            read(self._found, "status.json") or b""
-        ):
-            return None
-        return (
-            f"{self._found} says that {_named(before)} trains there. If it still does, "
-            "it stops at its next checkpoint: from here on the run is that of this "
-            "process."
-        )
+        status = read(self._found, "status.json") or b""
+        if before is None or b'"training"' not in status:
+            return []
+        return [
+            f"{self._found} says that {_owner_name(before)} trains there. If it still "
+            "does, it stops at its next checkpoint: from here on the run is that of "
+            "this process."
+        ]
 
     def send(self) -> None:
         """Sends what has changed, and deletes the checkpoints that are gone.
@@ -137,33 +133,34 @@ class Sending:
         if (owner := read(self._found, OWNER)) != self._owner:
             what = f"The run was removed from {self._found}"
             if owner is not None:
-                what = f"{self._found} was taken over by {_named(owner)}"
+                what = f"{self._found} was taken over by {_owner_name(owner)}"
             raise InputError(
                 f"{what}, so this process stops. What it did is in {self._run}, until "
                 "that address is used here again."
             )
         mark_checkpoints(self._run)
         there = listing(self._found, halves=True)
-        here = _states(self._run)
+        here = _sizes_and_times(self._run)
         if self._sent is None:  # checkpoints that an earlier process sent
             self._sent = {
                 name: state
                 for name, state in here.items()
-                if CHECKPOINT.match(name) and _same(state, there.get(name))
+                if _step(name) is not None and _same(state, there.get(name))
             }
         changed = [n for n, state in here.items() if self._sent.get(n) != state]
         send(self._run, self._found, changed)
         self._sent |= {name: here[name] for name in changed}
-        kept = {match[1] for name in here if (match := CHECKPOINT.match(name))}
-        old = [
-            name
-            for name in there
-            if (match := CHECKPOINT.match(name)) and match[1] not in kept
-        ]
-        remove(self._found, old)
+        kept = {None, *map(_step, here)}
+        remove(self._found, [name for name in there if _step(name) not in kept])
 
 
-def _states(run: Path) -> dict[str, tuple[int, int]]:
+def _step(name: str) -> int | None:
+    """Of the checkpoint that a file of a run belongs to, if it does to one."""
+    match = re.match(r"checkpoints/(\d+)/", name)
+    return int(match[1]) if match else None
+
+
+def _sizes_and_times(run: Path) -> dict[str, tuple[int, int]]:
     """Size and time of the last change, in ns, of the files of a run that are sent."""
     found = {}
     for name in filter(FILES.fullmatch, files_below(run)):
@@ -179,5 +176,5 @@ def _same(state: tuple[int, int], there: tuple[int, float] | None) -> bool:
     return there is not None and there[0] == size and there[1] >= changed // 10**9
 
 
-def _named(owner: bytes) -> str:
+def _owner_name(owner: bytes) -> str:
     return owner.decode("utf-8", "replace").partition(" (")[0][:100] or "another"

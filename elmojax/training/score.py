@@ -8,13 +8,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import sentence_words
+from elmojax.errors import InputError
+from elmojax.model import softmax
 from elmojax.model.lstm import STEP_COST, Reset
-from elmojax.model.ops import require_own_process
+from elmojax.model.ops import Dtype, require_own_process
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import Batch, heldout_batches, heldout_sizes
@@ -28,7 +33,6 @@ from elmojax.text.vocabulary import (
     Vocabulary,
 )
 from elmojax.training.evaluate import compile_evaluation_step, not_a_number
-from elmojax.training.predictions import LOGITS, Predictions, check_top_k, predictions
 from elmojax.training.sharding import place
 from elmojax.training.step import LanguageModel
 
@@ -41,6 +45,10 @@ CARRYING = 1, 160
 """Where one sentence begins with the state after another."""
 TABLES = 256, 64
 """Rows of the smallest tables of short and of long words."""
+LOGITS = 1 << 24
+"""Log-probabilities of a direction that a device has in memory at once."""
+POSITIONS = 1024
+"""Positions that a device takes at once, where the vocabulary is small."""
 
 
 class Best(NamedTuple):
@@ -150,7 +158,12 @@ class Scorer:
 
     def check(self, measures: Measures) -> None:
         """Raises `InputError` where the vocabulary has too few words for `top_k`."""
-        check_top_k(self.lm.vocabulary, measures.top_k)
+        words = self.lm.vocabulary - len(SPECIALS)
+        if measures.top_k > words:
+            raise InputError(
+                f"The vocabulary has {words:,} words, so the {measures.top_k:,} most "
+                f"probable ones cannot be given; choose at most {words:,}."
+            )
         if measures.carry and self._devices > 1:
             raise ValueError("a scorer that carries its state has no mesh")
 
@@ -194,45 +207,38 @@ class Scorer:
         turned = _turned(starts, lengths)
         flat[1] = flat[1, turned]
         ids = words.targets[corpus.words[: corpus.offsets[-1]]]
-        predicted = None
+        numbers, top_k = {"": flat}, measures.top_k
         if more:
             hidden[1] = hidden[1, turned]
             ends = (np.insert(ids, corpus.offsets[1:], n) for n in (END_ID, BEGIN_ID))
             targets = np.stack([*ends]).astype(np.int32)
-            head, k = self.params["head"], measures.top_k
-            predicted = predictions(lm, head, hidden, targets, k, progress)
-        for number, sentence in enumerate(sentences):
-            begin, at = corpus.offsets[number], starts[number]
-            here = slice(at, at + len(sentence) + 1)
-            known = ids[begin : begin + len(sentence)] != UNKNOWN_ID
-            forward, backward = flat[:, here].copy()
-            score = Score(sentence, forward, backward, known)
-            if predicted is not None:
-                score = self._with(score, predicted, measures, here)
-            yield score
+            head = self.params["head"]
+            found = predictions(lm, head, hidden, targets, top_k, progress)
+        if measures.entropy:
+            numbers |= {"_entropy": found.entropy, "_rank": found.rank}
+        begins = corpus.offsets[:-1]
+        for sentence, begin, at in zip(sentences, begins, starts, strict=True):
+            here, end = slice(at, at + len(sentence) + 1), begin + len(sentence)
+            each = {
+                f"{way}{name}": values[n, here].copy()
+                for name, values in numbers.items()
+                for n, way in enumerate(("forward", "backward"))
+            }
+            best = self._substitutes(found, at, len(sentence)) if top_k else None
+            known = ids[begin:end] != UNKNOWN_ID
+            yield Score(sentence, known=known, substitutes=best, **each)
         return None if state is None else carry
 
-    def _with(
-        self, score: Score, found: Predictions, measures: Measures, here: slice
-    ) -> Score:
-        """A score with what was predicted at its positions."""
-        if measures.entropy:
-            entropy, rank = found.entropy[:, here].copy(), found.rank[:, here].copy()
-            score = score._replace(
-                forward_entropy=entropy[0],
-                backward_entropy=entropy[1],
-                forward_rank=rank[0],
-                backward_rank=rank[1],
-            )
-        if measures.top_k:
-            name, words = self.vocabulary.words, slice(here.start, here.stop - 1)
-            both = zip(found.ids[:, words], found.log_probs[:, words], strict=True)
-            best = [
+    def _substitutes(self, found: Predictions, at: int, words: int) -> Substitutes:
+        """Of so many words, the first of them at a position."""
+        name, here = self.vocabulary.words, slice(at, at + words)
+        both = zip(found.ids[:, here], found.log_probs[:, here], strict=True)
+        return Substitutes(
+            *(
                 Best([[name[i] for i in row] for row in ids.tolist()], log_probs.copy())
                 for ids, log_probs in both
-            ]
-            score = score._replace(substitutes=Substitutes(*best))
-        return score
+            )
+        )
 
 
 def _blocks(sentences: Iterable[Sequence[str]], most: int) -> Iterator[list[list[str]]]:
@@ -317,3 +323,73 @@ def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:
         words=running if len(running) else np.zeros(1, np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+class Predictions(NamedTuple):
+    """Of positions, from both sides: 0 forward, 1 backward; natural logarithms."""
+
+    entropy: np.ndarray
+    """float32 [two, positions]: -sum p log p, over the whole vocabulary."""
+    rank: np.ndarray
+    """int32 [two, positions]: 1 + how many entries are more probable than the target.
+    """
+    ids: np.ndarray
+    """int32 [three, positions, k]: the most probable words by forward, by backward, and
+    by the product of both, falling; equal ones by id. <S>, </S>, <UNK> are no words."""
+    log_probs: np.ndarray
+    """float32 [three, positions, k]: theirs. The product is divided by its sum, like
+    the two others over the whole vocabulary."""
+
+
+def predictions(
+    lm: LanguageModel,
+    head: Params,
+    hidden: np.ndarray,
+    targets: np.ndarray,
+    k: int,
+    progress: Callable[[int], Any] = lambda positions: None,
+) -> Predictions:
+    """Exact for any head, a block of positions at a time.
+
+    Args:
+      hidden: [two, positions, projection], of which both directions predict a position.
+      targets: int32 [two, positions].
+      k: how many words; 0 = none.
+      progress: is told the positions of each block.
+    """
+    count, devices = targets.shape[1], 1
+    put: Any = jax.device_put
+    if lm.mesh is not None:
+        devices = lm.mesh.shape["data"]
+        put = partial(jax.device_put, device=NamedSharding(lm.mesh, P(None, "data")))
+    size = devices * max(1, min(LOGITS // lm.vocabulary, POSITIONS))
+    found = []
+    for start in range(0, count, size):
+        block = [array[:, start : start + size] for array in (hidden, targets)]
+        here = block[1].shape[1]
+        block = [_filled(array, size - here) for array in block]
+        found.append(jax.device_get(_predict(lm.dtype, k, head, *map(put, block))))
+        progress(here)
+    joined = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    return Predictions(*(array[:, :count] for array in joined))
+
+
+def _filled(array: np.ndarray, missing: int) -> np.ndarray:
+    return np.pad(array, ((0, 0), (0, missing), (0, 0))[: array.ndim])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _predict(
+    dtype: Dtype, k: int, head: Params, hidden: Array, targets: Array
+) -> tuple[Array, ...]:
+    both = [softmax.log_prob_all(head, hidden[way], dtype) for way in range(2)]
+    entropy, rank = [], []
+    for log_probs, target in zip(both, targets, strict=True):
+        entropy.append(-(jnp.exp(log_probs) * log_probs).sum(-1))
+        there = jnp.take_along_axis(log_probs, target[:, None], axis=-1)
+        rank.append(1 + (log_probs > there).sum(-1, dtype=jnp.int32))
+    every = [*both, jax.nn.log_softmax(both[0] + both[1])] if k else both
+    first = len(SPECIALS)
+    best = [lax.top_k(log_probs[:, first:], k) for log_probs in every]
+    log_probs, ids = (jnp.stack(parts) for parts in zip(*best, strict=True))
+    return jnp.stack(entropy), jnp.stack(rank), ids + first, log_probs

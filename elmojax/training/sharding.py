@@ -105,25 +105,23 @@ def place(
     """
     if mesh is None:
         return jax.device_put(tree)
-    shards = list(range(mesh.shape["data"]) if local is None else local)
-
-    places = _places(mesh, tree, prefix, microbatches)
+    places = batch_shardings(mesh, tree, microbatches, prefix)
     if jax.process_count() == 1:
         return jax.device_put(tree, places)
+    shards = list(range(mesh.shape["data"]) if local is None else local)
     return jax.tree.map(partial(_place, shards), tree, places)
 
 
-def _places(mesh: Mesh, tree: Any, prefix: str, microbatches: bool) -> Any:
+def batch_shardings(
+    mesh: Mesh, batch: Any, microbatches: bool, prefix: str = "batch."
+) -> Any:
+    """The sharding of every array of a batch, which may be in microbatches."""
+
     def sharding(path: tuple[Any, ...], _: Any) -> NamedSharding:
         spec = _spec(prefix + path_name(path))
         return NamedSharding(mesh, P(None, *spec) if microbatches else spec)
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def batch_shardings(mesh: Mesh, batch: Any, microbatches: bool) -> Any:
-    """The sharding of every array of a batch, which may be in microbatches."""
-    return _places(mesh, batch, "batch.", microbatches)
+    return jax.tree_util.tree_map_with_path(sharding, batch)
 
 
 def _place(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:
@@ -167,8 +165,15 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False)
         spec = _spec(name, SAMPLED if sampled else SHARDINGS)
         if OR_WHOLE.search(name):
             choices = (spec, P(None, "model"))[: len(leaf.shape)]
-            spec = next((s for s in choices if divides(mesh, leaf.shape, s)), P())
-        _check(mesh, name, leaf.shape, spec)
+            whole = (s for s in choices if not _undivided(mesh, leaf.shape, s))
+            spec = next(whole, P())
+        for size, axis in _undivided(mesh, leaf.shape, spec):
+            remedy = "--rows" if axis == "data" else "the model's sizes"
+            raise InputError(
+                f"{name} has {size} entries along mesh axis {axis!r}, which has "
+                f"{_devices(mesh, axis)} devices and does not divide them; change "
+                f"--mesh.{axis} or {remedy}."
+            )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, tree)
@@ -212,23 +217,16 @@ def _spec(name: str, table: Sequence[tuple[str, P]] = SHARDINGS) -> P:
     raise KeyError(f"no row of SHARDINGS matches {name}")
 
 
-def divides(mesh: Mesh, shape: tuple[int, ...], spec: P) -> bool:
-    """Whether every split axis has a share for every device."""
+def _undivided(
+    mesh: Mesh, shape: tuple[int, ...], spec: P
+) -> list[tuple[int, str | tuple[str, ...]]]:
+    """Sizes of split axes without a share for every device, and how they are split."""
     pairs = zip(shape, spec, strict=False)
-    return not any(axis and size % _devices(mesh, axis) for size, axis in pairs)
+    return [
+        (size, axis) for size, axis in pairs if axis and size % _devices(mesh, axis)
+    ]
 
 
 def _devices(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
     names = (axis,) if isinstance(axis, str) else axis
     return math.prod(mesh.shape[name] for name in names)
-
-
-def _check(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> None:
-    for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % _devices(mesh, axis):
-            remedy = "--rows" if axis == "data" else "the model's sizes"
-            raise InputError(
-                f"{name} has {size} entries along mesh axis {axis!r}, which has "
-                f"{_devices(mesh, axis)} devices and does not divide them; change "
-                f"--mesh.{axis} or {remedy}."
-            )

@@ -110,12 +110,12 @@ def step_sizes(
     sizes = frequencies.capacities(
         rows,
         config.window,
-        parts * rows // config.rows,
-        config.head.edges(statistics.vocabulary),
-        config.mesh.model,
-        not config.unique_words,
-        config.head.samples if config.head.kind == "sampled" else 0,
-        config.seed,
+        parts=parts * rows // config.rows,
+        edges=config.head.edges(statistics.vocabulary),
+        split=config.mesh.model,
+        every=not config.unique_words,
+        samples=_samples(config),
+        seed=config.seed,
     ).usual
     words = frequencies.distinct(config.rows * config.window / parts)
     if not config.unique_words:
@@ -129,16 +129,33 @@ def training_text(
     config: TrainConfig, corpus: Corpus, data: int, local: Sequence[int] | None = None
 ) -> TrainingText:
     """The rows of a run on `data` devices along `data`; `local`: of these shards."""
-    samples = config.head.samples if config.head.kind == "sampled" else 0
-    sizes = (config.rows, config.window, config.seed, samples, config.accumulate)
-    return TrainingText(corpus, _words(config, corpus, data), *sizes, local)
-
-
-def _words(config: TrainConfig, corpus: Corpus, data: int) -> WordTables:
-    return WordTables(
-        *(corpus, corpus.vocabulary, config.model, data),
-        *(not config.unique_words, config.head, config.mesh.model),
+    return TrainingText(
+        corpus,
+        _word_tables(config, corpus, data),
+        config.rows,
+        config.window,
+        config.seed,
+        samples=_samples(config),
+        microbatches=config.accumulate,
+        local=local,
     )
+
+
+def _word_tables(config: TrainConfig, corpus: Corpus, data: int) -> WordTables:
+    return WordTables(
+        corpus,
+        corpus.vocabulary,
+        config.model,
+        shards=data,
+        every=not config.unique_words,
+        head=config.head,
+        split=config.mesh.model,
+    )
+
+
+def _samples(config: TrainConfig) -> int:
+    """Negative samples of a direction; 0 for an exact softmax."""
+    return config.head.samples if config.head.kind == "sampled" else 0
 
 
 def _frequencies(
@@ -146,7 +163,7 @@ def _frequencies(
 ) -> tuple[Frequencies, tuple[int, ...]]:
     """How often words occur, those of each table, and columns of the tables."""
     if statistics.corpus is not None:
-        words = _words(config, statistics.corpus, 1)
+        words = _word_tables(config, statistics.corpus, 1)
         return words.frequencies(config.window), words.columns
     targets = np.asarray(statistics.counts, np.float64) / np.sum(statistics.counts)
     encoder = config.model.encoder

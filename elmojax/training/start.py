@@ -123,7 +123,9 @@ def start(
     lock = records.lock_run(config.workdir, patience) if is_first() else None
     try:
         if fresh:
-            in_turn(partial(_create, config, record, corpus))
+            if is_first():
+                _create(config, record, corpus)
+            wait_for_all()
         with explain_out_of_memory(config, lambda: "while the state was made"):
             checkpoints, step, state, notes = _resume(config, shapes, places)
             if state is None:
@@ -164,14 +166,12 @@ def _going_on(
     was, now = scheduled(before.train, corpus), record.train.schedule_steps
     if was != now and is_first():
         train = replace(before.train, schedule_steps=now)
-        records.replace_record(record.train.workdir, replace(before, train=train))
+        records.write_record(record.train.workdir, replace(before, train=train))
     news = schedule_news(record.train, was, step, steps)
     return [*filter(None, [news]), *(changes(before, record) if step else ())]
 
 
 def _create(config: TrainConfig, record: RunRecord, corpus: Corpus) -> None:
-    if not is_first():
-        return
     if (config.workdir / "config.json").exists():
         raise InputError(
             f"Another run has just begun in {config.workdir}; give the command "
@@ -198,41 +198,55 @@ def _resume(
 ) -> tuple[Checkpoints, int, TrainState | None, tuple[str, ...]]:
     """The newest whole checkpoint, step and state; damaged ones are set aside."""
     notes: list[str] = []
-    again: list[str] = []
-    doubted: set[Path] = set()
+    doubted: dict[Path, str] = {}
     while True:
-        checkpoints = None
         try:
-            checkpoints = Checkpoints(config.workdir, config.keep, True, config)
-            step = checkpoints.latest
-            if step is not None:
-                state = _load(checkpoints, step, shapes, places)
-                checkpoints.prune()
-                return checkpoints, step, state, (*notes, *again)
+            checkpoints, step, state = _newest(config, shapes, places)
+            break
         except DamagedCheckpoint as error:
-            if checkpoints is not None:
-                checkpoints.close()
             if error.path not in doubted and not joined():
-                doubted.add(error.path)  # once may be the machine's fault: look again
+                # Once may be the machine's fault: look again.
                 what = f"The checkpoint {error.path} could not be read at first"
-                again = [f"{what} ({error.why})."]
+                doubted[error.path] = f"{what} ({error.why})."
                 continue
-            moved, again = error.set_aside(), []
+            doubted.pop(error.path, None)
             what = f"The checkpoint {error.path} is damaged ({error.why}); it is now "
+            what += str(error.set_aside())
             if joined():  # the others may not have seen it
                 raise TryAgain(
-                    f"{what}{moved}; give the same command again to go on from the one "
-                    "before it."
+                    f"{what}; give the same command again to go on from the one before "
+                    "it."
                 ) from error
-            notes.append(f"{what}{moved}, and the one before it is used.")
-            continue
-        if notes:
-            raise InputError(
-                f"No whole checkpoint is left in {config.workdir}: {len(notes)} are "
-                f"damaged, and now in {config.workdir / 'damaged'}. Restore one from a "
-                "copy, or give another --workdir."
-            )
-        return checkpoints, 0, None, ()
+            notes.append(f"{what}, and the one before it is used.")
+    if notes and state is None:
+        raise InputError(
+            f"No whole checkpoint is left in {config.workdir}: {len(notes)} are "
+            f"damaged, and now in {config.workdir / 'damaged'}. Restore one from a "
+            "copy, or give another --workdir."
+        )
+    return checkpoints, step, state, (*notes, *doubted.values())
+
+
+def _newest(
+    config: TrainConfig, shapes: TrainState, places: TrainState
+) -> tuple[Checkpoints, int, TrainState | None]:
+    """The checkpoints of a run, and step and state of the newest; 0 and None without.
+
+    Raises `DamagedCheckpoint`.
+    """
+    checkpoints = Checkpoints(config.workdir, config, clean=True)
+    step = checkpoints.latest
+    if step is None:
+        return checkpoints, 0, None
+    wanted = placed_shapes(shapes, places)
+    rest = wanted.replace(params={})
+    try:
+        parts = checkpoints.load(step, params=wanted.params, training=rest)
+    except DamagedCheckpoint:
+        checkpoints.close()
+        raise
+    checkpoints.prune()
+    return checkpoints, step, parts["training"].replace(params=parts["params"])
 
 
 def open_corpora(
@@ -255,12 +269,3 @@ def open_corpora(
     if before is not None and before.corpus != train.fingerprint:
         raise other
     return train, heldout
-
-
-def _load(
-    checkpoints: Checkpoints, step: int, shapes: TrainState, places: TrainState
-) -> TrainState:
-    wanted = placed_shapes(shapes, places)
-    rest = wanted.replace(params={})
-    parts = checkpoints.load(step, params=wanted.params, training=rest)
-    return parts["training"].replace(params=parts["params"])

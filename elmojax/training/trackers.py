@@ -121,22 +121,33 @@ class TensorBoard(Tracker):
             self._writer.close()
 
 
-class WeightsAndBiases(Tracker):
-    """A run of Weights & Biases, which goes on when the run directory does.
-
-    Its environment variables count (WANDB_MODE=offline, WANDB_PROJECT, ...). The files
-    of its offline mode are in the run directory, for `wandb sync`.
-    """
+class _Service(Tracker):
+    """A run of a service, which goes on when the run directory does."""
 
     def __init__(self, run: Path) -> None:
         self._directory = run
         self._run: Any = None
 
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+class WeightsAndBiases(_Service):
+    """A run of Weights & Biases.
+
+    Its environment variables count (WANDB_MODE=offline, WANDB_PROJECT, ...). The files
+    of its offline mode are in the run directory, for `wandb sync`.
+    """
+
     def begin(self, step: int, steps: int) -> None:
         import wandb
 
         self._run = wandb.init(
-            **_named(self._directory, "WANDB_PROJECT"),
+            **_described(self._directory, "WANDB_PROJECT"),
             id=_identity(self._directory),
             dir=str(self._directory),
             resume="allow",
@@ -148,47 +159,27 @@ class WeightsAndBiases(Tracker):
             ),
         )
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
 
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
-
-
-class Trackio(Tracker):
-    """A run of trackio, which goes on when the run directory does.
+class Trackio(_Service):
+    """A run of trackio.
 
     Its environment variables count (TRACKIO_DIR, TRACKIO_SPACE_ID, ...).
     """
 
-    def __init__(self, run: Path) -> None:
-        self._directory = run
-        self._run: Any = None
-
     def begin(self, step: int, steps: int) -> None:
         import trackio
 
-        named = _named(self._directory, "TRACKIO_PROJECT")
+        named = _described(self._directory, "TRACKIO_PROJECT")
         named["name"] += f"-{_identity(self._directory)}"  # all that it knows a run by
         self._run = trackio.init(**named, resume="allow", embed=False)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
 
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
-
-
-def _named(run: Path, project: str) -> dict[str, Any]:
+def _described(run: Path, project: str) -> dict[str, Any]:
     """Project, name and configuration of a run, as its record has them."""
-    record = json.loads(to_json(read_record(run)))
-    name = run.resolve().name
     return {
         "project": os.environ.get(project) or "elmojax",
-        "name": name,
-        "config": record,
+        "name": run.resolve().name,
+        "config": json.loads(to_json(read_record(run))),
     }
 
 

@@ -97,7 +97,7 @@ def softmax_flops(
 
 
 NVIDIA = "https://www.nvidia.com/en-us/data-center"
-A100_SHEET = (
+A100 = (
     "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
     "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
 )
@@ -134,19 +134,19 @@ class Chip:
 
 def _gpu(
     kind: str,
+    page: str,
     memory: float,
     bandwidth: float,
     bf16: float,
     float32: float,
     link: float,
-    source: str,
     measured: tuple[float, float] | None = None,
 ) -> Chip:
     """A GPU by JAX's name; its page gives NVLink in both directions together."""
     name = re.split("[ -]", kind)[1]
     rates = (memory, bandwidth, bf16, float32, link / 2)
-    title = f"NVIDIA {name} SXM"
-    return Chip(name.lower(), title, *rates, (kind,), source, measured)
+    source = page if "://" in page else f"{NVIDIA}/{page}/"
+    return Chip(name.lower(), f"NVIDIA {name} SXM", *rates, (kind,), source, measured)
 
 
 def _tpu(name: str, memory: float, bandwidth: float, bf16: float, link: float) -> Chip:
@@ -157,17 +157,12 @@ def _tpu(name: str, memory: float, bandwidth: float, bf16: float, link: float) -
     return Chip(name, title, *rates, (title, lite), f"{GOOGLE}/{name}")
 
 
+ON_H200 = (790e12, 4.3e12)
 CHIPS = (
-    _gpu("NVIDIA B200", 180e9, 8e12, 2250e12, 75e12, 1800e9, f"{NVIDIA}/hgx/"),
-    _gpu(
-        *("NVIDIA H200", 141e9, 4.8e12, 989e12, 67e12, 900e9, f"{NVIDIA}/h200/"),
-        measured=(790e12, 4.3e12),
-    ),
-    _gpu(
-        *("NVIDIA H100 80GB HBM3", 80e9, 3.35e12, 989e12, 67e12, 900e9),
-        source=f"{NVIDIA}/h100/",
-    ),
-    _gpu("NVIDIA A100-SXM4-80GB", 80e9, 2.039e12, 312e12, 19.5e12, 600e9, A100_SHEET),
+    _gpu("NVIDIA B200", "hgx", 180e9, 8e12, 2250e12, 75e12, 1800e9),
+    _gpu("NVIDIA H200", "h200", 141e9, 4.8e12, 989e12, 67e12, 900e9, ON_H200),
+    _gpu("NVIDIA H100 80GB HBM3", "h100", 80e9, 3.35e12, 989e12, 67e12, 900e9),
+    _gpu("NVIDIA A100-SXM4-80GB", A100, 80e9, 2.039e12, 312e12, 19.5e12, 600e9),
     _tpu("v5e", 16e9, 819e9, 197e12, 400e9),
     _tpu("v5p", 95e9, 2765e9, 459e12, 1200e9),
     _tpu("v6e", 32e9, 1600e9, 918e12, 800e9),

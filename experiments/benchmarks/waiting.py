@@ -143,7 +143,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     clocks, patch = Clocks(), mock.patch.object
-    read_late = clocks.timed(loop._Loop._read_late, NUMBERS)
+    read_late = clocks.timed(loop._Loop._read_metrics, NUMBERS)
     finish = clocks.timed(jax.block_until_ready, FINISH)
     with tempfile.TemporaryDirectory() as folder:
         config = replace(
@@ -158,7 +158,7 @@ def main() -> None:
         with (
             patch(loop, "prefetched", clocks.prefetched),
             patch(prefetch, "compile_train_step", clocks.compiled),
-            patch(loop._Loop, "_read_late", lambda which: read_late(which)),
+            patch(loop._Loop, "_read_metrics", lambda which: read_late(which)),
             patch(jax, "block_until_ready", finish),
         ):
             loop.pretrain(config, trackers)

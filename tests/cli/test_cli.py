@@ -585,8 +585,9 @@ def test_every_format_of_word_vectors_fills_the_same_rows(
         {"glove": plain, "text": header + plain, "binary": header + packed}[kind]
     )
     train = elmojax.TrainConfig(data=world.data, encoder="words", word_vectors=path)
-    config, initialize, found = with_word_vectors(train)
-    assert found == len(rows) == 29
+    said: list[str] = []
+    config, initialize = with_word_vectors(train, said.append)
+    assert len(rows) == 29 and said[-1].startswith("29 words of the vocabulary have")
     table = np.full((60, config.model.encoder.dim), 7.0, np.float32)
     filled = initialize({"encoder": {"embedding": table}})["encoder"]["embedding"]
     np.testing.assert_array_equal(filled[3], np.array(rows[0][1:], np.float32))

@@ -15,7 +15,7 @@ from elmojax.loading import Model, evaluate_corpus
 from elmojax.model.bilm import from_tree
 from elmojax.text.characters import character_ids
 from elmojax.text.vocabulary import BEGIN_ID, END_ID, SPECIALS
-from elmojax.training import evaluate, predictions
+from elmojax.training import evaluate
 from elmojax.training import score as scoring
 from elmojax.training.score import Measures
 from elmojax.training.step import LanguageModel
@@ -120,7 +120,7 @@ def test_blocks_order_devices_and_length_change_no_number(model, monkeypatch):
     turned = elmojax.score(model, sentences[::-1], entropy=True, top_k=2)[::-1]
     measures = Measures(entropy=True, top_k=2)
     shared = list(model.scorer(local_mesh())(sentences, measures=measures))
-    monkeypatch.setattr(predictions, "LOGITS", 3 * len(VOCABULARY))
+    monkeypatch.setattr(scoring, "LOGITS", 3 * len(VOCABULARY))
     monkeypatch.setattr(scoring, "BLOCK", 10)
     apart = elmojax.score(model, sentences, entropy=True, top_k=2)
     close = {"atol": 1e-5}
@@ -146,14 +146,14 @@ def test_no_block_has_more_logits_than_its_bound(monkeypatch):
         zeros = np.zeros((3, targets.shape[1], k))
         return hidden[..., 0], targets, zeros, zeros
 
-    monkeypatch.setattr(predictions, "_predict", predict)
+    monkeypatch.setattr(scoring, "_predict", predict)
     targets = np.arange(200, dtype=np.int32).reshape(2, 100)
     hidden = targets[..., None].astype(np.float32)
-    found = predictions.predictions(lm, {}, hidden, targets, 4)
+    found = scoring.predictions(lm, {}, hidden, targets, 4)
     np.testing.assert_array_equal(found.rank, targets)
     np.testing.assert_array_equal(found.entropy, targets)
     assert found.ids.shape == (3, 100, 4)
-    assert max(seen) * lm.vocabulary <= predictions.LOGITS < (1 << 25)
+    assert max(seen) * lm.vocabulary <= scoring.LOGITS < (1 << 25)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

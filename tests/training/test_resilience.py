@@ -24,7 +24,8 @@ from elmojax.training.damage import SaveFailed
 from elmojax.training.distributed import SIGNALS
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.metrics import read_metrics
-from elmojax.training.record import Status, describe, lock_run
+from elmojax.training.record import Status, lock_run
+from elmojax.training.runs import describe
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
@@ -325,7 +326,7 @@ def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(
         signal.signal(number, handler)
     assert outcome.status == 143 and "Stopped by SIGTERM after step 4" in outcome.err
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
-        patch.setattr(Checkpoints, "score", lambda *_: next(iter(())))  # as if killed
+        patch.setattr(Evaluator, "__call__", lambda *_: next(iter(())))  # as if killed
         run(*command, "--workdir", tmp_path / "run")
     done(*command, "--workdir", tmp_path / "run")
     lines = [
