@@ -27,11 +27,11 @@ import numpy as np
 from elmojax.atomic import local, read_object
 from elmojax.errors import InputError, one_line
 from elmojax.formats.assembly import (
+    Arrays,
     assemble,
     head_arrays,
     head_of,
     published_arrays,
-    require_finite,
     storable,
 )
 from elmojax.formats.hdf5 import VOCABULARY, staged
@@ -81,17 +81,12 @@ def load_safetensors(
                 part = file.get_slice(name)
                 floating = part.get_dtype() in FLOATS
                 found[name] = tuple(part.get_shape()) if floating else None
-
-            def read(name: str, into: np.ndarray) -> None:
-                into[...] = file.get_tensor(name)
-                require_finite(into, name, weights)
-
-            params = assemble(options, found, read, weights, sharding)
+            arrays = Arrays(found, file.get_tensor, weights, directory / CONFIG)
+            params = assemble(options, arrays, sharding)
             softmax = any(re.match("(adaptive_)?softmax/", name) for name in found)
             if not (head and softmax):
                 return params, None
-            width = params.config.lstm.projection
-            return params, head_of(found, read, weights, width)
+            return params, head_of(arrays, params.config.lstm.projection)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{weights} is missing, damaged or cut short ({one_line(error)}). Get it "

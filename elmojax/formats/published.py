@@ -162,37 +162,6 @@ def has_projection(lstm: LstmConfig, found: Collection[str] | None) -> bool:
     return stored or lstm.dim != lstm.projection
 
 
-def check_shapes(
-    entries: list[Entry], found: Shapes, weights: object, options: object
-) -> None:
-    """`InputError` for the first data set that is missing, misshapen or too many.
-
-    `weights` and `options` name the file and what it is compared with.
-    """
-    doubt = "Do the two belong to the same model?"
-    for name, shape in ((entry.name, entry.shape) for entry in entries):
-        if name not in found:
-            raise InputError(
-                f"{weights} has no data set {name} {list(shape)}, which {options} "
-                f"calls for. {doubt}"
-            )
-        there = found[name]
-        if there is None:
-            raise InputError(f"{weights}: {name} does not hold floating-point numbers.")
-        if there != shape:
-            raise InputError(
-                f"{weights}: {name} is {list(there)}, but {options} calls for "
-                f"{list(shape)}. {doubt}"
-            )
-    known = {entry.name for entry in entries}
-    more = [name for name in found if name not in known and MODEL_PART.match(name)]
-    if more:
-        raise InputError(
-            f"{weights} holds {more[0]}, but the model of {options} has no such part. "
-            f"{doubt}"
-        )
-
-
 N_CHARACTERS = 262
 """n_characters of options.json: the rows of char_embed and one for padding, which the
 readers put in front. bilm-tf wants it; rows are always counted in the array."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from elmojax.atomic import replaced
 from elmojax.cloud import (
     OWNER,
-    SCHEMES,
     address,
     bring,
     files_below,
@@ -44,25 +43,6 @@ FILES = re.compile(
 def bring_run(run: str | os.PathLike[str]) -> Path:
     """A whole run as it is in its object store; a local one as it is."""
     return bring(run, FILES.fullmatch)
-
-
-HDF5 = ("options.json", "weights.hdf5", "softmax.hdf5", "vocabulary.txt", "card.md")
-
-
-def find_model(model: str | os.PathLike[str], step: int | None = None) -> Path | None:
-    """The copy of a directory in an object store that is a run or has HDF5 files; None
-    for whatever else names a model."""
-    name = os.fspath(model)
-    if not re.match(rf"({'|'.join(SCHEMES)}):/[^?#]*$", name, re.IGNORECASE):
-        return None
-    if re.search(r"\.(json|hdf5|h5|zip|tar|tgz|gz|xz|bz2)$", name):
-        return None
-    found = address(model)
-    assert found is not None
-    there = listing(found)
-    if "config.json" in there:
-        return bring_model(found, step)
-    return bring(found, HDF5.__contains__) if there.keys() >= set(HDF5[:2]) else None
 
 
 def bring_model(run: str | os.PathLike[str], step: int | None = None) -> Path:
