@@ -11,10 +11,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from elmojax import cloud
-from elmojax.atomic import read_object
 from elmojax.errors import InputError, one_line
 from elmojax.formats.archive import called, is_archive, unpacked, unpacked_once
 from elmojax.formats.fetch import (
@@ -26,7 +25,12 @@ from elmojax.formats.fetch import (
     fetch_first,
 )
 from elmojax.formats.hdf5 import OPTIONS, SOFTMAX, VOCABULARY, WEIGHTS
-from elmojax.formats.hugging_face import MODEL_TYPE, fetch_repository, is_repository
+from elmojax.formats.hugging_face import (
+    MODEL_TYPE,
+    config_in,
+    fetch_repository,
+    is_repository,
+)
 from elmojax.formats.manylangs import is_manylangs
 from elmojax.formats.tf_bundle import checkpoint_prefix
 from elmojax.formats.tf_checkpoint import VARIABLES
@@ -243,7 +247,7 @@ def form_of(path: Path) -> Form:
 
 
 def _form_of_directory(path: Path) -> Form | None:
-    config = _config(path)
+    config = config_in(path)
     has_checkpoints = (path / "checkpoints").is_dir()
     recorded = isinstance(config.get("train"), dict) and "vocabulary" in config
     if recorded or (has_checkpoints and (path / "config.json").exists()):
@@ -326,14 +330,6 @@ def vocabulary_file(path: Path) -> Path | None:
 # --- what is no model ----------------------------------------------------------------
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """config.json; nothing where it is not there or is none."""
-    try:
-        return read_object(path / "config.json")
-    except (OSError, ValueError):
-        return {}
-
-
 def _what(path: Path) -> str:
     """What a path is that holds no model that is read, and what to do: the rest of a
     sentence."""
@@ -342,7 +338,7 @@ def _what(path: Path) -> str:
             "is not a run directory, an archive or an HDF5 file, or anything else that "
             "a model is; give the directory of one"
         )
-    config, names = _config(path), sorted(entry.name for entry in path.iterdir())
+    config, names = config_in(path), sorted(entry.name for entry in path.iterdir())
     options, weights = _options_in(path), _weights_in(path)
     told = config.get("architectures")
     said = (config.get("model_type"), *(told if isinstance(told, list) else ()))

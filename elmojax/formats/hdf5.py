@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
 import h5py
 import numpy as np
@@ -145,28 +145,32 @@ def open_hdf5(path: Path, options: object = "") -> Iterator[Arrays]:
         )
     try:
         with h5py.File(path, "r") as file:
-            _require_own_data(file, path)
 
             def read(name: str) -> np.ndarray:
                 with _damage():
                     return file[name].astype(np.float32)[()]
 
-            yield Arrays(_shapes_of(file), read, path, options)
+            yield Arrays(_shapes_of(file, path), read, path, options)
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path} is damaged or cut short ({error}). Get it again, whole."
         ) from error
 
 
-def _require_own_data(file: h5py.File, path: Path) -> None:
-    names: list[str] = []
+def _shapes_of(file: h5py.File, path: Path) -> dict[str, Shape | None]:
+    """All data sets with their shapes; None for one that does not hold floats."""
+    found: dict[str, Shape | None] = {}
+    names: list[str | bytes] = []
     with _damage():
         file.visit_links(names.append)  # h5py bears no error inside of a visit
         for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"{name!r} is no name")
             link = file.get(name, getlink=True)
             item = file[name] if isinstance(link, h5py.HardLink) else link
             if isinstance(item, h5py.Dataset):
                 outside = item.is_virtual or item.external
+                found[name] = item.shape if item.dtype.kind == "f" else None
             else:  # a soft link stays in this file
                 outside = isinstance(item, h5py.ExternalLink)
             if outside:
@@ -174,20 +178,6 @@ def _require_own_data(file: h5py.File, path: Path) -> None:
                     f"{path}: {name} lies in another file, which is not read. Get a "
                     "file that holds all of its arrays itself."
                 )
-
-
-def _shapes_of(file: h5py.File) -> dict[str, Shape | None]:
-    """All data sets with their shapes; None for one that does not hold floats."""
-    found: dict[str, Shape | None] = {}
-
-    def visit(name: str | bytes, item: Any) -> None:
-        if not isinstance(name, str):
-            raise ValueError(f"{name!r} is no name")
-        if isinstance(item, h5py.Dataset):
-            found[name] = item.shape if item.dtype.kind == "f" else None
-
-    with _damage():
-        file.visititems(visit)
     return found
 
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -120,11 +121,11 @@ def save_safetensors(
         finite.
     """
     directory = local(directory)
-    found = directory / CONFIG
-    if overwrite and found.exists() and not _is_ours(found):
+    ours = config_in(directory).get("model_type") == MODEL_TYPE
+    if overwrite and (directory / CONFIG).exists() and not ours:
         raise InputError(
-            f"{found} belongs to something else than a model that save_pretrained "
-            "wrote, and is not replaced; choose another directory."
+            f"{directory / CONFIG} belongs to something else than a model that "
+            "save_pretrained wrote, and is not replaced; choose another directory."
         )
     arrays = dict(published_arrays(params)) | (head_arrays(head) if head else {})
     stored = {
@@ -133,10 +134,13 @@ def save_safetensors(
     }
     config = {"model_type": MODEL_TYPE, "elmojax": version, **options_of(params.config)}
     with _library("safetensors"):
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     with staged(directory, overwrite, (CONFIG, WEIGHTS, VOCABULARY, README)) as stage:
-        with _as_oserror():
+        try:
             save_file(stored, stage / WEIGHTS)
+        except SafetensorError as error:  # its own for a disk that is full
+            raise OSError(one_line(error)) from error
         if vocabulary is not None:
             vocabulary.write(stage / VOCABULARY)
         text = _readme(params, card)
@@ -145,22 +149,12 @@ def save_safetensors(
         (stage / CONFIG).write_text(text, encoding="utf-8")
 
 
-def _is_ours(config: Path) -> bool:
+def config_in(directory: Path) -> dict[str, Any]:
+    """config.json; nothing where it is not there or is none."""
     try:
-        return read_object(config).get("model_type") == MODEL_TYPE
+        return read_object(directory / CONFIG)
     except (OSError, ValueError):
-        return False
-
-
-@contextlib.contextmanager
-def _as_oserror() -> Iterator[None]:
-    """safetensors has an exception of its own where the disk is full."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(one_line(error)) from error
+        return {}
 
 
 FRONT = "---\nlibrary_name: elmojax\ntags:\n- elmo\n---\n\n"
@@ -217,10 +211,8 @@ def fetch_repository(address: str) -> Path:
     """
     name, revision = _parts(address)
     small = _snapshot(address, name, revision, SMALL_FILES)
-    try:
-        kind = read_object(small / CONFIG).get("model_type", MODEL_TYPE)
-    except (OSError, ValueError):
-        kind = MODEL_TYPE  # whatever it is, the whole will say
+    # Whatever has none, the whole will say.
+    kind = config_in(small).get("model_type", MODEL_TYPE)
     if kind != MODEL_TYPE and not any(small.glob("*options*.json")):
         kind = one_line(kind, 40).upper()
         raise InputError(

@@ -33,7 +33,13 @@ from elmojax.config import (
 )
 from elmojax.errors import InputError
 from elmojax.formats.assembly import Arrays, to_jax
-from elmojax.formats.published import FORGET_BIAS, MOST, Options, read_options
+from elmojax.formats.published import (
+    FORGET_BIAS,
+    Options,
+    cnn_of,
+    lstm_of,
+    read_options,
+)
 from elmojax.formats.torch_file import read_torch
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.shapes import Params
@@ -140,30 +146,14 @@ def _config(
             raise section.wrong(
                 "name", f"{wanted!r}; models of other kinds are not read"
             )
-    if cnn.get("activation") not in ("relu", "tanh"):
-        raise cnn.wrong("activation", "'relu' or 'tanh'")
-    filters = cnn.filters("filters")
-    widest = max(width for width, _ in filters)
     encoder = UnicodeCnnConfig(
+        **cnn_of(cnn),
         words=words,
         alphabet=alphabet,
         word_dim=cnn.whole("word_dim"),
-        filters=filters,
         embedding_dim=cnn.whole("char_dim"),
-        highway_layers=cnn.whole("n_highway", 0, MOST),
-        activation=cnn.get("activation"),
-        max_characters=cnn.whole("max_characters_per_token", max(3, widest), 1 << 16),
     )
-    return ElmoConfig(
-        encoder,
-        LstmConfig(
-            dim=lstm.whole("dim"),
-            projection=lstm.whole("projection_dim"),
-            layers=lstm.whole("n_layers", most=MOST),
-            cell_clip=lstm.clip("cell_clip"),
-            projection_clip=lstm.clip("proj_clip"),
-        ),
-    )
+    return ElmoConfig(encoder, lstm_of(lstm, skip_connections=True))
 
 
 def _entries(path: Path, marks: Sequence[str]) -> tuple[str, ...]:

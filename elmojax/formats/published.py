@@ -262,17 +262,8 @@ def config_of(options: Options, found: Shapes) -> ElmoConfig:
     Raises:
       InputError: for a missing key or a value that makes no sense, naming it.
     """
-    section = options.section("lstm")
-    lstm = LstmConfig(
-        dim=section.whole("dim"),
-        projection=section.whole("projection_dim"),
-        layers=section.whole("n_layers", most=MOST),
-        cell_clip=section.clip("cell_clip"),
-        projection_clip=section.clip("proj_clip"),
-        skip_connections=(
-            "use_skip_connections" in section and section.flag("use_skip_connections")
-        ),
-    )
+    section, skip = options.section("lstm"), "use_skip_connections"
+    lstm = lstm_of(section, skip in section and section.flag(skip))
     if not has_projection(lstm, found):  # TensorFlow clips projections only
         lstm = replace(lstm, projection_clip=math.inf)
     if "char_cnn" in options:
@@ -281,25 +272,42 @@ def config_of(options: Options, found: Shapes) -> ElmoConfig:
     return ElmoConfig(_word_table(options, lstm, found), lstm)
 
 
-def _char_cnn(section: Options, lstm: LstmConfig, found: Shapes) -> CharCnnConfig:
+def lstm_of(section: Options, skip_connections: bool) -> LstmConfig:
+    """The LSTM, under the names that ELMoForManyLangs has, too."""
+    return LstmConfig(
+        dim=section.whole("dim"),
+        projection=section.whole("projection_dim"),
+        layers=section.whole("n_layers", most=MOST),
+        cell_clip=section.clip("cell_clip"),
+        projection_clip=section.clip("proj_clip"),
+        skip_connections=skip_connections,
+    )
+
+
+def cnn_of(section: Options) -> dict[str, Any]:
+    """Fields of the CNN over characters, under such names."""
     filters = section.filters("filters")
     widest = max(width for width, _ in filters)
-    activation = section.get("activation")
-    if activation not in ("relu", "tanh"):
+    if section.get("activation") not in ("relu", "tanh"):
         raise section.wrong("activation", "'relu' or 'tanh'")
-    same = sum(count for _, count in filters) == lstm.projection
+    highways = section.whole("n_highway", 0, MOST) if "n_highway" in section else 0
+    longest = section.whole("max_characters_per_token", max(3, widest), 1 << 16)
+    return {
+        "filters": filters,
+        "activation": section.get("activation"),
+        "highway_layers": highways,
+        "max_characters": longest,
+    }
+
+
+def _char_cnn(section: Options, lstm: LstmConfig, found: Shapes) -> CharCnnConfig:
+    cnn = cnn_of(section)
+    same = sum(count for _, count in cnn["filters"]) == lstm.projection
     rows = (found.get("char_embed") or (0,))[:1]
     _require_bytes(section, *rows)
     return CharCnnConfig(
-        filters=filters,
+        **cnn,
         embedding_dim=section.section("embedding").whole("dim"),
-        highway_layers=(
-            section.whole("n_highway", 0, MOST) if "n_highway" in section else 0
-        ),
-        activation=activation,
-        max_characters=section.whole(
-            "max_characters_per_token", max(3, widest), 1 << 16
-        ),
         characters=max(261, *rows),
         project=_projects(section, lstm, found) or not same,
     )

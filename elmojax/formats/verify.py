@@ -215,18 +215,11 @@ def _ids(
         else:
             assert vocabulary is not None
             ids = vocabulary.ids(sentence)[None] + 1
-        after = _padded_time(len(sentence)) - len(sentence)
+        time = 1 << max(3, (len(sentence) - 1).bit_length())
+        after = time - len(sentence)
         return np.pad(ids, ((0, 0), (0, after)) + ((0, 0),) * (ids.ndim - 2))
 
     return make
-
-
-def _padded_time(words: int) -> int:
-    """The first of 8, 12, 16, 24, 32 ... that is not below `words`."""
-    size = 8
-    while 2 * size < words:
-        size *= 2
-    return next(s for s in (size, size * 3 // 2, 2 * size) if s >= words)
 
 
 def _aligned(

@@ -47,6 +47,13 @@ class Hdf5Writer(PlacedWriter):
 
     So the file is readable as HDF5 at every moment, and a second run that puts the
     same vectors in the same places makes the same bytes.
+
+    h5py would put them there, too, for more: CPU seconds (user + system, median of
+    three turns, two cores of an AMD EPYC, 2026-11-27) of 20,000 lines of 20 words,
+    [3, words, 64] and [3, words, 1024]: 2.2 and 6.4 by hand; 5.0 and 11.7 where h5py
+    writes to these places; 3.6 and 14.6 gathered in .npy and written by
+    `create_dataset` at the end. `create_dataset` alone, after which nothing could go
+    on, takes 3.4 and 6.6.
     """
 
     def __init__(
