@@ -33,6 +33,7 @@ HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}
 
 Stored = Literal["float32", "float16"]
 """Data type of the numbers in a file."""
+SAME = "Do all files belong to the same model?"
 
 
 # --- reading --------------------------------------------------------------------------
@@ -107,9 +108,6 @@ class Arrays:
             )
 
 
-SAME = "Do all files belong to the same model?"
-
-
 def assemble(options: Options, arrays: Arrays, sharding: Placement) -> ElmoParams:
     """A model of arrays under their published names, wherever they are.
 
@@ -156,8 +154,10 @@ def head_of(arrays: Arrays, projection: int) -> Params:
     """`load_head` of arrays under their published names, wherever they are."""
     prefix = "adaptive_softmax/"
     found = [name for name in arrays.shapes if name.startswith(prefix)]
-    names = {"kernel": f"{prefix}kernel"} if found else HEAD_NAMES
-    names |= {name.removeprefix(prefix): name for name in found}
+    names = dict(HEAD_NAMES)
+    if found:
+        names = {"kernel": f"{prefix}kernel"}
+        names |= {name.removeprefix(prefix): name for name in found}
     shapes = {key: arrays.shapes.get(name) or (0,) for key, name in names.items()}
     shapes["kernel"] = (shapes["kernel"][0], projection)
     if "bias" in names:  # an adaptive softmax may have none

@@ -121,11 +121,10 @@ def _download(path: Path, url: str, sha256: str | None, content: Content) -> Non
     for other in path.parent.glob(f"{path.name}.*part*"):
         if other != part or not (tag or sha256):
             other.unlink()  # not known to be of this very file
-    have = part.stat().st_size if part.exists() else 0
-    start = have if have and have == size else None
-    if start is None:
+    start = part.stat().st_size if part.exists() else 0
+    if not start or start != size:
         with _answering(url):
-            file, start = _open(files, url, have if have < (size or 0) else 0, tag)
+            file, start = _open(files, url, start if start < (size or 0) else 0, tag)
         with contextlib.closing(file):
             _transfer(file, url, part, start, size, sha256)
     if sha256 and (found := sha256_of(part)) != sha256:

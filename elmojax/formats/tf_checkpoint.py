@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +67,6 @@ ABSENT = {
 """What bilm-tf trains with where the `lstm` of options.json does not say."""
 
 
-def read_tf_checkpoint(
-    path: str | os.PathLike[str], keep: Callable[[str], bool] = lambda name: True
-) -> dict[str, np.ndarray]:
-    """All variables of a TensorFlow checkpoint (V2), in the order of their names.
-
-    Args:
-      path: the prefix (`runs/a/model.ckpt-40`), one of the files themselves, or a
-        directory whose file `checkpoint` names the newest.
-      keep: which variables to read, by name.
-
-    Returns:
-      Read-only arrays as they were stored, mapped from the files (partitioned variables
-      are put together in memory). Checksums of all that is read are verified, which
-      takes a second or two a gigabyte.
-
-    Raises:
-      InputError: for files that are missing, cut short, damaged or no checkpoint, and
-        for variables that are no arrays of numbers.
-    """
-    return Bundle(checkpoint_prefix(path)).read(keep)
-
-
 # --- a training checkpoint -----------------------------------------------------------
 
 
@@ -102,7 +80,8 @@ def load_tf_checkpoint(
     """The model of a checkpoint that bilm-tf trained, and its softmax.
 
     Args:
-      path: as for `read_tf_checkpoint`.
+      path: the prefix (`runs/a/model.ckpt-40`), one of the files themselves, or a
+        directory whose file `checkpoint` names the newest.
       options_file: options.json of the training run; by default the one beside the
         checkpoint.
       head: whether to read the softmax.
@@ -116,9 +95,10 @@ def load_tf_checkpoint(
       gets the identity.
 
     Raises:
-      InputError: as `read_tf_checkpoint`; for options that are missing, no JSON or not
-        those of a bidirectional model; and for variables that are missing, superfluous,
-        of another shape than the options say, or not finite.
+      InputError: for files that are missing, cut short, damaged or no checkpoint; for
+        options that are missing, no JSON or not those of a bidirectional model; and for
+        variables that are missing, superfluous, of another shape than the options say,
+        or not finite.
     """
     prefix = checkpoint_prefix(path)
     file = Path(options_file) if options_file else prefix.parent / "options.json"

@@ -23,7 +23,7 @@ from h5py import h5a, h5d, h5p, h5s, h5t, h5z
 from elmojax.atomic import map_array, sync, unfailing
 from elmojax.text.files import Text
 from elmojax.vectors.npy import RaggedWriter
-from elmojax.vectors.partial import Partial, allocated, require_space, write_at
+from elmojax.vectors.partial import Partial, write_at
 from elmojax.vectors.writer import Form, PlacedWriter
 
 MOST_KEPT = 4000
@@ -60,11 +60,8 @@ class Hdf5Writer(PlacedWriter):
         self, partial: Partial, text: Text, form: Form, every: float = 10.0
     ) -> None:
         """Raises `InputError` if there is no room or the file cannot be written."""
-        needed = int(form.rows(text).sum()) * form.row_bytes
-        needed += len(text.sizes) * _HEADERS + 2 * text.bytes
-        needed -= allocated(partial.result)
-        require_space(partial.out, needed, partial.directory)
-        super().__init__(partial, partial.result, text, form, every)
+        more = len(text.sizes) * _HEADERS + 2 * text.bytes
+        super().__init__(partial, partial.result, text, form, every, more)
 
     def _make(self) -> None:
         _write_skeleton(self._path, self._path.with_name(_PLACES), self.text, self.form)

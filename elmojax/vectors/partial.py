@@ -169,12 +169,9 @@ def require_space(out: Path, needed: int, directory: Path) -> None:
 
 
 def allocated(path: Path) -> int:
-    """Bytes on the disk of a file or of all files in a directory; 0 if it is not there.
-
-    Vectors that are still to come have none.
-    """
-    paths = [p for p in (path, *path.rglob("*")) if p.is_file()]
-    return sum(p.stat().st_blocks * 512 for p in paths)
+    """Bytes on the disk of a file, where vectors that are still to come have none; 0
+    if it is not there."""
+    return path.stat().st_blocks * 512 if path.is_file() else 0
 
 
 def write_at(handle: int, array: np.ndarray, position: int) -> None:

@@ -23,7 +23,13 @@ from elmojax.embedding.engine import Dtype
 from elmojax.embedding.pooling import Block, Pooler, Pooling
 from elmojax.errors import InputError
 from elmojax.text.files import Text
-from elmojax.vectors.partial import Partial, TextProgress, writing
+from elmojax.vectors.partial import (
+    Partial,
+    TextProgress,
+    allocated,
+    require_space,
+    writing,
+)
 
 
 @dataclass(frozen=True)
@@ -258,13 +264,22 @@ class PlacedWriter(Writer):
     """
 
     def __init__(
-        self, partial: Partial, path: Path, text: Text, form: Form, every: float
+        self,
+        partial: Partial,
+        path: Path,
+        text: Text,
+        form: Form,
+        every: float,
+        more: int,
     ) -> None:
         """Makes the file at `path`, or takes it up.
 
-        Raises `InputError` if it cannot be written.
+        Raises `InputError` if it cannot be written, or there is no room for it: for the
+        vectors, and `more` bytes.
         """
         self.text, self.form, self._rows = text, form, form.rows(text)
+        needed = int(self._rows.sum(dtype=np.int64)) * form.row_bytes + more
+        require_space(partial.out, needed - allocated(path), partial.directory)
         self._partial, self._path, self._handle = partial, path, -1
         with writing(partial.out):
             # That the text is another one, the request has told.

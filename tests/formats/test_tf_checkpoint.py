@@ -24,8 +24,14 @@ from hypothesis import strategies as st
 from elmojax.config import CharCnnConfig, WordTableConfig
 from elmojax.embedding.functions import encode
 from elmojax.errors import InputError
-from elmojax.formats.tf_bundle import DTYPES, MAGIC, masked_crc32c
-from elmojax.formats.tf_checkpoint import load_tf_checkpoint, read_tf_checkpoint
+from elmojax.formats.tf_bundle import (
+    DTYPES,
+    MAGIC,
+    Bundle,
+    checkpoint_prefix,
+    masked_crc32c,
+)
+from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.softmax import log_prob_all
 from elmojax.model.state import LstmState
@@ -35,6 +41,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 DATA = Path(__file__).parents[1] / "data" / "bilm_tf_checkpoint"
 MODELS = ("characters", "plain", "words")
+
+
+def read_tf_checkpoint(
+    path: Path, keep: Callable[[str], bool] = lambda name: True
+) -> dict[str, np.ndarray]:
+    return Bundle(checkpoint_prefix(path)).read(keep)
 
 
 def expected(name: str) -> dict[str, np.ndarray]:
