@@ -59,10 +59,10 @@ def address(path: str | os.PathLike[str]) -> str | None:
     return f"{match[1].lower()}://{'/'.join(parts)}"
 
 
-def cache_directory(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Where files are kept: `cache` if it is given, else $ELMOJAX_CACHE, else elmojax
+def cache_directory() -> Path:
+    """Where files are kept: $ELMOJAX_CACHE, else elmojax
     in $XDG_CACHE_HOME, else ~/.cache/elmojax."""
-    chosen = cache or os.environ.get("ELMOJAX_CACHE")
+    chosen = os.environ.get("ELMOJAX_CACHE")
     if chosen:
         return local(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "elmojax"

@@ -35,7 +35,7 @@ from elmojax.arguments import require
 from elmojax.config import Count
 from elmojax.errors import InputError, one_line
 from elmojax.text.files import Errors, Oddities
-from elmojax.vectors.jobs import Accelerator, Actor, Job, Task, require_seen
+from elmojax.vectors.jobs import Accelerator, Job, Task, Worker, require_seen
 from elmojax.vectors.output import Output
 
 _HEALTH = 30.0
@@ -220,7 +220,7 @@ def _reports(task: Task, workers: int) -> Generator[dict[str, Any], None, None]:
     numbers = [{"number": number} for number in range(len(task.names))]
     data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
     reports = data.map_batches(
-        Actor,
+        Worker,
         fn_constructor_args=(functools.partial(_get, ray.put(task)), __version__),
         batch_size=1,
         num_cpus=1,

@@ -23,8 +23,7 @@ from elmojax.formats.forms import Form, form_of, hdf5_files, located, vocabulary
 from elmojax.formats.hdf5 import load_head
 from elmojax.formats.hugging_face import README, card_of, load_safetensors
 from elmojax.formats.manylangs import load_manylangs
-from elmojax.formats.tf_checkpoint import load_tf_checkpoint
-from elmojax.formats.tf_hub import load_hub_module
+from elmojax.formats.tf_checkpoint import load_hub_module, load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.ops import DTYPES, Precision, cast
@@ -38,7 +37,6 @@ from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import read_run
 from elmojax.training.evaluate import ROWS, Evaluator
-from elmojax.training.remote import find_model
 from elmojax.training.score import Measures, Score, Scorer
 from elmojax.training.sharding import path_name
 from elmojax.training.step import LanguageModel
@@ -122,7 +120,7 @@ def open_model(
     Raises:
       InputError: if there is no such model, or it cannot be read.
     """
-    with located(find_model(model, step) or model) as path:
+    with located(model, step) as path:
         found = _read(path, form_of(path), step, head, sharding)
     return found._replace(source=str(model))
 
@@ -402,7 +400,7 @@ def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]
     Raises:
       InputError: if the model cannot be read at all.
     """
-    with located(find_model(model) or model) as path:
+    with located(model) as path:
         form = form_of(path)
         if form == "HDF5" and (files := hdf5_files(path)):
             report = check_hdf5(*files)

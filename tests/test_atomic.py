@@ -102,7 +102,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, code):
         lock = lock_run(tmp_path / "run")
     assert lock.held and is_locked(tmp_path / "run" / ".lock") is None
     with pytest.warns(Remark, match="cannot be locked"):
-        Partial(tmp_path / "v.hdf5", {}, overwrite=False).close(keep=False)
+        Partial(tmp_path / "v.hdf5", {}, overwrite=False).release(keep=False)
     assert os.listdir(tmp_path) == ["run"]
 
 
@@ -161,7 +161,7 @@ def test_a_run_writes_through_no_link(tmp_path, secret):
 )
 def test_an_output_is_made_through_no_link(tmp_path, secret, name):
     partial = tmp_path / "v.partial"
-    Partial(tmp_path / "v", {}, overwrite=False).close(keep=True)
+    Partial(tmp_path / "v", {}, overwrite=False).release(keep=True)
     if name:
         (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).unlink(missing_ok=True)

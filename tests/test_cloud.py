@@ -389,6 +389,11 @@ def test_models_in_a_store_are_those_of_the_directory(
     params = elmojax.load(out)
     assert jax.tree.all(jax.tree.map(np.array_equal, params.tree, wanted.tree))
     refused("convert", run, "--out", out, says=f"{out} is there already")
+    elmojax.save_pretrained(params, elsewhere / "saved")
+    saved = f"s3://{BUCKET}/models/saved"
+    cloud.send(elsewhere / "saved", saved, cloud.files_below(elsewhere / "saved"))
+    params = elmojax.load(saved)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params.tree, wanted.tree))
     again = f"s3://{BUCKET}/models/orbax"
     done("convert", out, "--out", again)
     shutil.rmtree(elsewhere)

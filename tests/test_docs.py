@@ -105,7 +105,7 @@ def published(there, goldens, monkeypatch):
     model = goldens / "allennlp"
     files = {"json": "options.json", "hdf5": "lm_weights.hdf5"}
 
-    def served(path, url, sha256, progress):
+    def served(path, url, sha256, content):
         shutil.copy(model / files[url.rpartition(".")[2]], path)
 
     manylangs = REPOSITORY / "tests" / "data" / "manylangs"

@@ -7,20 +7,21 @@ shapes); how an array is read is all that their readers bring along.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import CharCnnConfig, ElmoConfig
+from elmojax.config import CharCnnConfig
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.formats.published import (
+    MODEL_PART,
     Entry,
     Options,
+    Shape,
     Shapes,
-    check_shapes,
     config_of,
     layout,
 )
@@ -28,58 +29,117 @@ from elmojax.model.bilm import ElmoParams, Placement, placements, tree_shapes
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 
-Read: TypeAlias = Callable[[str, np.ndarray], None]
-"""Reads the array of a name into one of its shape."""
-
 HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}
 
 Stored = Literal["float32", "float16"]
 """Data type of the numbers in a file."""
+SAME = "Do all files belong to the same model?"
 
 
 # --- reading --------------------------------------------------------------------------
 
 
-def assemble(
-    options: Options, found: Shapes, read: Read, weights: object, sharding: Placement
-) -> ElmoParams:
+class Arrays:
+    """Arrays of a file by name, taken one by one; an `InputError` names both."""
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        read: Callable[[str], np.ndarray],
+        where: object,
+        options: object,
+    ) -> None:
+        """
+        Args:
+          shapes: of all that are there; None for what is no array of floats.
+          read: gives one of them.
+          where: names the file.
+          options: names what says which shapes they should have.
+        """
+        self.shapes = shapes
+        self.where, self._read, self._options = where, read, options
+        self._left = set(shapes)
+
+    @classmethod
+    def of(
+        cls, arrays: dict[str, np.ndarray], where: object, options: object
+    ) -> Arrays:
+        """Those that were read already."""
+        shapes = {
+            name: array.shape if jnp.issubdtype(array.dtype, jnp.floating) else None
+            for name, array in arrays.items()
+        }
+        return cls(shapes, arrays.__getitem__, where, options)
+
+    def take(self, name: str, shape: Shape) -> np.ndarray:
+        """float32 of this shape, finite; it may be a view of the file."""
+        if name not in self.shapes:
+            raise InputError(
+                f"{self.where} has no array {name}, which {self._options} calls for. "
+                f"{SAME}"
+            )
+        there = self.shapes[name]
+        if there is None:
+            raise InputError(
+                f"{self.where}: {name} does not hold floating-point numbers."
+            )
+        if there != shape:
+            raise InputError(
+                f"{self.where}: {name} is {list(there)}, but {self._options} calls for "
+                f"{list(shape)}. {SAME}"
+            )
+        self._left.discard(name)
+        with np.errstate(over="ignore"):
+            array = np.asarray(self._read(name), np.float32)
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{self.where}: {name} has values that are not finite (NaN or "
+                "infinite); the model that was saved had diverged, or the file is "
+                "damaged."
+            )
+        return array
+
+    def end(self, part: Callable[[str], object] = lambda name: True) -> None:
+        """`InputError` if an array was not taken whose name is that of a part."""
+        if more := sorted(filter(part, self._left)):
+            raise InputError(
+                f"{self.where} holds {more[0]}, but the model of {self._options} has "
+                f"no such part. {SAME}"
+            )
+
+
+def assemble(options: Options, arrays: Arrays, sharding: Placement) -> ElmoParams:
     """A model of arrays under their published names, wherever they are.
 
     Args:
       options: what options.json says.
-      found: the arrays that are there.
-      read: reads one of them into a float32 array of its shape.
-      weights: names their file in an `InputError`.
+      arrays: of the model, and others.
       sharding: as for `load_hdf5`.
     """
-    config = config_of(options, found)
-    entries = layout(config, found)
-    check_shapes(entries, found, weights, options.where)
+    config = config_of(options, arrays.shapes)
     places = placements(config, sharding)
-    arrays = _allocate(config)
-    for entry in entries:
-        if entry.leaf is not None:
-            part, name = entry.leaf
-            target = arrays[part][name]
-            if entry.direction is not None:
-                target = target[entry.direction]
-            read(entry.name, target.reshape(entry.shape))
-    tree = {part: to_jax(leaves, places.get(part)) for part, leaves in arrays.items()}
-    return ElmoParams(tree["encoder"], tree["lstm"], LstmState(**tree["state"]), config)
-
-
-def _allocate(config: ElmoConfig) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays to read into; a projection that no file holds is the identity."""
     shapes = dict(tree_shapes(config))
     shapes["state"] = vars(LstmState.zeros(config.lstm))
-    arrays = {
+    tree = {
         part: {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
         for part, leaves in shapes.items()
     }
-    if config.lstm.dim == config.lstm.projection:
+    if config.lstm.dim == config.lstm.projection:  # none, unless a file has one
         for layer in range(config.lstm.layers):
-            arrays["lstm"][f"projection_{layer}"][:] = np.eye(config.lstm.dim)
-    return arrays
+            tree["lstm"][f"projection_{layer}"][:] = np.eye(config.lstm.dim)
+    for entry in layout(config, arrays.shapes):
+        array = arrays.take(entry.name, entry.shape)
+        if entry.leaf is not None:
+            part, name = entry.leaf
+            target = tree[part][name]
+            if entry.direction is not None:
+                target = target[entry.direction]
+            target[...] = array.reshape(target.shape)
+    arrays.end(MODEL_PART.match)
+    placed = {part: to_jax(leaves, places.get(part)) for part, leaves in tree.items()}
+    return ElmoParams(
+        placed["encoder"], placed["lstm"], LstmState(**placed["state"]), config
+    )
 
 
 def to_jax(
@@ -90,38 +150,25 @@ def to_jax(
     return {n: jax.device_put(leaves.pop(n), places.get(n)) for n in list(leaves)}
 
 
-def head_of(found: Shapes, read: Read, where: object, projection: int) -> Params:
+def head_of(arrays: Arrays, projection: int) -> Params:
     """`load_head` of arrays under their published names, wherever they are."""
     prefix = "adaptive_softmax/"
-    names = {n.removeprefix(prefix): n for n in found if n.startswith(prefix)}
-    names = names or HEAD_NAMES
-    needed: dict[str, tuple[int | None, ...]] = {"kernel": (None, projection)}
+    found = [name for name in arrays.shapes if name.startswith(prefix)]
+    names = dict(HEAD_NAMES)
+    if found:
+        names = {"kernel": f"{prefix}kernel"}
+        names |= {name.removeprefix(prefix): name for name in found}
+    shapes = {key: arrays.shapes.get(name) or (0,) for key, name in names.items()}
+    shapes["kernel"] = (shapes["kernel"][0], projection)
     if "bias" in names:  # an adaptive softmax may have none
-        needed["bias"] = (None,)
-    for name, wanted in needed.items():
-        shape = found.get(names.get(name, ""))
-        if shape is None or len(shape) != len(wanted) or shape[1:] != wanted[1:]:
-            raise InputError(
-                f"{where} has no {names.get(name, prefix + name)} with "
-                f"{len(wanted)} axes that fits a projection of {projection}."
-            )
-    arrays = {k: np.zeros(found[n] or (), np.float32) for k, n in names.items()}
-    for name, into in arrays.items():
-        read(names[name], into)
-    if "bias" in arrays and len(arrays["kernel"]) != len(arrays["bias"]):
+        shapes["bias"] = shapes["bias"][:1]
+    head = {key: arrays.take(name, shapes[key]) for key, name in names.items()}
+    if "bias" in head and len(head["kernel"]) != len(head["bias"]):
         raise InputError(
-            f"{where}: {names['kernel']} has {len(arrays['kernel'])} rows and "
-            f"{names['bias']} {len(arrays['bias'])}; they must be the same words."
+            f"{arrays.where}: {names['kernel']} has {len(head['kernel'])} rows and "
+            f"{names['bias']} {len(head['bias'])}; they must be the same words."
         )
-    return to_jax(arrays)
-
-
-def require_finite(array: np.ndarray, name: str, where: object) -> None:
-    if not np.isfinite(array).all():
-        raise InputError(
-            f"{where}: {name} has values that are not finite (NaN or infinite); the "
-            "model that was saved had diverged, or the file is damaged."
-        )
+    return to_jax(head)
 
 
 # --- writing --------------------------------------------------------------------------

@@ -11,18 +11,31 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from elmojax.atomic import read_object
+from elmojax import cloud
 from elmojax.errors import InputError, one_line
-from elmojax.formats.archive import called, is_archive, unpacked
-from elmojax.formats.fetch import fetch_model, is_url
+from elmojax.formats.archive import called, is_archive, unpacked, unpacked_once
+from elmojax.formats.fetch import (
+    SCHEMES,
+    Missing,
+    cached_name,
+    expected,
+    fetch,
+    fetch_first,
+)
 from elmojax.formats.hdf5 import OPTIONS, SOFTMAX, VOCABULARY, WEIGHTS
-from elmojax.formats.hugging_face import MODEL_TYPE, fetch_repository, is_repository
+from elmojax.formats.hugging_face import (
+    MODEL_TYPE,
+    config_in,
+    fetch_repository,
+    is_repository,
+)
 from elmojax.formats.manylangs import is_manylangs
 from elmojax.formats.tf_bundle import checkpoint_prefix
-from elmojax.formats.tf_hub import VARIABLES
+from elmojax.formats.tf_checkpoint import VARIABLES
 from elmojax.text.corpus import SUMMARY
+from elmojax.training.remote import bring_model, step_of
 
 Form = Literal[
     "run",
@@ -44,15 +57,17 @@ def bundled() -> list[str]:
 
 
 @contextlib.contextmanager
-def located(model: str | os.PathLike[str]) -> Iterator[Path]:
-    """Where the files of a model are: fetched if need be, and unpacked for the time of
-    the block."""
+def located(model: str | os.PathLike[str], step: int | None = None) -> Iterator[Path]:
+    """Where the files of a model are: fetched if need be (of a run, those of a step;
+    None = the newest), and unpacked for the time of the block."""
     if is_repository(model):
         path = fetch_repository(str(model))
         with called(str(model), str(path)):
             yield path
         return
-    if is_url(model):
+    if (copy := _brought(model, step)) is not None:
+        path = copy
+    elif is_url(model):
         path = fetch_model(str(model))
     else:
         path = BUNDLED / model if model in bundled() else Path(model)
@@ -61,6 +76,159 @@ def located(model: str | os.PathLike[str]) -> Iterator[Path]:
             yield directory
     else:
         yield path
+
+
+# --- addresses -----------------------------------------------------------------------
+
+IN_STORES = re.compile(
+    r"(config|corpus|[^/]*options[^/]*)\.json|vocab(ulary)?\.txt(\.gz)?|[^/]*\.dic"
+    r"|(README|card)\.md|([^/]*weights[^/]*|model|softmax)\.(hdf5|h5)"
+    r"|model\.safetensors|(encoder|token_embedder)\.pkl"
+    r"|checkpoint|[^/]*\.(index|data-\d+-of-\d+)|variables/variables\.[^/]+"
+)
+"""Files that are brought of a directory in an object store, but for those of runs."""
+
+
+def _brought(model: str | os.PathLike[str], step: int | None) -> Path | None:
+    """The copy of a directory in an object store that has a model; None for whatever
+    else names one."""
+    name = os.fspath(model)
+    if re.search(r"[?#]|\.(json|hdf5|h5|zip|tar|tgz|gz|xz|bz2)$", name):
+        return None
+    if not re.match(rf"({'|'.join(cloud.SCHEMES)}):/", name, re.IGNORECASE):
+        return None
+    found = cloud.address(name)
+    assert found is not None
+    there = cloud.listing(found)
+    if not any(map(IN_STORES.fullmatch, there)):
+        return None
+    copy = cloud.bring(found, "config.json".__eq__)
+    is_run = any(step_of(name) is not None for name in there)
+    if is_run or _form_of_directory(copy) == "run":
+        return bring_model(found, step)
+    return cloud.bring(found, IN_STORES.fullmatch, lambda name: True)
+
+
+REGISTERED = "allennlp:"
+ARCHIVE = re.compile(
+    r"\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz))(\?|$)|\?tf-hub-format=compressed", re.I
+)
+"""In the address of an archive; the last is how TF-Hub names the one of a module."""
+HDF5_BEGINNING = rb"(?s:.{512}|.{1024}|.{2048})?\x89HDF\r\n\x1a\n"
+ALLENNLP = "https://s3-us-west-2.amazonaws.com/allennlp/models/elmo/"
+
+
+def _published(folder: str, names: str = "", weights: str = WEIGHTS) -> tuple[str, str]:
+    start = f"{ALLENNLP}{folder}/{names}"
+    return f"{start}{OPTIONS}", f"{start}{weights}"
+
+
+REGISTRY: dict[str, tuple[str, str]] = {
+    **{
+        name: _published(shape, f"elmo_{shape}_")
+        for name, shape in (
+            ("small", "2x1024_128_2048cnn_1xhighway"),
+            ("medium", "2x2048_256_2048cnn_1xhighway"),
+            ("original", "2x4096_512_2048cnn_2xhighway"),
+            ("original-5.5B", "2x4096_512_2048cnn_2xhighway_5.5B"),
+        )
+    },
+    "pt": _published("contributed/pt", "elmo_pt_"),
+    "pt-wikipedia": _published("contributed/pt/wikipedia", "", "elmo_pt_weights.hdf5"),
+    "pt-brwac": _published("contributed/pt/brwac", "", "elmo_pt_weights_dgx1.hdf5"),
+    "pubmed": _published(
+        "contributed/pubmed",
+        "elmo_2x4096_512_2048cnn_2xhighway_",
+        "weights_PubMed_only.hdf5",
+    ),
+}
+"""Name -> addresses of options and weights; no SHA-256 of them was published.
+
+The models of https://allennlp.org/elmo. `allennlp:NAME` is their address for short.
+"""
+
+
+def is_url(model: object) -> bool:
+    """Whether a model is named by an address, as `fetch_model` takes them."""
+    starts = (REGISTERED, *(f"{scheme}://" for scheme in SCHEMES))
+    return isinstance(model, str) and model.lower().startswith(starts)
+
+
+def fetch_model(url: str) -> Path:
+    """Downloads a model, unless it is in the cache.
+
+    Args:
+      url: one of
+        - a directory that holds options.json and weights.hdf5 or model.hdf5;
+        - either of two files side by side: `..._options.json` and `..._weights.hdf5`,
+          as AllenNLP names them, options.json and an HDF5 file of any name, or
+          options262.json and `XX_weights.hdf5`, as CrossLingualELMo has them;
+        - a ZIP or tar archive of a model in any form that `load` takes;
+        - `allennlp:NAME`, NAME one of `REGISTRY`;
+
+        with `#sha256=...` of the weights or the archive at its end, if you like.
+
+    Returns:
+      A directory with options.json and weights.hdf5, for `load_hdf5`, or with what an
+      archive holds, which is unpacked once.
+
+    Raises:
+      InputError: as `fetch` does; and if the registry has no such name, the other file
+        is not found, or what came is not JSON, not HDF5 or no sound archive (then it is
+        not kept).
+    """
+    address, sha256 = expected(url)
+    if ARCHIVE.search(address):
+        return unpacked_once(fetch(url))
+    options, weights = _files(address)
+    folder = cloud.cache_directory() / cached_name(weights[0])
+    try:
+        fetch_first(folder / OPTIONS, options, None, ("a JSON object", rb"\s*\{"))
+        fetch_first(folder / WEIGHTS, weights, sha256, ("HDF5", HDF5_BEGINNING))
+    except Missing as error:
+        raise InputError(
+            f"{error} A model at {address} is two files side by side, options.json and "
+            "weights.hdf5 or ..._options.json and ..._weights.hdf5; where they have "
+            "other names, download both and give a directory that holds them."
+        ) from None
+    return folder
+
+
+def _files(url: str) -> tuple[list[str], list[str]]:
+    """Where the options and the weights may be."""
+    if url.startswith(REGISTERED):
+        name = url.removeprefix(REGISTERED)
+        if name not in REGISTRY:
+            raise InputError(
+                f"{REGISTERED} has no model {name!r}; it has {', '.join(REGISTRY)}."
+            )
+        option, weight = REGISTRY[name]
+        return [option], [weight]
+    for pair in REGISTRY.values():
+        for file in pair:
+            base = url.removesuffix(file.removeprefix(ALLENNLP))
+            if base != url and base.endswith("models/elmo/"):  # there, or a copy of it
+                option, weight = (part.replace(ALLENNLP, base) for part in pair)
+                return [option], [weight]
+    path, mark, query = url.partition("?")
+    query = mark + query
+    folder, _, name = path.rpartition("/")
+    names, files = [OPTIONS], [WEIGHTS, "model.hdf5"]
+    if match := re.fullmatch(r"(.*)options\.json", name):
+        files = [f"{match[1]}{WEIGHTS}", *files[1:]]
+        names = [name]
+    elif match := re.fullmatch(r"(.*?)(weights.*)?\.(hdf5|h5)", name):
+        files = [name]
+        if match[2]:
+            shared = (f"{match[1]}{OPTIONS}", OPTIONS, "options262.json")
+            names = [*dict.fromkeys(shared)]
+    else:
+        folder = path.rstrip("/")
+    there = f"{folder}/{{}}{query}".format
+    return [*map(there, names)], [*map(there, files)]
+
+
+# --- forms ---------------------------------------------------------------------------
 
 
 def form_of(path: Path) -> Form:
@@ -80,7 +248,7 @@ def form_of(path: Path) -> Form:
 
 
 def _form_of_directory(path: Path) -> Form | None:
-    config = _config(path)
+    config = config_in(path)
     has_checkpoints = (path / "checkpoints").is_dir()
     recorded = isinstance(config.get("train"), dict) and "vocabulary" in config
     if recorded or (has_checkpoints and (path / "config.json").exists()):
@@ -163,14 +331,6 @@ def vocabulary_file(path: Path) -> Path | None:
 # --- what is no model ----------------------------------------------------------------
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """config.json; nothing where it is not there or is none."""
-    try:
-        return read_object(path / "config.json")
-    except (OSError, ValueError):
-        return {}
-
-
 def _what(path: Path) -> str:
     """What a path is that holds no model that is read, and what to do: the rest of a
     sentence."""
@@ -179,7 +339,7 @@ def _what(path: Path) -> str:
             "is not a run directory, an archive or an HDF5 file, or anything else that "
             "a model is; give the directory of one"
         )
-    config, names = _config(path), sorted(entry.name for entry in path.iterdir())
+    config, names = config_in(path), sorted(entry.name for entry in path.iterdir())
     options, weights = _options_in(path), _weights_in(path)
     told = config.get("architectures")
     said = (config.get("model_type"), *(told if isinstance(told, list) else ()))

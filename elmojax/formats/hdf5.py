@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
 import h5py
 import numpy as np
@@ -31,20 +31,15 @@ from elmojax.atomic import local, replaced, unfailing
 from elmojax.config import WordTableConfig
 from elmojax.errors import InputError
 from elmojax.formats.assembly import (
-    Read,
+    Arrays,
     Stored,
     assemble,
     head_arrays,
     head_of,
     published_arrays,
-    require_finite,
     storable,
 )
-from elmojax.formats.published import (
-    Shape,
-    options_of,
-    read_options,
-)
+from elmojax.formats.published import Shape, options_of, read_options
 from elmojax.model.bilm import ElmoParams, Placement
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
@@ -59,8 +54,8 @@ def load_head(softmax_file: PathLike, projection: int) -> Params:
     Raises:
       InputError: if the file is none, or its arrays do not fit `projection`.
     """
-    with open_hdf5(Path(softmax_file)) as file:
-        return head_of(shapes_of(file), reader_of(file), softmax_file, projection)
+    with open_hdf5(Path(softmax_file), f"a projection of {projection}") as arrays:
+        return head_of(arrays, projection)
 
 
 def save_token_embeddings(
@@ -123,16 +118,19 @@ def load_hdf5(
         message names the file and the key. Or if `sharding` does not fit.
     """
     options = read_options(Path(options_file))
-    with open_hdf5(Path(weights_file)) as file:
-        found = shapes_of(file)
-        return assemble(options, found, reader_of(file), weights_file, sharding)
+    with open_hdf5(Path(weights_file), options_file) as arrays:
+        return assemble(options, arrays, sharding)
 
 
 @contextlib.contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file to read from. What goes wrong with it is an `InputError`.
+def open_hdf5(path: Path, options: object = "") -> Iterator[Arrays]:
+    """The data sets of an HDF5 file. What goes wrong with it is an `InputError`.
 
     So is a file whose data lie in other files, which could be any of this machine.
+
+    Args:
+      path: the file.
+      options: as for `Arrays`.
     """
     try:
         with open(path, "rb") as plain:
@@ -147,23 +145,32 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         )
     try:
         with h5py.File(path, "r") as file:
-            _require_own_data(file, path)
-            yield file
+
+            def read(name: str) -> np.ndarray:
+                with _damage():
+                    return file[name].astype(np.float32)[()]
+
+            yield Arrays(_shapes_of(file, path), read, path, options)
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path} is damaged or cut short ({error}). Get it again, whole."
         ) from error
 
 
-def _require_own_data(file: h5py.File, path: Path) -> None:
-    names: list[str] = []
+def _shapes_of(file: h5py.File, path: Path) -> dict[str, Shape | None]:
+    """All data sets with their shapes; None for one that does not hold floats."""
+    found: dict[str, Shape | None] = {}
+    names: list[str | bytes] = []
     with _damage():
         file.visit_links(names.append)  # h5py bears no error inside of a visit
         for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"{name!r} is no name")
             link = file.get(name, getlink=True)
             item = file[name] if isinstance(link, h5py.HardLink) else link
             if isinstance(item, h5py.Dataset):
                 outside = item.is_virtual or item.external
+                found[name] = item.shape if item.dtype.kind == "f" else None
             else:  # a soft link stays in this file
                 outside = isinstance(item, h5py.ExternalLink)
             if outside:
@@ -171,20 +178,6 @@ def _require_own_data(file: h5py.File, path: Path) -> None:
                     f"{path}: {name} lies in another file, which is not read. Get a "
                     "file that holds all of its arrays itself."
                 )
-
-
-def shapes_of(file: h5py.File) -> dict[str, Shape | None]:
-    """All data sets with their shapes; None for one that does not hold floats."""
-    found: dict[str, Shape | None] = {}
-
-    def visit(name: str | bytes, item: Any) -> None:
-        if not isinstance(name, str):
-            raise ValueError(f"{name!r} is no name")
-        if isinstance(item, h5py.Dataset):
-            found[name] = item.shape if item.dtype.kind == "f" else None
-
-    with _damage():
-        file.visititems(visit)
     return found
 
 
@@ -197,19 +190,6 @@ def _damage() -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         raise OSError(str(error)) from error
-
-
-def read_array(file: h5py.File, name: str, into: np.ndarray, where: object) -> None:
-    """Reads a data set into a float32 array of its shape; `InputError` for NaN."""
-    with _damage():
-        if into.size:
-            file[name].read_direct(into)
-    require_finite(into, name, where)
-
-
-def reader_of(file: h5py.File) -> Read:
-    """`read_array` of a file."""
-    return lambda name, into: read_array(file, name, into, file.filename)
 
 
 # --- writing -------------------------------------------------------------------------

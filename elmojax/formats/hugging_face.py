@@ -21,17 +21,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elmojax.atomic import local, read_object
 from elmojax.errors import InputError, one_line
 from elmojax.formats.assembly import (
+    Arrays,
     assemble,
     head_arrays,
     head_of,
     published_arrays,
-    require_finite,
     storable,
 )
 from elmojax.formats.hdf5 import VOCABULARY, staged
@@ -81,17 +82,12 @@ def load_safetensors(
                 part = file.get_slice(name)
                 floating = part.get_dtype() in FLOATS
                 found[name] = tuple(part.get_shape()) if floating else None
-
-            def read(name: str, into: np.ndarray) -> None:
-                into[...] = file.get_tensor(name)
-                require_finite(into, name, weights)
-
-            params = assemble(options, found, read, weights, sharding)
+            arrays = Arrays(found, file.get_tensor, weights, directory / CONFIG)
+            params = assemble(options, arrays, sharding)
             softmax = any(re.match("(adaptive_)?softmax/", name) for name in found)
             if not (head and softmax):
                 return params, None
-            width = params.config.lstm.projection
-            return params, head_of(found, read, weights, width)
+            return params, head_of(arrays, params.config.lstm.projection)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{weights} is missing, damaged or cut short ({one_line(error)}). Get it "
@@ -125,11 +121,11 @@ def save_safetensors(
         finite.
     """
     directory = local(directory)
-    found = directory / CONFIG
-    if overwrite and found.exists() and not _is_ours(found):
+    ours = config_in(directory).get("model_type") == MODEL_TYPE
+    if overwrite and (directory / CONFIG).exists() and not ours:
         raise InputError(
-            f"{found} belongs to something else than a model that save_pretrained "
-            "wrote, and is not replaced; choose another directory."
+            f"{directory / CONFIG} belongs to something else than a model that "
+            "save_pretrained wrote, and is not replaced; choose another directory."
         )
     arrays = dict(published_arrays(params)) | (head_arrays(head) if head else {})
     stored = {
@@ -138,10 +134,13 @@ def save_safetensors(
     }
     config = {"model_type": MODEL_TYPE, "elmojax": version, **options_of(params.config)}
     with _library("safetensors"):
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     with staged(directory, overwrite, (CONFIG, WEIGHTS, VOCABULARY, README)) as stage:
-        with _as_oserror():
+        try:
             save_file(stored, stage / WEIGHTS)
+        except SafetensorError as error:  # its own for a disk that is full
+            raise OSError(one_line(error)) from error
         if vocabulary is not None:
             vocabulary.write(stage / VOCABULARY)
         text = _readme(params, card)
@@ -150,22 +149,12 @@ def save_safetensors(
         (stage / CONFIG).write_text(text, encoding="utf-8")
 
 
-def _is_ours(config: Path) -> bool:
+def config_in(directory: Path) -> dict[str, Any]:
+    """config.json; nothing where it is not there or is none."""
     try:
-        return read_object(config).get("model_type") == MODEL_TYPE
+        return read_object(directory / CONFIG)
     except (OSError, ValueError):
-        return False
-
-
-@contextlib.contextmanager
-def _as_oserror() -> Iterator[None]:
-    """safetensors has an exception of its own where the disk is full."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(one_line(error)) from error
+        return {}
 
 
 FRONT = "---\nlibrary_name: elmojax\ntags:\n- elmo\n---\n\n"
@@ -222,10 +211,8 @@ def fetch_repository(address: str) -> Path:
     """
     name, revision = _parts(address)
     small = _snapshot(address, name, revision, SMALL_FILES)
-    try:
-        kind = read_object(small / CONFIG).get("model_type", MODEL_TYPE)
-    except (OSError, ValueError):
-        kind = MODEL_TYPE  # whatever it is, the whole will say
+    # Whatever has none, the whole will say.
+    kind = config_in(small).get("model_type", MODEL_TYPE)
     if kind != MODEL_TYPE and not any(small.glob("*options*.json")):
         kind = one_line(kind, 40).upper()
         raise InputError(

@@ -32,8 +32,14 @@ from elmojax.config import (
     UnicodeCnnConfig,
 )
 from elmojax.errors import InputError
-from elmojax.formats.assembly import to_jax
-from elmojax.formats.published import FORGET_BIAS, MOST, Options, Shape, read_options
+from elmojax.formats.assembly import Arrays, to_jax
+from elmojax.formats.published import (
+    FORGET_BIAS,
+    Options,
+    cnn_of,
+    lstm_of,
+    read_options,
+)
 from elmojax.formats.torch_file import read_torch
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
 from elmojax.shapes import Params
@@ -96,9 +102,12 @@ def load_manylangs(path: Path, *, sharding: Placement = None) -> ElmoParams:
     words = _entries(path / WORDS, WORD_MARKS)
     config = _config(options, words, _entries(path / CHARACTERS, CHARACTER_MARKS))
     places = placements(config, sharding)
-    encoder = _encoder(_Arrays(path / EMBEDDER, options.where), config)
-    lstm = _lstm(_Arrays(path / ENCODER, options.where), config.lstm)
-    tree = {"encoder": encoder, "lstm": lstm}
+    needs = f"{options.where}, with the dictionaries,"
+    embedder, encoder = (
+        Arrays.of(read_torch(path / name), path / name, needs)
+        for name in (EMBEDDER, ENCODER)
+    )
+    tree = {"encoder": _encoder(embedder, config), "lstm": _lstm(encoder, config.lstm)}
     placed = {part: to_jax(leaves, places[part]) for part, leaves in tree.items()}
     return from_tree(config, placed)
 
@@ -137,30 +146,14 @@ def _config(
             raise section.wrong(
                 "name", f"{wanted!r}; models of other kinds are not read"
             )
-    if cnn.get("activation") not in ("relu", "tanh"):
-        raise cnn.wrong("activation", "'relu' or 'tanh'")
-    filters = cnn.filters("filters")
-    widest = max(width for width, _ in filters)
     encoder = UnicodeCnnConfig(
+        **cnn_of(cnn),
         words=words,
         alphabet=alphabet,
         word_dim=cnn.whole("word_dim"),
-        filters=filters,
         embedding_dim=cnn.whole("char_dim"),
-        highway_layers=cnn.whole("n_highway", 0, MOST),
-        activation=cnn.get("activation"),
-        max_characters=cnn.whole("max_characters_per_token", max(3, widest), 1 << 16),
     )
-    return ElmoConfig(
-        encoder,
-        LstmConfig(
-            dim=lstm.whole("dim"),
-            projection=lstm.whole("projection_dim"),
-            layers=lstm.whole("n_layers", most=MOST),
-            cell_clip=lstm.clip("cell_clip"),
-            projection_clip=lstm.clip("proj_clip"),
-        ),
-    )
+    return ElmoConfig(encoder, lstm_of(lstm, skip_connections=True))
 
 
 def _entries(path: Path, marks: Sequence[str]) -> tuple[str, ...]:
@@ -198,52 +191,14 @@ def _entries(path: Path, marks: Sequence[str]) -> tuple[str, ...]:
     return entries
 
 
-class _Arrays:
-    """Arrays of a file, taken one by one; what is wrong names file and array."""
-
-    def __init__(self, path: Path, options: object) -> None:
-        self._path, self._options = path, options
-        self._left = read_torch(path)
-
-    def take(self, name: str, *shape: int) -> np.ndarray:
-        """float32 of this shape, finite."""
-        if name not in self._left:
-            raise InputError(
-                f"{self._path} has no array {name}, which {self._options} calls for; "
-                "do all files belong to the same model?"
-            )
-        array = self._left.pop(name)
-        self._check(name, array, shape)
-        return np.asarray(array, np.float32)
-
-    def _check(self, name: str, array: np.ndarray, shape: Shape) -> None:
-        if array.shape != shape:
-            raise InputError(
-                f"{self._path}: {name} is {list(array.shape)}, and the dictionaries "
-                f"and {self._options} call for {list(shape)}; do all files belong to "
-                "the same model?"
-            )
-        if not np.isfinite(array).all():
-            raise InputError(
-                f"{self._path}: {name} has values that are not finite (NaN or "
-                "infinite); the model that was saved had diverged, or the file is "
-                "damaged."
-            )
-
-    def end(self) -> None:
-        """`InputError` if there are others."""
-        if self._left:
-            raise InputError(
-                f"{self._path} holds {min(self._left)}, but the model of "
-                f"{self._options} has no such part; do all files belong to the same "
-                "model?"
-            )
-
-
-def _encoder(arrays: _Arrays, config: ElmoConfig) -> Params:
+def _encoder(arrays: Arrays, config: ElmoConfig) -> Params:
     cnn, out = config.encoder, config.lstm.projection
     assert isinstance(cnn, UnicodeCnnConfig)
-    take, dim = arrays.take, cnn.embedding_dim
+    dim = cnn.embedding_dim
+
+    def take(name: str, *shape: int) -> np.ndarray:
+        return arrays.take(name, shape)
+
     shape = (len(cnn.words), cnn.word_dim)
     tree = {
         "word_embedding": take("word_emb_layer.embedding.weight", *shape),
@@ -269,17 +224,17 @@ def _encoder(arrays: _Arrays, config: ElmoConfig) -> Params:
     return tree
 
 
-def _lstm(arrays: _Arrays, lstm: LstmConfig) -> Params:
+def _lstm(arrays: Arrays, lstm: LstmConfig) -> Params:
     dim, size = lstm.dim, lstm.projection
     tree: dict[str, Any] = {}
     for layer in range(lstm.layers):
         both = []
         for direction in ("forward", "backward"):
             name = f"{direction}_layer_{layer}"
-            inputs = arrays.take(f"{name}.input_linearity.weight", 4 * dim, size)
-            state = arrays.take(f"{name}.state_linearity.weight", 4 * dim, size)
-            bias = arrays.take(f"{name}.state_linearity.bias", 4 * dim)
-            down = arrays.take(f"{name}.state_projection.weight", size, dim)
+            inputs = arrays.take(f"{name}.input_linearity.weight", (4 * dim, size))
+            state = arrays.take(f"{name}.state_linearity.weight", (4 * dim, size))
+            bias = arrays.take(f"{name}.state_linearity.bias", (4 * dim,))
+            down = arrays.take(f"{name}.state_projection.weight", (size, dim))
             kernel = np.concatenate([inputs, state], axis=1).T
             kernel = kernel.reshape(2 * size, 4, dim)[:, GATES]
             bias = bias.reshape(4, dim)[list(GATES)]

@@ -162,37 +162,6 @@ def has_projection(lstm: LstmConfig, found: Collection[str] | None) -> bool:
     return stored or lstm.dim != lstm.projection
 
 
-def check_shapes(
-    entries: list[Entry], found: Shapes, weights: object, options: object
-) -> None:
-    """`InputError` for the first data set that is missing, misshapen or too many.
-
-    `weights` and `options` name the file and what it is compared with.
-    """
-    doubt = "Do the two belong to the same model?"
-    for name, shape in ((entry.name, entry.shape) for entry in entries):
-        if name not in found:
-            raise InputError(
-                f"{weights} has no data set {name} {list(shape)}, which {options} "
-                f"calls for. {doubt}"
-            )
-        there = found[name]
-        if there is None:
-            raise InputError(f"{weights}: {name} does not hold floating-point numbers.")
-        if there != shape:
-            raise InputError(
-                f"{weights}: {name} is {list(there)}, but {options} calls for "
-                f"{list(shape)}. {doubt}"
-            )
-    known = {entry.name for entry in entries}
-    more = [name for name in found if name not in known and MODEL_PART.match(name)]
-    if more:
-        raise InputError(
-            f"{weights} holds {more[0]}, but the model of {options} has no such part. "
-            f"{doubt}"
-        )
-
-
 N_CHARACTERS = 262
 """n_characters of options.json: the rows of char_embed and one for padding, which the
 readers put in front. bilm-tf wants it; rows are always counted in the array."""
@@ -293,17 +262,8 @@ def config_of(options: Options, found: Shapes) -> ElmoConfig:
     Raises:
       InputError: for a missing key or a value that makes no sense, naming it.
     """
-    section = options.section("lstm")
-    lstm = LstmConfig(
-        dim=section.whole("dim"),
-        projection=section.whole("projection_dim"),
-        layers=section.whole("n_layers", most=MOST),
-        cell_clip=section.clip("cell_clip"),
-        projection_clip=section.clip("proj_clip"),
-        skip_connections=(
-            "use_skip_connections" in section and section.flag("use_skip_connections")
-        ),
-    )
+    section, skip = options.section("lstm"), "use_skip_connections"
+    lstm = lstm_of(section, skip in section and section.flag(skip))
     if not has_projection(lstm, found):  # TensorFlow clips projections only
         lstm = replace(lstm, projection_clip=math.inf)
     if "char_cnn" in options:
@@ -312,25 +272,42 @@ def config_of(options: Options, found: Shapes) -> ElmoConfig:
     return ElmoConfig(_word_table(options, lstm, found), lstm)
 
 
-def _char_cnn(section: Options, lstm: LstmConfig, found: Shapes) -> CharCnnConfig:
+def lstm_of(section: Options, skip_connections: bool) -> LstmConfig:
+    """The LSTM, under the names that ELMoForManyLangs has, too."""
+    return LstmConfig(
+        dim=section.whole("dim"),
+        projection=section.whole("projection_dim"),
+        layers=section.whole("n_layers", most=MOST),
+        cell_clip=section.clip("cell_clip"),
+        projection_clip=section.clip("proj_clip"),
+        skip_connections=skip_connections,
+    )
+
+
+def cnn_of(section: Options) -> dict[str, Any]:
+    """Fields of the CNN over characters, under such names."""
     filters = section.filters("filters")
     widest = max(width for width, _ in filters)
-    activation = section.get("activation")
-    if activation not in ("relu", "tanh"):
+    if section.get("activation") not in ("relu", "tanh"):
         raise section.wrong("activation", "'relu' or 'tanh'")
-    same = sum(count for _, count in filters) == lstm.projection
+    highways = section.whole("n_highway", 0, MOST) if "n_highway" in section else 0
+    longest = section.whole("max_characters_per_token", max(3, widest), 1 << 16)
+    return {
+        "filters": filters,
+        "activation": section.get("activation"),
+        "highway_layers": highways,
+        "max_characters": longest,
+    }
+
+
+def _char_cnn(section: Options, lstm: LstmConfig, found: Shapes) -> CharCnnConfig:
+    cnn = cnn_of(section)
+    same = sum(count for _, count in cnn["filters"]) == lstm.projection
     rows = (found.get("char_embed") or (0,))[:1]
     _require_bytes(section, *rows)
     return CharCnnConfig(
-        filters=filters,
+        **cnn,
         embedding_dim=section.section("embedding").whole("dim"),
-        highway_layers=(
-            section.whole("n_highway", 0, MOST) if "n_highway" in section else 0
-        ),
-        activation=activation,
-        max_characters=section.whole(
-            "max_characters_per_token", max(3, widest), 1 << 16
-        ),
         characters=max(261, *rows),
         project=_projects(section, lstm, found) or not same,
     )

@@ -203,9 +203,7 @@ class Bundle:
                 self.variables[key.decode("utf-8", "replace")] = entry
         self._maps: dict[int, np.ndarray] = {}
 
-    def read(
-        self, keep: Callable[[str], bool] = lambda name: True
-    ) -> dict[str, np.ndarray]:
+    def read(self, keep: Callable[[str], bool]) -> dict[str, np.ndarray]:
         """The variables whose names `keep` accepts, in the order of names.
 
         The arrays are read-only views of the memory-mapped data files (partitioned

@@ -1,7 +1,7 @@
-"""bilm-tf's training checkpoint to `ElmoParams` and the softmax, without TensorFlow.
+"""Models in TensorFlow's checkpoint format (`tf_bundle`), without TensorFlow.
 
 bilm-tf (`bin/train_elmo.py`) saves options.json, `checkpoint`, which names the newest
-step, and that step's variables (`tf_bundle` reads them). Those of the model are
+step, and that step's variables. Those of the model are
 
     lm/char_embed  lm/CNN/{W,b}_cnn_K  lm/CNN_high_K/{W,b}_{carry,transform}
     lm/CNN_proj/{W,b}_proj             or, for words, lm/embedding
@@ -10,33 +10,43 @@ step, and that step's variables (`tf_bundle` reads them). Those of the model are
 
 with direction D, 0 = forward, and without `multi_rnn_cell/cell_K/` where there is only
 one layer. But for their names they are the data sets of weights.hdf5, see `published`.
+
+A module of TF-Hub, such as https://tfhub.dev/google/elmo/3, is a directory with such
+variables in variables/variables.index and .data-*; `lm` is called `bilm` there, an LSTM
+
+    bilm/RNN_D/RNN/MultiRNNCell/CellK/rnn/lstm_cell/{kernel, bias, projection/kernel}
+
+and there are, too,
+
+    aggregation/weights [layers + 1]   logits of the mix of layers
+    aggregation/scaling []             its scale
+
+It puts a row for padding before the 261 rows of char_embed. A module has no
+options.json: shapes tell its sizes, and the rest is as in the published model (ReLU, 50
+characters a word, clips of 3, skip connections), unless there is an options.json beside
+`variables`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Set
+import re
+from collections.abc import Iterable, Set
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 
-from elmojax.config import ElmoConfig
 from elmojax.errors import InputError
-from elmojax.formats.assembly import to_jax
-from elmojax.formats.published import Options, Shape, config_of, layout, read_options
+from elmojax.formats.assembly import HEAD_NAMES, Arrays, assemble, to_jax
+from elmojax.formats.published import GATES, Options, Shape, read_options
 from elmojax.formats.tf_bundle import Bundle, checkpoint_prefix
-from elmojax.model.bilm import (
-    ElmoParams,
-    Placement,
-    from_tree,
-    placements,
-    tree_shapes,
-)
-from elmojax.shapes import Params
+from elmojax.model.bilm import ElmoParams, Placement
+from elmojax.model.mix import mix_weights
+from elmojax.text.characters import CHARACTERS
 
-SCOPE = "lm/"
+SCOPE, HUB_SCOPE = "lm/", "bilm/"
 CELL_NAMES = (
     ("/rnn/", "/RNN/"),
     ("/multi_rnn_cell/cell_", "/MultiRNNCell/Cell"),
@@ -46,7 +56,8 @@ CELL_NAMES = (
     ("/bias", "/B"),
 )
 """Of variables under RNN_0 and RNN_1: here, and in weights.hdf5 (in this order)."""
-SOFTMAX = {"kernel": "softmax/W", "bias": "softmax/b"}
+VARIABLES = Path("variables", "variables")
+LOGITS, SCALE = "aggregation/weights", "aggregation/scaling"
 ABSENT = {
     "n_layers": 1,
     "cell_clip": None,
@@ -56,26 +67,7 @@ ABSENT = {
 """What bilm-tf trains with where the `lstm` of options.json does not say."""
 
 
-def read_tf_checkpoint(
-    path: str | os.PathLike[str], keep: Callable[[str], bool] = lambda name: True
-) -> dict[str, np.ndarray]:
-    """All variables of a TensorFlow checkpoint (V2), in the order of their names.
-
-    Args:
-      path: the prefix (`runs/a/model.ckpt-40`), one of the files themselves, or a
-        directory whose file `checkpoint` names the newest.
-      keep: which variables to read, by name.
-
-    Returns:
-      Read-only arrays as they were stored, mapped from the files (partitioned variables
-      are put together in memory). Checksums of all that is read are verified, which
-      takes a second or two a gigabyte.
-
-    Raises:
-      InputError: for files that are missing, cut short, damaged or no checkpoint, and
-        for variables that are no arrays of numbers.
-    """
-    return Bundle(checkpoint_prefix(path)).read(keep)
+# --- a training checkpoint -----------------------------------------------------------
 
 
 def load_tf_checkpoint(
@@ -88,7 +80,8 @@ def load_tf_checkpoint(
     """The model of a checkpoint that bilm-tf trained, and its softmax.
 
     Args:
-      path: as for `read_tf_checkpoint`.
+      path: the prefix (`runs/a/model.ckpt-40`), one of the files themselves, or a
+        directory whose file `checkpoint` names the newest.
       options_file: options.json of the training run; by default the one beside the
         checkpoint.
       head: whether to read the softmax.
@@ -102,9 +95,10 @@ def load_tf_checkpoint(
       gets the identity.
 
     Raises:
-      InputError: as `read_tf_checkpoint`; for options that are missing, no JSON or not
-        those of a bidirectional model; and for variables that are missing, superfluous,
-        of another shape than the options say, or not finite.
+      InputError: for files that are missing, cut short, damaged or no checkpoint; for
+        options that are missing, no JSON or not those of a bidirectional model; and for
+        variables that are missing, superfluous, of another shape than the options say,
+        or not finite.
     """
     prefix = checkpoint_prefix(path)
     file = Path(options_file) if options_file else prefix.parent / "options.json"
@@ -113,12 +107,11 @@ def load_tf_checkpoint(
     weights = _weights(bundle.variables.keys())
     if not head:
         weights = {name for name in weights if not name.startswith(f"{SCOPE}softmax/")}
-    variables = Variables(bundle.read(lambda name: name in weights), prefix, file)
-    config = config_of(options, variables.shapes)
-    tree = _tree(config, variables, placements(config, sharding))
-    softmax = _head(options, variables, config.lstm.projection, tree["encoder"])
-    variables.check_all_taken()
-    return from_tree(config, tree), softmax
+    arrays = _arrays(bundle.read(weights.__contains__), SCOPE, prefix, file)
+    params = assemble(options, arrays, sharding)
+    softmax = _head(options, arrays, params)
+    arrays.end()
+    return params, softmax
 
 
 def _training_options(file: Path) -> Options:
@@ -146,101 +139,135 @@ def _weights(names: Set[str]) -> Set[str]:
     return {name for name in ours if ours.isdisjoint(parents(name))}
 
 
-class Variables:
-    """A model's variables under their names in weights.hdf5, taken one by one."""
-
-    def __init__(
-        self, arrays: dict[str, np.ndarray], prefix: Path, options: Path
-    ) -> None:
-        self.prefix, self.options = prefix, options
-        self._left = {_published_name(name): array for name, array in arrays.items()}
-        self.shapes: dict[str, Shape] = {n: a.shape for n, a in self._left.items()}
-
-    def take(self, name: str, shape: Shape) -> np.ndarray:
-        """A variable of this shape, finite."""
-        there = f"{self.prefix}: {_tensorflow_name(name)}"
-        again = "give checkpoint and options of one run"
-        if name not in self.shapes:
-            raise InputError(
-                f"{there} {list(shape)} is missing, which {self.options} calls for; "
-                f"{again}."
-            )
-        array = self._left.pop(name)
-        if array.shape != shape:
-            raise InputError(
-                f"{there} is {list(array.shape)}, but {self.options} calls for "
-                f"{list(shape)}; {again}."
-            )
-        if array.dtype.kind == "c" or not np.isfinite(array).all():
-            raise InputError(
-                f"{there} has values that are not finite (NaN or infinite) or complex; "
-                "the model had diverged, so take an earlier checkpoint."
-            )
-        return array
-
-    def check_all_taken(self) -> None:
-        if self._left:
-            raise InputError(
-                f"{self.prefix} holds {_tensorflow_name(min(self._left))}, which the "
-                f"model of {self.options} does not have; give checkpoint and options "
-                "of one run."
-            )
-
-
-def _published_name(name: str) -> str:
-    name = name.removeprefix(SCOPE)
-    if name.startswith("RNN_"):
-        for theirs, published in CELL_NAMES:
-            name = name.replace(theirs, published)
-    return name
-
-
-def _tensorflow_name(name: str) -> str:
-    if name.startswith("RNN_"):
-        for theirs, published in CELL_NAMES:
-            name = name.replace(published, theirs)
-    return SCOPE + name
-
-
-def _tree(
-    config: ElmoConfig, variables: Variables, places: Params
-) -> dict[str, dict[str, Array]]:
-    """Encoder and LSTM, float32."""
-    shapes = tree_shapes(config)
-    tree = {
-        part: {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
-        for part, leaves in shapes.items()
-    }
-    if config.lstm.dim == config.lstm.projection:  # no projection, unless one follows
-        for layer in range(config.lstm.layers):
-            tree["lstm"][f"projection_{layer}"][:] = np.eye(config.lstm.dim)
-    for entry in layout(config, variables.shapes):
-        array = variables.take(entry.name, entry.shape)
-        if entry.leaf is not None:
-            part, name = entry.leaf
-            target = tree[part][name]
-            if entry.direction is not None:
-                target = target[entry.direction]
-            target[...] = array.reshape(target.shape)
-    return {part: to_jax(leaves, places[part]) for part, leaves in tree.items()}
+def _arrays(
+    variables: dict[str, np.ndarray], scope: str, where: Path, options: object
+) -> Arrays:
+    """Variables under their names in weights.hdf5."""
+    named = {}
+    for name, array in variables.items():
+        name = name.partition(scope)[2]
+        name = re.sub(r"(/Cell\d+)/rnn/", r"\1/", name)
+        if name.startswith("RNN_"):
+            for theirs, published in CELL_NAMES:
+                name = name.replace(theirs, published)
+        named[name] = array
+    return Arrays.of(named, where, options)
 
 
 def _head(
-    options: Options, variables: Variables, width: int, encoder: dict[str, Array]
+    options: Options, arrays: Arrays, params: ElmoParams
 ) -> dict[str, Array] | None:
     """The full softmax; a sampled one trains the same variables."""
-    if SOFTMAX["bias"] not in variables.shapes:
+    kernel, bias = HEAD_NAMES["kernel"], HEAD_NAMES["bias"]
+    if bias not in arrays.shapes:
         return None
     # Options as they were published, for use and not for training, do not count words.
-    words = max(variables.shapes[SOFTMAX["bias"]], default=0)
+    words = max(arrays.shapes[bias] or (0,), default=0)
     if "n_tokens_vocab" in options:
         words = options.whole("n_tokens_vocab")
-    bias = variables.take(SOFTMAX["bias"], (words,))
+    # Copies: an array must not change with the file.
+    head = {"bias": np.array(arrays.take(bias, (words,)))}
     shared = "share_embedding_softmax"
     if shared in options and options.flag(shared):
-        kernel = encoder["embedding"]
-    else:
-        # A copy: an array must not change with the file.
-        found = variables.take(SOFTMAX["kernel"], (words, width))
-        kernel = jax.device_put(np.array(found, np.float32))
-    return {"kernel": kernel, "bias": jax.device_put(np.array(bias, np.float32))}
+        return {"kernel": params.encoder["embedding"], **to_jax(head)}
+    width = params.config.lstm.projection
+    head["kernel"] = np.array(arrays.take(kernel, (words, width)))
+    return to_jax(head)
+
+
+# --- a module of TF-Hub --------------------------------------------------------------
+
+
+def load_hub_module(
+    directory: str | Path, *, sharding: Placement = None
+) -> tuple[ElmoParams, np.ndarray | None]:
+    """The model of a module, and its mix of layers.
+
+    Args:
+      directory: of the module.
+      sharding: where the arrays go, as for `restore`; None = uncommitted.
+
+    Returns:
+      ElmoParams, and the weights of the layers float32 [layers + 1] as `embed` takes
+      them, softmax(aggregation/weights) * aggregation/scaling; None where the module
+      has no such variables.
+
+    Raises:
+      InputError: for files that are missing, cut short or damaged, and for variables
+        that are those of another model, missing, of other shapes or not finite.
+    """
+    directory = Path(directory)
+    bundle = Bundle(directory / VARIABLES)
+    ours = {name for name in bundle.variables if f"/{HUB_SCOPE}" in f"/{name}"}
+    if not ours:
+        example = next(iter(bundle.variables), "none")
+        raise InputError(
+            f"{directory} is a TensorFlow SavedModel of something else than ELMo: none "
+            f"of its variables ({example!r} ...) is under {HUB_SCOPE}."
+        )
+    prefix = min(ours).partition(HUB_SCOPE)[0]  # such as module/
+    variables = bundle.read(ours.__contains__)
+    table = f"{prefix}{HUB_SCOPE}char_embed"
+    if len(variables.get(table, ())) == CHARACTERS + 1:
+        variables[table] = variables[table][1:]
+    file = directory / "options.json"
+    where = file if file.exists() else "such a model"
+    arrays = _arrays(variables, HUB_SCOPE, directory, where)
+    options = read_options(file) if file.exists() else _options(arrays)
+    params = assemble(options, arrays, sharding)
+    mix = bundle.read(lambda name: name in (prefix + LOGITS, prefix + SCALE))
+    return params, _mix(
+        {name.removeprefix(prefix): array for name, array in mix.items()},
+        params.config.lstm.layers + 1,
+        directory,
+    )
+
+
+def _options(arrays: Arrays) -> Options:
+    """What options.json would say of a model of these arrays."""
+
+    def shape(name: str, axes: int) -> Shape:
+        found = arrays.shapes.get(name) or ()
+        if len(found) != axes:
+            raise InputError(
+                f"{arrays.where} has no variable {HUB_SCOPE}{name} of floating-point "
+                f"numbers with {axes} axes, which a model of ELMo has; is it a whole "
+                "one?"
+            )
+        return found
+
+    def count(pattern: str) -> int:
+        found = (re.fullmatch(pattern, name) for name in arrays.shapes)
+        return len({match[1] for match in found if match})
+
+    cells = "RNN_0/RNN/MultiRNNCell/Cell0/LSTMCell"
+    layers = count(r"RNN_0/RNN/MultiRNNCell/Cell(\d+)/LSTMCell/W_0")
+    inputs, gates = shape(f"{cells}/W_0", 2)
+    kernels = [shape(f"CNN/W_cnn_{i}", 4) for i in range(count(r"CNN/W_cnn_(\d+)"))]
+    values: dict[str, Any] = {
+        "lstm": {
+            "dim": gates // len(GATES),
+            "projection_dim": inputs // 2,
+            "n_layers": layers,
+            "cell_clip": 3,
+            "proj_clip": 3,
+            "use_skip_connections": True,
+        },
+        "char_cnn": {
+            "activation": "relu",
+            "embedding": {"dim": shape("char_embed", 2)[1]},
+            "filters": [[kernel[1], kernel[3]] for kernel in kernels],
+            "max_characters_per_token": 50,
+            "n_highway": count(r"CNN_high_(\d+)/W_carry"),
+        },
+    }
+    return Options(values, arrays.where)
+
+
+def _mix(
+    variables: dict[str, np.ndarray], layers: int, directory: Path
+) -> np.ndarray | None:
+    if not variables:
+        return None
+    mix = Arrays.of(variables, directory, f"a mix of {layers} layers")
+    return np.asarray(mix_weights(mix.take(LOGITS, (layers,)), mix.take(SCALE, ())))

@@ -10,14 +10,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from elmojax.config import (
-    CharCnnConfig,
-    ElmoConfig,
-)
+from elmojax.config import CharCnnConfig, ElmoConfig
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
-from elmojax.formats.hdf5 import PathLike, open_hdf5, read_array, shapes_of
+from elmojax.formats.hdf5 import PathLike, open_hdf5
 from elmojax.formats.published import (
     N_CHARACTERS,
     Entry,
@@ -72,9 +69,9 @@ def check_hdf5(options_file: PathLike, weights_file: PathLike) -> Report:
       InputError: if a file cannot be read as JSON or HDF5 at all, or the options
         describe no model.
     """
-    options, path = read_options(Path(options_file)), Path(weights_file)
-    with open_hdf5(path) as file:
-        found = shapes_of(file)
+    options = read_options(Path(options_file))
+    with open_hdf5(Path(weights_file)) as file:
+        found = file.shapes
         config = config_of(options, found)
         entries = layout(config, found)
 
@@ -86,7 +83,7 @@ def check_hdf5(options_file: PathLike, weights_file: PathLike) -> Report:
             if found[entry.name] != entry.shape:
                 return "wrong shape"
             try:
-                read_array(file, entry.name, np.zeros(entry.shape, np.float32), path)
+                file.take(entry.name, entry.shape)
             except InputError:
                 return "not finite"
             return "ok"
@@ -176,26 +173,23 @@ def compare_embeddings(
     state = params.initial_state.for_batch(1)
     worst: dict[int, LayerDifference] = {}
     with open_hdf5(Path(embedding_file)) as file:
-        found = shapes_of(file)
         number = -1
         for number, sentence in enumerate(sentences):
-            layers, _, after = run(
-                params, _padded(padded_ids([sentence], ids_of)), state
-            )
+            ids = _padded(padded_ids([sentence], ids_of))
+            layers, _, after = run(params, ids, state)
             state = after if carry else state
             ours = np.asarray(layers[0, :, : len(sentence)])
-            shape = found.get(str(number))
+            shape = file.shapes.get(str(number))
             if shape is None:
                 raise InputError(f"{embedding_file} has no vectors of line {number}.")
-            theirs = np.zeros(shape, np.float32)
-            read_array(file, str(number), theirs, embedding_file)
+            theirs = file.take(str(number), shape)
             pairs = _aligned(theirs, ours, f"{embedding_file}: line {number}")
             for layer, difference in pairs:
                 word = int(difference.argmax()) if difference.size else 0
                 largest = float(difference[word]) if difference.size else 0.0
                 if layer not in worst or largest > worst[layer].largest:
                     worst[layer] = LayerDifference(layer, largest, number, word)
-        if str(number + 1) in found:
+        if str(number + 1) in file.shapes:
             raise InputError(
                 f"{embedding_file} has vectors of more lines than the {number + 1} of "
                 "the text; is it of this text?"
@@ -205,16 +199,9 @@ def compare_embeddings(
 
 def _padded(ids: np.ndarray) -> np.ndarray:
     """Ids of a sentence [1, time, ...] in few lengths, so few programs."""
-    after = _padded_time(ids.shape[1]) - ids.shape[1]
+    words = ids.shape[1]
+    after = (1 << max(3, (words - 1).bit_length())) - words
     return np.pad(ids, ((0, 0), (0, after)) + ((0, 0),) * (ids.ndim - 2))
-
-
-def _padded_time(words: int) -> int:
-    """The first of 8, 12, 16, 24, 32 ... that is not below `words`."""
-    size = 8
-    while 2 * size < words:
-        size *= 2
-    return next(s for s in (size, size * 3 // 2, 2 * size) if s >= words)
 
 
 def _aligned(

@@ -50,8 +50,6 @@ FASTTEXT = b"\xba\x16\x4f\x2f"
 
 Row: TypeAlias = tuple[int, bytes, bytes]
 """Number (line of a text, vector of a binary; both from 1), word, values as stored."""
-Parse: TypeAlias = Callable[[bytes, int], np.ndarray]
-"""From the values as stored and the row's number to float32 [dim]."""
 Remark: TypeAlias = Callable[[str], object]
 
 
@@ -83,14 +81,15 @@ def read_word_vectors(
     found = np.zeros(len(words), bool)
     try:
         with open_content(path) as (_, stream):
-            rows, dim, parse, count = _open_rows(stream, path)
+            rows, dim, binary, count = _open_rows(stream, path)
+            parse, row = (_binary, "vector") if binary else (_text, "line")
             vectors = np.zeros((len(words), dim), np.float32)
             total = blank = 0
             for number, entry, values in rows:
                 total, blank = total + 1, blank + (not entry)
                 indices = wanted.pop(entry, None) if entry else None
                 if indices is not None:
-                    vectors[indices] = parse(values, number)
+                    vectors[indices] = parse(values, f"{path} {row} {number}")
                     found[indices] = True
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(
@@ -114,19 +113,9 @@ def read_word_vectors(
 
 def _open_rows(
     stream: io.BufferedReader, path: object
-) -> tuple[Iterator[Row], int, Parse, int | None]:
-    """Tell the formats apart: the rows, their width, how to read their values, and how
-    many rows a header promises."""
-
-    def parse_text(values: bytes, line: int) -> np.ndarray:
-        return _parse_text(values, f"{path} line {line}")
-
-    def parse_binary(values: bytes, row: int) -> np.ndarray:
-        vector = np.frombuffer(values, "<f4")
-        if not (np.abs(vector) <= LARGEST).all():
-            raise InputError(f"{path} vector {row} has {UNSOUND}; get the file again.")
-        return vector
-
+) -> tuple[Iterator[Row], int, bool, int | None]:
+    """Tell the formats apart: the rows, their width, whether they are binary, and how
+    many of them a header promises."""
     if stream.peek().startswith(FASTTEXT):
         raise InputError(
             f"{path} is a model in fastText's own format (.bin); give its vectors as "
@@ -140,13 +129,13 @@ def _open_rows(
             what = "line 1 is neither `count dim` nor a word and its values"
             raise InputError(f"{path} {what if first else 'is empty'}; {GIVE}.")
         lines = itertools.chain([first], _lines(stream))
-        return _text_rows(lines, 1, dim, path), dim, parse_text, None
+        return _text_rows(lines, 1, dim, path), dim, False, None
     count, dim = int(header[1]), int(header[2])
     if not 0 < dim <= WIDEST:
         raise InputError(f"{path} line 1 promises vectors of {dim} values; {GIVE}.")
     if _is_binary(stream.peek(), dim):
-        return _binary_rows(stream, dim, path), dim, parse_binary, count
-    return _text_rows(_lines(stream), 2, dim, path), dim, parse_text, count
+        return _binary_rows(stream, dim, path), dim, True, count
+    return _text_rows(_lines(stream), 2, dim, path), dim, False, count
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
@@ -231,7 +220,8 @@ def _split_row(line: bytes, dim: int, where: str) -> tuple[bytes, bytes]:
     )
 
 
-def _parse_text(values: bytes, where: str) -> np.ndarray:
+def _text(values: bytes, where: str) -> np.ndarray:
+    """float32 [dim] of the values as stored."""
     try:
         with np.errstate(over="ignore"):
             vector = np.array([float(v) for v in values.split(b" ")], np.float32)
@@ -239,7 +229,20 @@ def _parse_text(values: bytes, where: str) -> np.ndarray:
         raise InputError(
             f"{where} has a value that is no number ({error}); mend or remove it."
         ) from error
-    return _finite(vector, where)
+    if not np.isfinite(vector).all():
+        raise InputError(
+            f"{where} has a value that is infinite or not a number (NaN) in float32; "
+            "remove that word from the file."
+        )
+    return vector
+
+
+def _binary(values: bytes, where: str) -> np.ndarray:
+    """`_text` of a binary."""
+    vector = np.frombuffer(values, "<f4")
+    if not (np.abs(vector) <= LARGEST).all():
+        raise InputError(f"{where} has {UNSOUND}; get the file again.")
+    return vector
 
 
 def _binary_rows(stream: io.BufferedReader, dim: int, path: object) -> Iterator[Row]:
@@ -296,15 +299,6 @@ def _like_word(word: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return min(text, default=" ") >= " "
-
-
-def _finite(vector: np.ndarray, where: str) -> np.ndarray:
-    if not np.isfinite(vector).all():
-        raise InputError(
-            f"{where} has a value that is infinite or not a number (NaN) in float32; "
-            "remove that word from the file."
-        )
-    return vector
 
 
 def write_word_vectors(

@@ -18,7 +18,6 @@ from pathlib import Path
 from elmojax.atomic import replaced
 from elmojax.cloud import (
     OWNER,
-    SCHEMES,
     address,
     bring,
     files_below,
@@ -45,38 +44,19 @@ def bring_run(run: str | os.PathLike[str]) -> Path:
     return bring(run, FILES.fullmatch)
 
 
-HDF5 = ("options.json", "weights.hdf5", "softmax.hdf5", "vocabulary.txt", "card.md")
-
-
-def find_model(model: str | os.PathLike[str], step: int | None = None) -> Path | None:
-    """The copy of a directory in an object store that is a run or has HDF5 files; None
-    for whatever else names a model."""
-    name = os.fspath(model)
-    if not re.match(rf"({'|'.join(SCHEMES)}):/[^?#]*$", name, re.IGNORECASE):
-        return None
-    if re.search(r"\.(json|hdf5|h5|zip|tar|tgz|gz|xz|bz2)$", name):
-        return None
-    found = address(model)
-    assert found is not None
-    there = listing(found)
-    if "config.json" in there:
-        return bring_model(found, step)
-    return bring(found, HDF5.__contains__) if there.keys() >= set(HDF5[:2]) else None
-
-
 def bring_model(run: str | os.PathLike[str], step: int | None = None) -> Path:
     """What a model needs of a run: its record, and one checkpoint without what only
     going on needs. A path of this machine is given back as it is."""
     found = address(run)
     if found is None:
         return Path(run)
-    steps = [n for n in map(_step, listing(found)) if n is not None]
+    steps = [n for n in map(step_of, listing(found)) if n is not None]
     chosen = max(steps, default=None) if step is None else step
 
     def wanted(name: str) -> bool:
-        if _step(name) is None:
+        if step_of(name) is None:
             return re.fullmatch(RECORD, name) is not None
-        return _step(name) == chosen and "/training/" not in name
+        return step_of(name) == chosen and "/training/" not in name
 
     return bring(found, wanted, FILES.fullmatch)  # none of an earlier run stays
 
@@ -145,16 +125,16 @@ class Sending:
             self._sent = {
                 name: state
                 for name, state in here.items()
-                if _step(name) is not None and _same(state, there.get(name))
+                if step_of(name) is not None and _same(state, there.get(name))
             }
         changed = [n for n, state in here.items() if self._sent.get(n) != state]
         send(self._run, self._found, changed)
         self._sent |= {name: here[name] for name in changed}
-        kept = {None, *map(_step, here)}
-        remove(self._found, [name for name in there if _step(name) not in kept])
+        kept = {None, *map(step_of, here)}
+        remove(self._found, [name for name in there if step_of(name) not in kept])
 
 
-def _step(name: str) -> int | None:
+def step_of(name: str) -> int | None:
     """Of the checkpoint that a file of a run belongs to, if it does to one."""
     match = re.match(r"checkpoints/(\d+)/", name)
     return int(match[1]) if match else None

@@ -1,6 +1,6 @@
 """From text files to files of vectors: a job, and the processes that do it.
 
-`embed_files` is the one machine; an `Actor` writes some of the texts of an output,
+`embed_files` is the one machine; a `Worker` writes some of the texts of an output,
 whoever sends it there.
 """
 
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -246,17 +247,52 @@ class Task:
 class Worker:
     """Embeds texts by number, each with a new Embedder, as one machine does."""
 
-    def __init__(self, task: Task) -> None:
-        """In a process that has not used JAX before. Loads nothing yet."""
-        self._task = task
+    def __init__(self, get: Callable[[], Task], version: str = __version__) -> None:
+        """In a process that has not used JAX before. Loads nothing yet: Ray has no
+        place for our errors here.
+
+        Args:
+          get: gets the Task.
+          version: of elmojax where the command was given.
+        """
+        self._get, self._version = get, version
         self._job: Job | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """As Ray Data has it, from the number of a text to what became of it.
+
+        `error` is the sentence of an `InputError`, or empty; `odd` are the fields of
+        `Oddities`, as JSON.
+        """
+        (number,) = batch["number"].tolist()
+        lines, words, error, odd = 0, 0, "", Oddities()
+        try:
+            text = self.embed(number)
+            lines, words = len(text.sizes), int(text.sizes.sum(dtype=np.int64))
+            odd = text.odd
+        except InputError as wrong:
+            # Names of files need not be Unicode.
+            error = str(wrong).encode("utf-8", "backslashreplace").decode("utf-8")
+        report = {"number": number, "lines": lines, "words": words, "error": error}
+        report |= {"machine": socket.gethostname(), "odd": json.dumps(vars(odd))}
+        return {name: [value] for name, value in report.items()}
+
+    @cached_property
+    def _task(self) -> Task:
+        if self._version != __version__:
+            raise InputError(
+                f"{socket.gethostname()} has elmojax {__version__} and the command was "
+                f"given by {self._version}; install the same everywhere."
+            )
+        return self._get()
 
     def embed(self, number: int) -> Text:
         """Writes all parts of a text that are not there, and returns it.
 
         Raises:
           InputError: what `read_text`, `Embedder` and `ParquetWriter` raise; if this
-            machine does not have the directory; if workers keep dying here.
+            machine has another elmojax or does not have the directory; if workers keep
+            dying here.
         """
         from elmojax.vectors.parquet import ParquetWriter
 
@@ -266,13 +302,10 @@ class Worker:
         with _alone(task, number):
             job = self._load()
             text = job.read(Path(name), task.errors)
-            with ParquetWriter(
+            writer = ParquetWriter(
                 task.directory, number, text, task.form, task.overwrite
-            ) as writer:
-                if writer.done < len(text.sizes):
-                    for block in job.blocks(text, writer.done):
-                        writer.write(block)
-                writer.finish()
+            )
+            writer.fill(job.blocks)
         return text
 
     def _require_files(self, name: str) -> None:
@@ -311,46 +344,6 @@ class Worker:
             params = jax.device_put(job.params, whole(mesh))
             self._job = replace(job, params=params, mesh=mesh)
         return self._job
-
-
-class Actor:
-    """A worker as Ray Data has it: from the number of a text to what became of it."""
-
-    def __init__(self, load: Callable[[], Task], version: str) -> None:
-        """
-        Args:
-          load: gets the Task, here.
-          version: of elmojax where the command was given.
-        """
-        self._load, self._version = load, version
-        self._worker: Worker | None = None
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """A report: `error` is the sentence of an `InputError`, or empty; `odd` are
-        the fields of `Oddities`, as JSON."""
-        (number,) = batch["number"].tolist()
-        lines, words, error, odd = 0, 0, "", Oddities()
-        try:
-            text = self._begun().embed(number)
-            lines, words = len(text.sizes), int(text.sizes.sum(dtype=np.int64))
-            odd = text.odd
-        except InputError as wrong:
-            # Names of files need not be Unicode.
-            error = str(wrong).encode("utf-8", "backslashreplace").decode("utf-8")
-        report = {"number": number, "lines": lines, "words": words, "error": error}
-        report |= {"machine": socket.gethostname(), "odd": json.dumps(vars(odd))}
-        return {name: [value] for name, value in report.items()}
-
-    def _begun(self) -> Worker:
-        """Not made by `__init__`, where Ray has no place for our errors."""
-        if self._worker is None:
-            if self._version != __version__:
-                raise InputError(
-                    f"{socket.gethostname()} has elmojax {__version__} and the command "
-                    f"was given by {self._version}; install the same everywhere."
-                )
-            self._worker = Worker(self._load())
-        return self._worker
 
 
 def require_seen(task: Task, machines: dict[int, str]) -> None:

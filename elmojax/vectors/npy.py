@@ -30,14 +30,7 @@ from elmojax.arguments import checked
 from elmojax.atomic import local, map_array, parse_json, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text, split
-from elmojax.vectors.partial import (
-    Partial,
-    allocated,
-    require_space,
-    write_at,
-    write_json,
-    writing,
-)
+from elmojax.vectors.partial import Partial, write_at, write_json, writing
 from elmojax.vectors.writer import Form, PlacedWriter
 
 INFO, VECTORS, OFFSETS = "info.json", "vectors.npy", "offsets.npy"
@@ -61,13 +54,8 @@ class RaggedWriter(PlacedWriter):
         Raises `InputError` if there is no room or the files cannot be written.
         """
         self._directory = directory or partial.result
-        rows = form.rows(text)
-        needed = (
-            int(rows.sum(dtype=np.int64)) * form.row_bytes + 8 * len(rows) + text.bytes
-        )
-        needed -= allocated(self._directory)
-        require_space(partial.out, needed, partial.directory)
-        super().__init__(partial, self._directory / VECTORS, text, form, every)
+        path, more = self._directory / VECTORS, 8 * len(text.sizes) + text.bytes
+        super().__init__(partial, path, text, form, every, more)
         with writing(partial.out):  # what is quickly made is not taken up
             _write_text(self._directory, text, form)
 

@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from elmojax import __version__
 from elmojax.atomic import local, read_object
@@ -78,10 +78,10 @@ def open_output(
         if kind == "hdf5" and text.positions is not None:
             _check_kept(text)
         request |= {"texts": None, "text": text.digest, "lines": len(text.sizes)}
-    return Output(Partial(out, request, overwrite), texts, form, overwrite, every)
+    return Output(out, request, texts, form, overwrite, every)
 
 
-class Output:
+class Output(Partial):
     """An output that is being made. Leaving it as a context closes it.
 
     with open_output(out, [text], form) as output:
@@ -91,22 +91,18 @@ class Output:
 
     def __init__(
         self,
-        partial: Partial,
+        out: Path,
+        request: dict[str, Any],
         texts: Sequence[Text | Path],
         form: Form,
         overwrite: bool,
         every: float,
     ) -> None:
-        """`open_output` calls this."""
-        self.form = form
-        """With the version of elmojax among its settings."""
-        self._partial, self._texts = partial, texts
+        """`open_output` calls this. `form` has the version of elmojax in its
+        settings."""
+        super().__init__(out, request, overwrite)
+        self.form, self._texts = form, texts
         self._overwrite, self._every = overwrite, every
-
-    @property
-    def directory(self) -> Path:
-        """Where it is made: for a `ParquetWriter` in another process."""
-        return self._partial.directory
 
     def writers(self) -> Iterator[Writer]:
         """The writer of each text, in order; one that is whole has `done` lines."""
@@ -125,29 +121,24 @@ class Output:
             it goes on. What `blocks` raises, too.
         """
         for writer in self.writers():
-            with writer:
-                if writer.done < len(writer.text.sizes):
-                    for block in blocks(writer.text, writer.done):
-                        writer.write(block)
-                writer.finish()
+            writer.fill(blocks)
 
     def finish(self) -> None:
         """Gives the output its name. `InputError` if it is not whole, cannot be
         renamed, or has meanwhile been made by someone else."""
-        check_replaceable(self._partial.out, self._overwrite)
-        with writing(self._partial.out):
-            if kind_of(self._partial.out) == "parquet":
+        check_replaceable(self.out, self._overwrite)
+        with writing(self.out):
+            if kind_of(self.out) == "parquet":
                 from elmojax.vectors import parquet
 
                 parquet.complete(self.directory, _names(self._texts), self.form)
-            self._partial.install()
+            self.install()
 
     def close(self) -> None:
         """Lets go of it. What is on the disk stays for a later run, if it is anything
         that need not be made again."""
-        keep = begun(self.directory) or bool(self._partial.progress().get("done"))
-        with writing(self._partial.out):
-            self._partial.close(keep)
+        with writing(self.out):
+            self.release(keep=begun(self.directory))
 
     def __enter__(self) -> Output:
         return self
@@ -156,7 +147,7 @@ class Output:
         self.close()
 
     def _writer(self, number: int, text: Text) -> Writer:
-        kind = kind_of(self._partial.out)
+        kind = kind_of(self.out)
         if kind == "parquet":
             from elmojax.vectors.parquet import ParquetWriter
 
@@ -164,10 +155,10 @@ class Output:
                 self.directory, number, text, self.form, self._overwrite
             )
         if kind == "npy":
-            return RaggedWriter(self._partial, text, self.form, self._every)
+            return RaggedWriter(self, text, self.form, self._every)
         packed = self.form.compression is not None
         writer = hdf5.PackedHdf5Writer if packed else hdf5.Hdf5Writer
-        return writer(self._partial, text, self.form, self._every)
+        return writer(self, text, self.form, self._every)
 
 
 def check_replaceable(out: Path, overwrite: bool) -> None:

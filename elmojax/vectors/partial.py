@@ -22,7 +22,7 @@ from elmojax.atomic import Lock, Taken, linked, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 
-_LOCK, _REQUEST, _PROGRESS = "_lock", "_request.json", "_progress.json"
+_LOCK, _REQUEST = "_lock", "_request.json"
 
 
 class Partial:
@@ -30,8 +30,7 @@ class Partial:
 
         _lock           held by that process
         _request.json   what is being made; an other request does not go on with it
-        _progress.json  {"done": sentences of the text that are on the disk, and what
-                        the format needs to know them again}
+        _00000.json     how far each text has come, see `TextProgress`
         result          the output, renamed to OUT once it is whole
 
     Other entries are the format's own. Killed at any moment, it is either taken up
@@ -56,17 +55,8 @@ class Partial:
             try:
                 self._begin(json.loads(json.dumps(request)), overwrite)
             except BaseException:
-                self.close(keep=there)
+                self.release(keep=there)
                 raise
-
-    def progress(self) -> dict[str, Any]:
-        """What the last `commit` kept; nothing before the first."""
-        path = self.directory / _PROGRESS
-        return read_json(path) if path.exists() else {}
-
-    def commit(self, progress: dict[str, Any]) -> None:
-        """Keeps in mind how many sentences are on the disk, `done`, and other facts."""
-        write_json(self.directory / _PROGRESS, progress)
 
     def install(self) -> None:
         """Brings the result to the disk and makes it `out`; ends this object."""
@@ -82,9 +72,9 @@ class Partial:
             self._restore()
             raise
         sync(self.out.parent)
-        self.close(keep=False)
+        self.release(keep=False)
 
-    def close(self, keep: bool) -> None:
+    def release(self, keep: bool) -> None:
         """Lets go of the directory; removes it unless it is to be taken up again."""
         if not self._lock.held:
             return
@@ -128,7 +118,7 @@ class Partial:
     def _begin(self, request: dict[str, Any], overwrite: bool) -> None:
         self._restore()
         path = self.directory / _REQUEST
-        found = read_json(path) if path.exists() else None
+        found = read_json(path)
         if found == request:
             return
         if found is not None and not overwrite:
@@ -145,8 +135,6 @@ class Partial:
         write_json(path, request)
 
     def _clear(self) -> None:
-        # Without the progress, the rest is not taken up, however little is left of it.
-        (self.directory / _PROGRESS).unlink(missing_ok=True)
         for path in list(self.directory.iterdir()):
             if path.name in (_LOCK, _REQUEST):
                 continue
@@ -181,12 +169,9 @@ def require_space(out: Path, needed: int, directory: Path) -> None:
 
 
 def allocated(path: Path) -> int:
-    """Bytes on the disk of a file or of all files in a directory; 0 if it is not there.
-
-    Vectors that are still to come have none.
-    """
-    paths = [p for p in (path, *path.rglob("*")) if p.is_file()]
-    return sum(p.stat().st_blocks * 512 for p in paths)
+    """Bytes on the disk of a file, where vectors that are still to come have none; 0
+    if it is not there."""
+    return path.stat().st_blocks * 512 if path.is_file() else 0
 
 
 def write_at(handle: int, array: np.ndarray, position: int) -> None:
@@ -210,10 +195,12 @@ def write_json(path: Path, value: Any) -> None:
     sync(path.parent)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """`InputError` for a file that holds no JSON object."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None without a file; `InputError` for one that holds no JSON object."""
     try:
         return read_object(path)
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise InputError(
             f"{path} is damaged. Remove {path.parent} to start again."
@@ -233,7 +220,7 @@ def _told(request: dict[str, Any], key: str) -> str:
 
 @dataclass
 class TextProgress:
-    """Of one text. It is kept in `OUT.partial/_00003.json` for text file 3."""
+    """How far a text has come. It is kept in `OUT.partial/_00003.json` for text 3."""
 
     file: str
     """Name of the text file."""
@@ -241,18 +228,17 @@ class TextProgress:
     """Its digest."""
     lines: int
     done: int = 0
-    """Lines in parts that are whole."""
+    """Lines that are on the disk."""
     parts: list[list[int]] = field(default_factory=list)
-    """The `sum_of` of each part that is whole."""
+    """Sizes and sums that tell whether they are as they were, as the format has it."""
     rows: int = 0
 
     @classmethod
     def read(cls, directory: Path, number: int) -> TextProgress | None:
         """What an earlier run kept. `InputError` if it is damaged."""
         path = _file(directory, number)
-        if not path.exists():
+        if (found := read_json(path)) is None:
             return None
-        found = read_json(path)
         kinds = {f.name: type(getattr(cls("", "", 0), f.name)) for f in fields(cls)}
         if {name: type(value) for name, value in found.items()} != kinds:
             raise InputError(f"{path} is damaged. Remove {directory} to start again.")
@@ -268,9 +254,7 @@ class TextProgress:
           InputError: if it is of another text and `overwrite` is not given.
         """
         new = cls(os.fspath(text.path), text.digest, len(text.sizes))
-        found = cls.read(directory, number)
-        if found is None:
-            return new
+        found = cls.read(directory, number) or new
         if (found.file, found.text, found.lines) == (new.file, new.text, new.lines):
             return found
         if not overwrite:
@@ -292,8 +276,9 @@ def forget(directory: Path, number: int) -> None:
 
 
 def begun(directory: Path) -> bool:
-    """Whether a part of any text is whole."""
-    return any(directory.glob("_[0-9]*.json"))
+    """Whether lines of any text are on the disk."""
+    paths = directory.glob("_[0-9]*.json")
+    return any((read_json(path) or {}).get("done") for path in paths)
 
 
 def all_whole(directory: Path, names: Sequence[str]) -> list[TextProgress]:

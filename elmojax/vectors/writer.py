@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +23,13 @@ from elmojax.embedding.engine import Dtype
 from elmojax.embedding.pooling import Block, Pooler, Pooling
 from elmojax.errors import InputError
 from elmojax.text.files import Text
-from elmojax.vectors.partial import Partial, writing
+from elmojax.vectors.partial import (
+    Partial,
+    TextProgress,
+    allocated,
+    require_space,
+    writing,
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,14 @@ class Writer(abc.ABC):
         self._whole = self._kept = done
         self._last = time.monotonic()
         self._pooler = Pooler(form.pool) if form.pool else None
+
+    def fill(self, blocks: Callable[[Text, int], Iterable[Block]]) -> None:
+        """Writes the whole text; `blocks` and errors as for `Output.fill`."""
+        with self:
+            if self.done < len(self.text.sizes):
+                for block in blocks(self.text, self.done):
+                    self.write(block)
+            self.finish()
 
     def write(self, block: Block) -> None:
         """Writes a block; every so many seconds also `commit`s.
@@ -250,24 +264,33 @@ class PlacedWriter(Writer):
     """
 
     def __init__(
-        self, partial: Partial, path: Path, text: Text, form: Form, every: float
+        self,
+        partial: Partial,
+        path: Path,
+        text: Text,
+        form: Form,
+        every: float,
+        more: int,
     ) -> None:
         """Makes the file at `path`, or takes it up.
 
-        Raises `InputError` if it cannot be written.
+        Raises `InputError` if it cannot be written, or there is no room for it: for the
+        vectors, and `more` bytes.
         """
         self.text, self.form, self._rows = text, form, form.rows(text)
+        needed = int(self._rows.sum(dtype=np.int64)) * form.row_bytes + more
+        require_space(partial.out, needed - allocated(path), partial.directory)
         self._partial, self._path, self._handle = partial, path, -1
         with writing(partial.out):
-            kept = partial.progress()
-            if not self._is_whole(kept):
+            # That the text is another one, the request has told.
+            self._progress = TextProgress.begin(partial.directory, 0, text, True)
+            if not self._is_whole():
                 self._make()
                 self._places = self._read_places()
-                kept = {"done": 0, "frame": self._frame(), "vectors": 0}
-                partial.commit(kept)
-            self._kept_sums = kept
+                self._progress.done, self._progress.parts = 0, [self._frame(), [0]]
+                self._progress.write(partial.directory, 0)
             self._handle = os.open(path, os.O_WRONLY)
-        super().__init__(text, form, partial.out, kept["done"], every)
+        super().__init__(text, form, partial.out, self._progress.done, every)
 
     @abc.abstractmethod
     def _make(self) -> None:
@@ -280,15 +303,15 @@ class PlacedWriter(Writer):
         Raises `OSError` or `ValueError` where the files do not tell.
         """
 
-    def _is_whole(self, kept: dict[str, Any]) -> bool:
+    def _is_whole(self) -> bool:
         """Whether the file is still what the last commit left."""
-        done = kept.get("done")
-        if type(done) is not int or not 0 <= done <= len(self._rows):
+        done = self._progress.done
+        if not (self._progress.parts and 0 <= done <= len(self._rows)):
             return False
         try:
             self._places = self._read_places()
-            sums = {"frame": self._frame(), "vectors": self._sum(self._spans(0, done))}
-            return kept == {"done": done, **sums}
+            vectors = self._sum(self._spans(0, done))
+            return self._progress.parts == [self._frame(), [vectors]]
         except (OSError, ValueError):
             return False
 
@@ -319,11 +342,10 @@ class PlacedWriter(Writer):
 
     def _keep(self, done: int) -> None:
         os.fsync(self._handle)
-        new = self._spans(self._kept, done)
-        vectors = self._sum(new, self._kept_sums["vectors"])
-        kept = {**self._kept_sums, "done": done, "vectors": vectors}
-        self._partial.commit(kept)
-        self._kept_sums = kept
+        frame, (before,) = self._progress.parts
+        vectors = self._sum(self._spans(self._kept, done), before)
+        self._progress.done, self._progress.parts = done, [frame, [vectors]]
+        self._progress.write(self._partial.directory, 0)
 
     def _complete(self) -> None:
         self.close()

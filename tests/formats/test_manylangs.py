@@ -339,7 +339,7 @@ def test_where_its_shape_is_looked_for(model: Path) -> None:
         assert elmojax.load(model).config.lstm.dim == 12
     # What the published models name and do not bring is known.
     found.unlink()
-    says = f"dictionaries and {SHAPE} as published call for [13, 100]"
+    says = f"{SHAPE} as published, with the dictionaries, calls for [13, 100]"
     refused("verify", model, says=says)
     config = {"config_path": r"C:\elmo\configs\cnn_small.json"}
     (model / "config.json").write_text(json.dumps(config))

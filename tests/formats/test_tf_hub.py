@@ -17,7 +17,7 @@ import pytest
 import elmojax
 from elmojax import InputError
 from elmojax.errors import Remark
-from elmojax.formats.tf_hub import load_hub_module
+from elmojax.formats.tf_checkpoint import load_hub_module
 from elmojax.loading import open_model, verify
 from tests.commands import done, refused
 
@@ -177,13 +177,17 @@ def without(monkeypatch):
     ("name", "array", "says"),
     [
         ("bilm/char_embed", None, "has no variable bilm/char_embed"),
-        ("bilm/CNN/b_cnn_1", None, "has no data set CNN/b_cnn_1"),
+        ("bilm/CNN/b_cnn_1", None, "has no array CNN/b_cnn_1"),
         ("bilm/CNN_proj/W_proj", np.zeros((3, 8)), r"is \[3, 8\], but"),
         ("bilm/CNN_proj/b_proj", np.full(8, np.nan), "CNN_proj/b_proj has values that"),
         ("bilm/char_embed", np.zeros((300, 4)), "300 different characters"),
-        ("bilm/CNN/W_cnn_2", np.zeros((1, 3, 4, 6), int), "not hold floating-point"),
+        (
+            "bilm/CNN/W_cnn_2",
+            np.zeros((1, 3, 4, 6), int),
+            "W_cnn_2 of floating-point",
+        ),
         ("aggregation/weights", np.zeros(2), r"aggregation/weights is \[2\]"),
-        ("aggregation/scaling", None, "aggregation/scaling is missing"),
+        ("aggregation/scaling", None, "has no array aggregation/scaling"),
         ("aggregation/weights", [0, np.inf, 0], "aggregation/weights has values"),
     ],
 )

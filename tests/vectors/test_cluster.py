@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from elmojax.embedding.embedder import Embedder
 from elmojax.errors import InputError
 from elmojax.text.files import read_text
 from elmojax.vectors import jobs
-from elmojax.vectors.jobs import Actor, Job, Task, Worker
+from elmojax.vectors.jobs import Job, Task, Worker
 from elmojax.vectors.output import open_output
 from elmojax.vectors.partial import TextProgress
 from elmojax.vectors.writer import Form
@@ -81,7 +82,7 @@ def actor(monkeypatch):
     def use(change=None):
         part = 30
 
-        class Changed(Actor):
+        class Changed(Worker):
             def __call__(self, batch):
                 from elmojax.vectors import parquet
 
@@ -90,7 +91,7 @@ def actor(monkeypatch):
                     change()
                 return super().__call__(batch)
 
-        monkeypatch.setattr(cluster, "Actor", Changed)
+        monkeypatch.setattr(cluster, "Worker", Changed)
 
     use()
     return use
@@ -243,7 +244,8 @@ def test_a_cluster_by_its_address(params, texts, monkeypatch):
     monkeypatch.setattr(jobs, "local_mesh", lambda: None)
 
     with open_output(Path("wanted.parquet"), texts[:2], FORM) as output:
-        made = Worker(task_of(params, texts[:2], output))
+        task = task_of(params, texts[:2], output)
+        made = Worker(lambda: task)
         assert [len(made.embed(number).sizes) for number in (0, 1)] == [3, 27]
         output.finish()
     Path("params").write_bytes(pickle.dumps(jax.tree.map(np.asarray, params)))
@@ -294,7 +296,8 @@ def test_without_ray(monkeypatch):
 def test_workers_do_not_write_one_text_together(params, texts, monkeypatch):
     monkeypatch.setattr(jobs, "_PATIENCE", 0.2)
     with open_output(Path("out.parquet"), texts, FORM) as output:
-        made = Worker(task_of(params, texts, output))
+        task = task_of(params, texts, output)
+        made = Worker(lambda: task)
         with open(output.directory / "_00002.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with pytest.raises(InputError, match=r"is writing vectors of text 2.txt"):
@@ -306,11 +309,11 @@ def test_machines_that_do_not_share_their_files(params, texts, monkeypatch):
     with open_output(Path("out.parquet"), texts, FORM) as output:
         job = task_of(params, texts, output)
     with pytest.raises(InputError, match=r"out.parquet.partial is not on .*; name an"):
-        Worker(job).embed(0)
+        Worker(lambda: job).embed(0)
     Path("out").mkdir()
     elsewhere = replace(job, home=Path("/nowhere"), directory=Path("out").absolute())
     with pytest.raises(InputError, match=r"^/nowhere is not on .*absolute names"):
-        Worker(elsewhere).embed(0)
+        Worker(lambda: elsewhere).embed(0)
     monkeypatch.setattr(jobs, "_PATIENCE", 0.3)
     with pytest.raises(InputError, match=r"^pluto wrote vectors of text 1.txt to "):
         jobs.require_seen(elsewhere, {1: "pluto"})
@@ -322,6 +325,6 @@ def test_a_machine_whose_jax_or_elmojax_is_another(params, texts):
         for kind, extra in (("GPU", "cuda"), ("TPU", "tpu")):
             wrong = rf"does not use its {kind}: pip install 'elmojax\[{extra}\]' there"
             with pytest.raises(InputError, match=wrong):
-                Worker(replace(job, accelerator=kind)).embed(0)
-    report = Actor(lambda: job, "0.0.1")({"number": np.array([0])})
+                Worker(partial(replace, job, accelerator=kind)).embed(0)
+    report = Worker(lambda: job, "0.0.1")({"number": np.array([0])})
     assert "the command was given by 0.0.1; install the same" in report["error"][0]

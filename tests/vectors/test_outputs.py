@@ -416,7 +416,7 @@ def test_progress_is_kept_once_the_disk_has_the_vectors(text, tmp_path, monkeypa
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(os, "pwrite", noted(os.pwrite, calls))
     write(tmp_path / "v.hdf5", text, ALL)
-    kept = [i for i, call in enumerate(calls) if call == "-> _progress.json"]
+    kept = [i for i, call in enumerate(calls) if call == "-> _00000.json"]
     assert len(kept) == 4
     for first, last in pairwise(kept):
         between = calls[first + 1 : last]
