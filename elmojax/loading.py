@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from elmojax.text.corpus import Corpus
 from elmojax.text.files import Errors, Oddities
 from elmojax.text.formats import Format
 from elmojax.text.prepare import prepare
+from elmojax.text.tables import largest
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import read_run
@@ -349,51 +351,60 @@ def hub_mix(model: str | os.PathLike[str]) -> np.ndarray:
     return opened.mix
 
 
-def evaluate_text(
+def evaluate_texts(
     model: Model,
-    files: Sequence[Path],
+    texts: Sequence[Sequence[Path]],
     errors: Errors = "strict",
     format: Format = "text",
-    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+    progress: Callable[[int, int], Any] = lambda total, tokens: None,
     told: Callable[[Oddities], Any] = lambda odd: None,
-) -> dict[str, float]:
-    """Exact perplexity of a model on text files, by all devices of this machine.
+) -> list[dict[str, float]]:
+    """Exact perplexity of a model on texts, by all devices of this machine.
 
     Args:
-      files: text in that format, by default one tokenised sentence a line; prepared
-        in a temporary directory.
-      progress: is told the tokens of each batch, and those of the whole text.
-      told: is told what is odd about the text, before it is evaluated.
+      texts: files of each, in that format, by default one tokenised sentence a line;
+        prepared in a temporary directory.
+      progress: is told the tokens of a whole text, and those of each batch.
+      told: is told what is odd about each text, before any is evaluated.
 
     Returns:
-      What `training.evaluate.summarize` says.
+      What `training.evaluate.summarize` says of each.
 
     Raises:
       InputError: for text that will not do, and a model without a softmax.
     """
-    columns = model.params.config.max_characters or 50
+    corpora = []
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
-        report = prepare(
-            Path(temporary) / "text",
-            patterns=list(map(str, files)),
-            errors=errors,
-            format=format,
-            max_characters=columns,
-        )
-        told(Oddities(**report["odd"]))
-        return evaluate_corpus(model, Corpus.open(Path(temporary) / "text"), progress)
+        for number, files in enumerate(texts):
+            out = Path(temporary) / f"text-{number}"
+            report = prepare(
+                out,
+                patterns=list(map(str, files)),
+                errors=errors,
+                format=format,
+                max_characters=model.params.config.max_characters or 50,
+            )
+            told(Oddities(**report["odd"]))
+            corpora.append(Corpus.open(out))
+        return evaluate_corpora(model, corpora, progress)
 
 
-def evaluate_corpus(
+def evaluate_corpora(
     model: Model,
-    corpus: Corpus,
-    progress: Callable[[int, int], Any] = lambda tokens, total: None,
-) -> dict[str, float]:
-    """`evaluate_text` of a prepared corpus."""
+    corpora: Sequence[Corpus],
+    progress: Callable[[int, int], Any] = lambda total, tokens: None,
+) -> list[dict[str, float]]:
+    """`evaluate_texts` of prepared corpora; all by one program."""
     lm, params, vocabulary = model.language_model(local_mesh(ROWS))
-    total = len(corpus.words) + len(corpus.offsets) - 1
-    evaluator = Evaluator(lm, corpus, vocabulary)
-    return evaluator(params, lambda tokens: progress(tokens, total))
+    several = len(corpora) > 1
+    evaluators = [Evaluator(lm, corpus, vocabulary, several) for corpus in corpora]
+    step, _ = evaluators[0].program
+    sizes = largest([evaluator.program[1] for evaluator in evaluators])
+    found = []
+    for corpus, evaluator in zip(corpora, evaluators, strict=True):
+        tokens = len(corpus.words) + len(corpus.offsets) - 1
+        found.append(evaluator(params, partial(progress, tokens), (step, sizes)))
+    return found
 
 
 def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]:

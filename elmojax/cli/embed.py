@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tqdm import tqdm
 
 from elmojax.arguments import Range
 from elmojax.cli.common import (
-    BUNDLED,
-    BadBytes,
     Json,
-    Model,
+    ModelArguments,
     Overwrite,
-    Precision,
-    Step,
-    TextFiles,
-    TextFormat,
+    TextArguments,
     arg,
     keep_compiled_programs,
     parse,
-    print_json,
     remark,
     say,
-    say_which_model,
+    show,
 )
 from elmojax.config import MOST_DEPTH, BatchTokens, Count
 from elmojax.errors import InputError
-from elmojax.text.files import Oddities, expand, read_blocks
+from elmojax.text.files import Oddities, read_blocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +33,6 @@ if TYPE_CHECKING:
     from elmojax.embedding.engine import Select
     from elmojax.vectors.jobs import Job
 
-Told: TypeAlias = Callable[[Oddities], None]
 Gammas = Annotated[
     tuple[Annotated[float, Range(-1e30, 1e30)], ...] | None,
     arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
@@ -96,7 +88,7 @@ Address = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(TextArguments, ModelArguments):
     """Writes vectors of every line of a text.
 
     --out x.hdf5 or x.h5: one data set a line, key = line number from 0 (of a protein
@@ -113,13 +105,8 @@ class Arguments:
     the byte.
     """
 
-    model: Model = BUNDLED
     out: Path
     """File or directory to write. It is called OUT.partial until it is complete."""
-    text: TextFiles = ()
-    format: TextFormat = "text"
-    step: Step = None
-    precision: Precision = "float32"
     layers: Literal["all", "top", "mix", "sum"] = "all"
     """Layers to write: all of them, the top one, their sum weighted by the gammas (by
     default those of the model, where it is a module of TF-Hub), or their plain sum, as
@@ -133,7 +120,6 @@ class Arguments:
     compression: Compression = None
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
-    errors: BadBytes = "strict"
     overwrite: Overwrite = False
     engine: Literal["local", "ray"] = "local"
     """Run on this machine, or on workers of Ray, each of which takes one text file at a
@@ -181,27 +167,22 @@ class Arguments:
 def embed(argv: list[str]) -> None:
     """vectors of every line of texts, as HDF5, NumPy arrays or Parquet"""
     asked = parse(Arguments, "embed", argv)
-    names = sum(asked.text, ())
-    if not names:
-        raise InputError("Give the text to embed: --text FILE [FILE ...].")
     asked.check()
-    paths = expand(names)
+    paths = asked.paths("Give the text to embed: --text FILE [FILE ...].")
     only = None if asked.only is None else _targets(asked.only)
+    by_ray = asked.engine == "ray"
     keep_compiled_programs()
-    if asked.engine == "ray":  # accelerators, if there are any, are for the workers
+    if by_ray:  # accelerators, if there are any, are for the workers
         import jax
 
         jax.config.update("jax_platforms", "cpu")
 
     from elmojax.embedding.engine import local_mesh, whole
-    from elmojax.loading import open_model
     from elmojax.vectors.jobs import Job
 
     started = time.perf_counter()
-    mesh = None if asked.engine == "ray" else local_mesh()
-    say_which_model(asked.model, argv)
-    model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
-    model = model.cast(asked.precision)
+    mesh = None if by_ray else local_mesh()
+    model = asked.open(head=False, sharding=whole(mesh))
     layers, gammas = asked.selection(model.params.config.lstm.layers, model.mix)
     job = Job(
         model.params,
@@ -231,16 +212,16 @@ def embed(argv: list[str]) -> None:
             say(sentence)
             remarks.append(sentence)
 
-    if asked.engine == "ray":
-        lines, words = _by_ray(asked, job, paths, told)
-    else:
-        lines, words = _here(asked, job, paths, told, counted)
+    how = {"errors": asked.errors, "overwrite": asked.overwrite, "remark": told}
+    with tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar:
+        if by_ray:
+            lines, words = _by_ray(asked, job, paths, bar, **how)
+        else:
+            lines, words = _here(asked, job, paths, bar, told=counted, **how)
     seconds = time.perf_counter() - started
-    if asked.json:
-        report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
-        print_json({**report, "remarks": remarks})
-    else:
-        print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
+    report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
+    text = f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s."
+    show(asked.json, {**report, "remarks": remarks}, text)
 
 
 def _targets(path: Path) -> frozenset[str]:
@@ -271,60 +252,34 @@ def mix_of(
 
 
 def _here(
-    asked: Arguments,
-    job: Job,
-    paths: list[Path],
-    told: Told,
-    counted: Callable[[Counter[str]], None],
+    asked: Arguments, job: Job, paths: list[Path], bar: tqdm, **how: Any
 ) -> tuple[int, int]:
     from elmojax.vectors.jobs import embed_files
 
     shapes = len(job.embedder().shapes)
-    with tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar:
 
-        def report(done: int, total: int) -> None:
-            if bar.total is None:  # speed and time left are those of this run
-                say(
-                    f"batches of {asked.batch_tokens:,} words and sentences, in at "
-                    f"most {shapes} compiled shapes."
-                )
-                bar.reset(total)
-                bar.initial = bar.n = bar.last_print_n = done
-            bar.update(done - bar.n)
+    def report(done: int, total: int) -> None:
+        if bar.total is None:  # speed and time left are those of this run
+            say(
+                f"batches of {asked.batch_tokens:,} words and sentences, in at most "
+                f"{shapes} compiled shapes."
+            )
+            bar.reset(total)
+            bar.initial = bar.n = bar.last_print_n = done
+        bar.update(done - bar.n)
 
-        return embed_files(
-            job,
-            paths,
-            asked.out,
-            errors=asked.errors,
-            overwrite=asked.overwrite,
-            report=report,
-            remark=told,
-            told=counted,
-        )
+    return embed_files(job, paths, asked.out, report=report, **how)
 
 
 def _by_ray(
-    asked: Arguments, job: Job, paths: list[Path], told: Told
+    asked: Arguments, job: Job, paths: list[Path], bar: tqdm, **how: Any
 ) -> tuple[int, int]:
     from elmojax.cluster import embed_files
     from elmojax.vectors.output import open_output
 
     job.embedder()  # refuses flags that do not fit the model
-    with (
-        tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar,
-        open_output(asked.out, paths, job.form(), overwrite=asked.overwrite) as output,
-    ):
-        totals = embed_files(
-            job,
-            paths,
-            output,
-            errors=asked.errors,
-            overwrite=asked.overwrite,
-            workers=asked.workers,
-            address=asked.ray_address,
-            report=bar.update,
-            remark=told,
-        )
+    how |= {"workers": asked.workers, "address": asked.ray_address}
+    with open_output(asked.out, paths, job.form(), overwrite=asked.overwrite) as output:
+        totals = embed_files(job, paths, output, report=bar.update, **how)
         output.finish()
     return totals

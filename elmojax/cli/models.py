@@ -11,10 +11,11 @@ from elmojax.cli.common import (
     BadBytes,
     Json,
     Model,
+    Positional,
     TextFormat,
     parse,
-    print_json,
     remark,
+    show,
 )
 from elmojax.cloud import address, written
 from elmojax.config import CountOrZero
@@ -27,7 +28,7 @@ class ConvertArguments:
     """Writes a run directory as options.json + weights.hdf5 (+ softmax.hdf5), which
     AllenNLP and bilm-tf load, and any other model as a run directory (Orbax)."""
 
-    model: Model
+    model: Positional[Model]
     out: Path
     """Directory to write; it may be on gs:// or s3://."""
     step: CountOrZero | None = None
@@ -49,10 +50,8 @@ def convert(argv: list[str]) -> None:
         kind = write(model, out, elmojax.__version__, asked.dtype)
         files = sorted(path.name for path in out.iterdir())
     named = address(asked.out) or asked.out
-    if asked.json:
-        print_json({"out": named, "format": kind, "files": files})
-    else:
-        print(f"{named} ({kind}): {', '.join(files)}.")
+    report = {"out": named, "format": kind, "files": files}
+    show(asked.json, report, f"{named} ({kind}): {', '.join(files)}.")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class VerifyArguments:
     """Lists every array of a model and what is wrong with it; exit status 2 if
     anything is. With --against, compares vectors that another program computed."""
 
-    model: Model
+    model: Positional[Model]
     against: Path | None = None
     """HDF5 file of vectors to compare with, in bilm-tf's layout: data set i belongs to
     line i."""
@@ -88,7 +87,8 @@ def verify(argv: list[str]) -> None:
     bad = sum(array.state != "ok" for array in arrays)
     report: dict[str, Any] = {"arrays": [array._asdict() for array in arrays]}
     report |= {"notes": notes, "wrong": bad}
-    lines = [
+    lines = [f"{'array':60} {'expected':>20} {'found':>20} state"]
+    lines += [
         f"{array.name:60} {array.wanted or '-'!s:>20} {array.found or '-'!s:>20} "
         f"{array.state}"
         for array in arrays
@@ -107,11 +107,7 @@ def verify(argv: list[str]) -> None:
             f"{layer.sentence}, word {layer.word}"
             for layer in found
         ]
-    if asked.json:
-        print_json(report)
-    else:
-        header = f"{'array':60} {'expected':>20} {'found':>20} state"
-        print("\n".join([header, *lines, *notes]))
+    show(asked.json, report, "\n".join([*lines, *notes]))
     if bad:
         raise InputError(
             f"{asked.model}: {bad} of {len(arrays)} arrays are not as they should be; "

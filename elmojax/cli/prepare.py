@@ -10,15 +10,13 @@ import tyro
 from tqdm import tqdm
 
 from elmojax.cli.common import (
-    BadBytes,
     Json,
     Overwrite,
-    TextFiles,
-    TextFormat,
+    TextArguments,
     arg,
     parse,
-    print_json,
     remark,
+    show,
 )
 from elmojax.cloud import address, written
 from elmojax.config import PRESETS, Columns, Count, TrainConfig, VocabularySize
@@ -40,14 +38,12 @@ About = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class PrepareArguments:
+@dataclass(frozen=True, kw_only=True)
+class PrepareArguments(TextArguments):
     """Turns text into a vocabulary and arrays of word ids."""
 
     out: Path
     """Directory to write; it may be on gs:// or s3://."""
-    text: TextFiles = ()
-    format: TextFormat = "text"
     tfds: str | None = None
     """TensorFlow data set to read instead of files, for example lm1b (in array_record
     format)."""
@@ -63,7 +59,6 @@ class PrepareArguments:
     """Keep at most this many words in the vocabulary, `<S> </S> <UNK>` included."""
     min_count: Count = 1
     """Leave words with fewer occurrences out of the vocabulary."""
-    errors: BadBytes = "strict"
     max_characters: Columns = 50
     """Character columns of a word. Words of more than max_characters - 2 bytes count as
     truncated."""
@@ -105,28 +100,27 @@ def prepare(argv: list[str]) -> None:
         )
     cutoffs = preset_cutoffs(out)
     remarks = remark(Oddities(**report["odd"]), asked.max_characters, asked.format)
-    if asked.json:
-        print_json({**report, "cutoffs": cutoffs, "remarks": remarks})
-        return
-    print(
+    lines = [
         f"{named} ({report['status']}): {report['tokens']:,} words in "
         f"{report['sentences']:,} sentences, {report['types']:,} types; vocabulary of "
         f"{report['vocabulary']:,}, {report['oov_rate']:.2%} out of vocabulary; "
-        f"{report['truncated_words']:,} truncated words.\n"
+        f"{report['truncated_words']:,} truncated words.",
         f"Skipped {report['blank_lines']:,} blank lines; undecodable bytes replaced in "
         f"{report['replaced_lines']:,} lines. {report['seconds']:.1f} s, "
-        f"{report['words_per_second']:,.0f} words/s."
-    )
+        f"{report['words_per_second']:,.0f} words/s.",
+    ]
     if cutoffs is None:
-        print(
+        lines.append(
             "The vocabulary is not sorted by how often its words occur in this text: "
             "good for evaluation, not for training with an adaptive softmax."
         )
-        return
-    print("Cutoffs of the adaptive softmax, if none are given:")
-    for preset, ranks in cutoffs.items():
-        listed = " ".join(map(str, ranks)) or "none, so few words need no clusters"
-        print(f"  {preset:9} {listed}")
+    else:
+        lines.append("Cutoffs of the adaptive softmax, if none are given:")
+        for preset, ranks in cutoffs.items():
+            listed = " ".join(map(str, ranks)) or "none, so few words need no clusters"
+            lines.append(f"  {preset:9} {listed}")
+    more = {"cutoffs": cutoffs, "remarks": remarks}
+    show(asked.json, {**report, **more}, "\n".join(lines))
 
 
 def preset_cutoffs(directory: Path) -> dict[str, tuple[int, ...]] | None:

@@ -1,4 +1,4 @@
-"""`elmojax pretrain`."""
+"""`elmojax pretrain`, and flags about a run that other commands have too."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 from tqdm import tqdm
 
 from elmojax.cli.common import (
     Json,
-    RecipeArguments,
-    defaults,
+    Switch,
+    arg,
+    check_places,
     keep_compiled_programs,
     parse,
     print_json,
+    run_tyro,
     say,
-    train_config,
-    typed,
 )
 from elmojax.cloud import address, copy_of, origin
-from elmojax.config import CharCnnConfig, Count, CountOrZero
+from elmojax.config import (
+    CharCnnConfig,
+    Count,
+    CountOrZero,
+    HeadConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker, readable
 from elmojax.training.trackers import TrackerName, make_tracker
@@ -35,12 +43,90 @@ if TYPE_CHECKING:
     from elmojax.training.distributed import Stop
     from elmojax.training.loop import Result
 
+# Other names of flags, which people know from other programs. Tyro reads them with the
+# types, and configurations are to load without tyro.
+for _kind, _name, *_aliases in (
+    (TrainConfig, "rows", "--batch-size"),
+    (TrainConfig, "window", "--unroll", "--seq-len"),
+    (TrainConfig, "heldout", "--eval-data"),
+    (TrainConfig, "accumulate", "--grad-accum"),
+    (HeadConfig, "samples", "--num-negatives"),
+    (OptimizerConfig, "gradient_norm", "--max-grad-norm"),
+):
+    _type = get_type_hints(_kind, include_extras=True)[_name]
+    _kind.__annotations__[_name] = Annotated[_type, arg(aliases=_aliases)]
+
+
+@dataclass(frozen=True)
+class RecipeArguments(TrainConfig):
+    """A run that is to be, as flags describe it."""
+
+    start_from: Annotated[
+        Literal["mini", "small", "medium", "original"], arg(name="preset")
+    ] = "mini"
+    """Model size and training recipe to start from; other flags change single
+    settings."""
+    config: Path | None = None
+    """File with the settings to start from: TOML or JSON with fields of TrainConfig
+    (such as the config.json of a run), or Python with a function `config()`."""
+
+    def train_config(self) -> TrainConfig:
+        """The run, without the flags of the command."""
+        names = [field.name for field in dataclasses.fields(TrainConfig)]
+        return TrainConfig(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Typed:
+    """Flags that say what others fall back on, where they were given."""
+
+    preset: str | None = None
+    config: Path | None = None
+    workdir: Path | None = None
+    data: Path | None = None
+    steps: str | None = None
+    epochs: str | None = None
+
+
+Recipe = TypeVar("Recipe", bound=RecipeArguments)
+
+
+def parse_recipe(
+    kind: type[Recipe], command: str, argv: list[str]
+) -> tuple[Recipe, Typed]:
+    """Flags about a run: what is not given is as in the run that is there, else as in
+    --config, else as in --preset."""
+    from elmojax.initialization import read_config
+    from elmojax.training.record import read_record
+    from elmojax.training.remote import bring_run
+
+    alone = {"add_help": False, "return_unknown_args": True}
+    given: Typed = run_tyro(Typed, command, args=argv, **alone)[0]
+    check_places(given)
+    for one, other in (("preset", "config"), ("steps", "epochs")):
+        if None not in (getattr(given, one), getattr(given, other)):
+            raise InputError(f"Give --{one} or --{other}, not both.")
+    preset = given.preset or "mini"
+    if given.config is not None:
+        base = read_config(given.config)
+    else:
+        base = TrainConfig.preset(preset)
+        run = given.workdir or base.workdir
+        here = bring_run(run)
+        if given.preset is None and (here / "config.json").exists():
+            base = dataclasses.replace(read_record(here).train, workdir=run)
+    if given.epochs is not None:
+        base = dataclasses.replace(base, steps=None)
+    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
+    chosen: dict[str, Any] = {"start_from": preset, "config": given.config}
+    return parse(kind, command, argv, default=kind(**values, **chosen)), given
+
 
 @dataclass(frozen=True)
 class PretrainArguments(RecipeArguments):
     """Trains a biLM, or goes on with the run in --workdir as it was started."""
 
-    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    distributed: Switch = False
     """Join the other processes of a run on several hosts, all of which see the same
     directories. Slurm, GKE, Cloud TPU and Open MPI are recognised."""
     coordinator: str | None = None
@@ -49,13 +135,13 @@ class PretrainArguments(RecipeArguments):
     """Number of this process, from 0."""
     process_count: Count | None = None
     """Number of processes of the run."""
-    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    tensorboard: Switch = False
     """The same as `--tracker tensorboard`."""
     tracker: Annotated[tuple[TrackerName, ...], tyro.conf.UseAppendAction] = ()
     """Tell the numbers to another program, too: `tensorboard` (events in the run
     directory), `wandb` (Weights & Biases) or `trackio`. May be repeated. A tracker that
     fails is said and left out; the run goes on."""
-    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    profile: Switch = False
     """Write a profiler trace of ten steps into the run directory, too."""
     json: Json = False
 
@@ -68,12 +154,7 @@ def pretrain(argv: list[str]) -> None:
     from elmojax.training.record import checkpoint_steps
 
     keep_freed_memory()
-    asked = parse(
-        PretrainArguments,
-        "pretrain",
-        argv,
-        default=defaults(PretrainArguments, typed(argv)),
-    )
+    asked, _ = parse_recipe(PretrainArguments, "pretrain", argv)
     shape = [flag for flag in argv if flag.startswith("--model.")]
     if (
         shape
@@ -113,7 +194,7 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     from elmojax.training.distributed import is_first
     from elmojax.training.metrics import Profile
 
-    config = train_config(asked)
+    config = asked.train_config()
     trackers: list[Any] = [ProgressBar()]
     names = dict.fromkeys(asked.tracker)
     if asked.tensorboard:

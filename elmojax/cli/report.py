@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from elmojax.atomic import check_out, replaced
 from elmojax.cli.common import (
     BadBytes,
     Json,
     Overwrite,
+    Positional,
     TextFiles,
     arg,
     names_of,
     parse,
-    print_json,
+    show,
 )
 from elmojax.text.files import expand
 
@@ -28,11 +27,11 @@ class ReportArguments:
     perplexities, where the time went, what its newest checkpoint makes of a few
     sentences, configuration, and its model card.
 
-    The page holds all it needs and loads nothing. The run may still train. With an
-    --out that ends in .md, only the model card is written.
+    The page holds all it needs and loads nothing. The run may still train. Only the
+    model card is written where --out ends in .md.
     """
 
-    run: Annotated[Path, tyro.conf.Positional, arg(metavar="RUN")]
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
     """Run directory of `elmojax pretrain`."""
     out: Path | None = None
     """Page to write; by default report.html in the run directory, which replaces the
@@ -52,21 +51,18 @@ def report(argv: list[str]) -> None:
     if asked.out is not None:
         check_out(out, asked.overwrite)
 
-    from elmojax.loading import evaluate_text, open_model
+    from elmojax.loading import evaluate_texts, open_model
     from elmojax.report import make_report
     from elmojax.training.card import model_card
 
     scores = {}
     if paths:
-        model = open_model(asked.run)
-        for name, path in zip(names_of(paths), paths, strict=True):
-            scores[name] = evaluate_text(model, [path], asked.errors)
+        texts = [[path] for path in paths]
+        found = evaluate_texts(open_model(asked.run), texts, asked.errors)
+        scores = dict(zip(names_of(paths), found, strict=True))
     make = model_card if out.suffix == ".md" else make_report
     page = make(asked.run, scores)
     with replaced(out) as partial:
         partial.write_text(page, encoding="utf-8")
     size = out.stat().st_size
-    if asked.json:
-        print_json({"out": out, "bytes": size})
-    else:
-        print(f"{out}: {size / 1e3:,.0f} kB.")
+    show(asked.json, {"out": out, "bytes": size}, f"{out}: {size / 1e3:,.0f} kB.")

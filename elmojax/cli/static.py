@@ -13,26 +13,20 @@ from tqdm import tqdm
 
 from elmojax.atomic import check_out
 from elmojax.cli.common import (
-    BUNDLED,
-    BadBytes,
     Json,
-    Model,
+    ModelArguments,
     Overwrite,
-    Precision,
-    Step,
-    TextFiles,
-    TextFormat,
+    TextArguments,
     arg,
     keep_compiled_programs,
     parse,
-    print_json,
+    read_texts,
     remark,
-    say_which_model,
+    show,
 )
 from elmojax.cli.embed import Gammas, mix_of
 from elmojax.config import BatchTokens, Count
 from elmojax.errors import InputError
-from elmojax.text.files import Oddities, expand, read_text
 
 Out = Annotated[
     Path,
@@ -44,17 +38,14 @@ Out = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticArguments:
+class StaticArguments(TextArguments, ModelArguments):
     """Writes one vector for each word of a text: the mean of its vectors in context.
 
     The file is in word2vec's text or binary format, by falling count, as gensim, spaCy
     and sentence-transformers load it. All devices of this machine take part.
     """
 
-    model: Model = BUNDLED
     out: Out
-    text: TextFiles = ()
-    format: TextFormat = "text"
     layers: Literal["top", "mix", "sum"] = "top"
     """Layers of the vectors: the top one, the sum weighted by the gammas (by default
     those of the model, where it is a module of TF-Hub), or the plain sum."""
@@ -65,9 +56,6 @@ class StaticArguments:
     """Write at most this many words, the most frequent ones."""
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
-    step: Step = None
-    precision: Precision = "float32"
-    errors: BadBytes = "strict"
     overwrite: Overwrite = False
     json: Json = False
 
@@ -80,10 +68,7 @@ def static(argv: list[str]) -> None:
             f"--out is {asked.out}; end it in .vec, for word2vec's text format, or in "
             ".bin, for its binary one."
         )
-    given = sum(asked.text, ())
-    if not given:
-        raise InputError("Give the text of the words: --text FILE [FILE ...].")
-    paths = expand(given)
+    paths = asked.paths("Give the text of the words: --text FILE [FILE ...].")
     check_out(asked.out, asked.overwrite)
     keep_compiled_programs()
 
@@ -91,12 +76,9 @@ def static(argv: list[str]) -> None:
     from elmojax.embedding.engine import local_mesh, whole
     from elmojax.embedding.static import frequent_words, mean_vectors
     from elmojax.formats.word_vectors import write_word_vectors
-    from elmojax.loading import open_model
 
-    say_which_model(asked.model, argv)
     mesh = local_mesh()
-    model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
-    model = model.cast(asked.precision)
+    model = asked.open(head=False, sharding=whole(mesh))
     top = model.params.config.lstm.layers
     layers, gammas = mix_of(asked.layers, asked.gammas, top, model.mix)
     embedder = Embedder(
@@ -107,13 +89,10 @@ def static(argv: list[str]) -> None:
         gammas=gammas,
         mesh=mesh,
     )
-    columns, odd = model.params.config.max_characters, Oddities()
-    texts = [read_text(path, asked.errors, columns, asked.format) for path in paths]
-    counts: Counter[str] = Counter()
-    for text in texts:
-        odd.add(text.odd)
-        for sentence in text.sentences():
-            counts.update(sentence)
+    columns = model.params.config.max_characters
+    texts, odd = read_texts(paths, asked.errors, asked.format, columns)
+    sentences = (sentence for text in texts for sentence in text.sentences())
+    counts = Counter(word for sentence in sentences for word in sentence)
     words = frequent_words(counts, asked.min_count, asked.max_vocabulary)
     if not words:
         where = paths[0] if len(paths) == 1 else f"the {len(paths)} texts"
@@ -124,25 +103,24 @@ def static(argv: list[str]) -> None:
     remarks = remark(odd, columns, asked.format)
     with tqdm(total=counts.total(), unit="token", desc="static", disable=None) as bar:
 
-        def sentences() -> Iterator[list[str]]:
+        def read() -> Iterator[list[str]]:
             for text in texts:
                 for sentence in text.sentences():
                     yield sentence
                     bar.update(len(sentence))
 
-        vectors = mean_vectors(embedder, sentences(), words)
+        vectors = mean_vectors(embedder, read(), words)
     if not np.isfinite(vectors).all():
         raise InputError(
-            f"{asked.model} gives vectors that are not finite numbers; look at the "
+            f"{model.source} gives vectors that are not finite numbers; look at the "
             "gammas and, by `elmojax verify`, the model."
         )
     write_word_vectors(asked.out, words, vectors, asked.out.suffix.lower() == ".bin")
     report = {"out": asked.out, "words": len(words), "width": vectors.shape[1]}
-    report |= {"types": len(counts), "tokens": counts.total()}
-    if asked.json:
-        print_json({**report, "remarks": remarks})
-        return
-    print(
+    report |= {"types": len(counts), "tokens": counts.total(), "remarks": remarks}
+    show(
+        asked.json,
+        report,
         f"{asked.out}: {len(words):,} words of {len(counts):,}, {vectors.shape[1]:,} "
-        f"values each, from {counts.total():,} places in the text."
+        f"values each, from {counts.total():,} places in the text.",
     )
