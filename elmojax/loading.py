@@ -129,68 +129,53 @@ def open_model(
     return found._replace(source=str(model))
 
 
+FULL = HeadConfig("full")
+
+
 def _read(
     path: Path, form: Form, step: int | None, head: bool, sharding: Placement
 ) -> Model:
     if form == "run":
-        found = _from_run(path, step, head, sharding)
-    elif step is not None:
+        record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
+        params, shape = from_tree(record.train.model, tree), record.train.head
+        model = Model(str(path), params, vocabulary, tree.get("head"), shape)
+        return model._replace(form=form, card=_card(path / CARD))
+    if step is not None:
         raise InputError(f"{path} is no run directory; leave --step out.")
-    elif form == "HDF5":
-        found = _from_hdf5(path, head, sharding)
+    words = softmax = card = mix = None
+    if form == "HDF5":
+        params, softmax, folder = _from_hdf5(path, head, sharding)
+        words, softmax = _with_words(folder, params, softmax, head)
+        card = _card(folder / CARD)
     elif form == "safetensors":
-        found = _from_safetensors(path, head, sharding)
+        params, softmax = load_safetensors(path, head=head, sharding=sharding)
+        words, softmax = _with_words(path, params, softmax, head)
+        card = card_of(_card(path / README))
     elif form == "TensorFlow checkpoint":
-        found = _from_tf_checkpoint(path, head, sharding)
+        params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
+        words, softmax = _with_words(path, params, softmax, head)
     elif form == "TF-Hub module":
-        found = _from_hub_module(path, sharding)
+        params, mix = load_hub_module(path, sharding=sharding)
     else:
         params = load_manylangs(path, sharding=sharding)
-        found = Model(str(path), params, None, None, FULL)
-    return found._replace(form=form)
+    shape = _shape_of(softmax)
+    return Model(str(path), params, words, softmax, shape, "float32", form, card, mix)
 
 
-FULL = HeadConfig("full")
-
-
-def _from_run(path: Path, step: int | None, head: bool, sharding: Placement) -> Model:
-    record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
-    params, train = from_tree(record.train.model, tree), record.train
-    model = Model(str(path), params, vocabulary, tree.get("head"), train.head)
-    return model._replace(card=_card(path / CARD))
-
-
-def _from_hdf5(path: Path, head: bool, sharding: Placement) -> Model:
+def _from_hdf5(
+    path: Path, head: bool, sharding: Placement
+) -> tuple[ElmoParams, Params | None, Path]:
+    """The model, its softmax and the directory of both."""
     files = hdf5_files(path)
     if files is None:
         raise InputError(
             f"{path} has no options beside it; put the options.json of the model there."
         )
-    params = hdf5.load_hdf5(*files, sharding=sharding)
-    softmax, folder = None, files[1].parent
-    if head and (folder / hdf5.SOFTMAX).exists():
-        softmax = load_head(folder / hdf5.SOFTMAX, params.config.lstm.projection)
-    words, softmax = _with_words(folder, params, softmax, head)
-    shape, card = _shape_of(softmax), _card(folder / CARD)
-    return Model(str(path), params, words, softmax, shape, card=card)
-
-
-def _from_safetensors(path: Path, head: bool, sharding: Placement) -> Model:
-    params, softmax = load_safetensors(path, head=head, sharding=sharding)
-    words, softmax = _with_words(path, params, softmax, head)
-    shape, card = _shape_of(softmax), card_of(_card(path / README))
-    return Model(str(path), params, words, softmax, shape, card=card)
-
-
-def _from_tf_checkpoint(path: Path, head: bool, sharding: Placement) -> Model:
-    params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
-    words, softmax = _with_words(path, params, softmax, head)
-    return Model(str(path), params, words, softmax, FULL)
-
-
-def _from_hub_module(path: Path, sharding: Placement) -> Model:
-    params, mix = load_hub_module(path, sharding=sharding)
-    return Model(str(path), params, None, None, FULL, mix=mix)
+    params, folder = hdf5.load_hdf5(*files, sharding=sharding), files[1].parent
+    if not head or not (folder / hdf5.SOFTMAX).exists():
+        return params, None, folder
+    softmax = load_head(folder / hdf5.SOFTMAX, params.config.lstm.projection)
+    return params, softmax, folder
 
 
 def _card(path: Path) -> str | None:

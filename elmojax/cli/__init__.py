@@ -159,16 +159,11 @@ def _fail(message: str) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:13} {run.__doc__}" for name, run in COMMANDS.items()]
-    return "\n".join(
-        [
-            "ELMo in JAX: pretrain bidirectional language models, embed, evaluate.",
-            "",
-            "usage: elmojax COMMAND [OPTIONS]      (elmojax COMMAND --help)",
-            "",
-            *lines,
-            "",
-            "First run: `elmojax pretrain` trains a small model on a text that ships "
-            "inside.",
-        ]
+    lines = [f"  {name:13} {run.__doc__}\n" for name, run in COMMANDS.items()]
+    return (
+        "ELMo in JAX: pretrain bidirectional language models, embed, evaluate.\n\n"
+        "usage: elmojax COMMAND [OPTIONS]      (elmojax COMMAND --help)\n\n"
+        f"{''.join(lines)}\n"
+        "First run: `elmojax pretrain` trains a small model on a text that ships "
+        "inside."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -11,18 +12,28 @@ import re
 import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
+import docstring_parser
 import tyro
 from tqdm import tqdm
+from tyro.conf import (
+    AvoidSubcommands,
+    DisallowNone,
+    FlagCreatePairsOff,
+    Positional,
+    UseAppendAction,
+    arg,
+)
 
 from elmojax.arguments import check_fields
 from elmojax.atomic import local
 from elmojax.cloud import address, cache_directory
 from elmojax.config import CountOrZero
 from elmojax.errors import InputError, showable
-from elmojax.model import ops
+from elmojax.model.ops import Precision
 from elmojax.text.characters import BEGIN, END, byte_limit
 from elmojax.text.files import Errors, Oddities, Text, expand, read_text
 from elmojax.text.formats import Format
@@ -34,7 +45,6 @@ Parsed = TypeVar("Parsed")
 
 # --- flags ---------------------------------------------------------------------------
 
-arg, Positional = tyro.conf.arg, tyro.conf.Positional
 BUNDLED = "mini"
 """The model of commands that read text, where none is named."""
 MODEL = (
@@ -45,31 +55,16 @@ MODEL = (
 Model = Annotated[str, arg(metavar="MODEL", help=MODEL)]
 MaybeModel = Annotated[
     str | None,
-    Positional,
     arg(metavar="MODEL", help=MODEL, help_behavior_hint=f"(default: {BUNDLED})"),
 ]
 Step = Annotated[
     CountOrZero | None,
     arg(help="Step of the checkpoint to use; the newest one by default."),
 ]
-Precision = Annotated[
-    ops.Precision,
-    arg(
-        help="Data type of matrix products. bf16 rounds their factors to bfloat16, "
-        "which is faster on accelerators and moves vectors by about 0.2 %. Sums are "
-        "float32 in both."
-    ),
-]
-TextFiles = Annotated[
+Files = Annotated[
     tuple[tuple[str, ...], ...],
-    tyro.conf.UseAppendAction,
-    arg(
-        metavar="FILE [FILE ...]",
-        help_behavior_hint="(may be repeated)",
-        help="Text files or quoted globs, in UTF-8, one tokenised sentence a line. "
-        "Only spaces and tabs set words apart; a line feed ends a line, or a carriage "
-        "return and a line feed. What gzip, xz or bzip2 packed is unpacked.",
-    ),
+    UseAppendAction,
+    arg(metavar="FILE [FILE ...]", help_behavior_hint="(may be repeated)"),
 ]
 TextFormat = Annotated[
     Format,
@@ -79,8 +74,14 @@ TextFormat = Annotated[
         "protein a sentence and each residue a word."
     ),
 ]
-BadBytes = Annotated[Errors, arg(help="How to treat bytes that are not UTF-8.")]
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+BadBytes = Annotated[
+    Errors,
+    arg(
+        help="How to treat bytes that are not UTF-8: refuse the text (strict), or read "
+        "each as U+FFFD (replace)."
+    ),
+]
+Switch = Annotated[bool, FlagCreatePairsOff]
 Overwrite = Annotated[Switch, arg(help="Replace the output if it already exists.")]
 Json = Annotated[Switch, arg(help="Print exactly one JSON object on standard output.")]
 
@@ -89,14 +90,18 @@ Json = Annotated[Switch, arg(help="Print exactly one JSON object on standard out
 class ModelArguments:
     """A model, as commands open it."""
 
-    model: MaybeModel = None
+    model: Positional[MaybeModel] = None
     step: Step = None
     precision: Precision = "float32"
+    """Data type of matrix products. bf16 rounds their factors to bfloat16, which is
+    faster on accelerators and moves vectors by about 0.2 %. Sums are float32 in
+    both."""
 
     def open(self, **how: Any) -> loading.Model:
         """The model, the one that is bundled if none is named; see `open_model`."""
         from elmojax.loading import open_model
 
+        keep_compiled_programs()
         if self.model is None:
             say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
         model = open_model(self.model or BUNDLED, self.step, **how)
@@ -107,7 +112,10 @@ class ModelArguments:
 class TextArguments:
     """Texts, as commands read them."""
 
-    text: TextFiles = ()
+    text: Files = ()
+    """Text files or quoted globs, in UTF-8, one tokenised sentence a line. Only spaces
+    and tabs set words apart; a line feed ends a line, or a carriage return and a line
+    feed. What gzip, xz or bzip2 packed is unpacked."""
     format: TextFormat = "text"
     errors: BadBytes = "strict"
 
@@ -243,7 +251,7 @@ def parse(
     `addresses` are the paths that may be on gs:// or s3://. Raises `InputError` for
     flags that are unknown, missing or wrong.
     """
-    plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
+    plain = (AvoidSubcommands, DisallowNone)
     found: Parsed = run_tyro(kind, command, args=argv, config=plain, **more)
     check_places(found, addresses)
     check_fields(found, flags=True)
@@ -252,6 +260,7 @@ def parse(
 
 def run_tyro(kind: type, command: str, **more: Any) -> Any:
     """`tyro.cli`, with one sentence in place of the box that it prints."""
+    explain(kind)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -269,6 +278,19 @@ def run_tyro(kind: type, command: str, **more: Any) -> Any:
         raise InputError(
             f"{_in_short(box.getvalue())}; see `elmojax {command} --help`."
         ) from None
+
+
+@cache
+def explain(kind: Any) -> None:
+    """Hands tyro what docstrings say of fields: it would keep their line ends."""
+    for base in filter(dataclasses.is_dataclass, kind.__mro__[::-1]):
+        for about in docstring_parser.parse_from_object(base).params:
+            text = {"help": " ".join((about.description or "").split())}
+            kind.__dataclass_fields__[about.arg_name].metadata = text
+    for hint in get_type_hints(kind).values():
+        for inner in get_args(hint) or (hint,):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                explain(inner)
 
 
 PREFIXES = {

@@ -9,20 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tqdm import tqdm
+from tyro.conf import arg
 
 from elmojax.arguments import Range
-from elmojax.cli.common import (
-    Json,
-    ModelArguments,
-    Overwrite,
-    TextArguments,
-    arg,
-    keep_compiled_programs,
-    parse,
-    remark,
-    say,
-    show,
-)
+from elmojax.cli import common
 from elmojax.config import MOST_DEPTH, BatchTokens, Count
 from elmojax.errors import InputError
 from elmojax.text.files import Oddities, read_blocks
@@ -37,68 +27,21 @@ Gammas = Annotated[
     tuple[Annotated[float, Range(-1e30, 1e30)], ...] | None,
     arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
 ]
-OutputLayer = Annotated[
-    Annotated[int, Range(-2, MOST_DEPTH)] | None,
-    arg(
-        metavar="N",
-        help="Layers to write, as ELMoForManyLangs numbers them, instead of --layers: "
-        "-2 all of them, -1 their mean, 0 the token layer, 1 and more that layer of "
-        "the LSTM.",
-    ),
-]
-Pool = Annotated[
-    Literal["mean", "max", "first-last"] | None,
-    arg(
-        metavar="{mean,max,first-last}",
-        help="Write one vector for each line instead of one for each word. first-last "
-        "joins the forward half of the last word and the backward half of the first.",
-    ),
-]
-Compression = Annotated[
-    str | None,
-    arg(
-        metavar="NAME[:LEVEL]",
-        help="Compress the output: HDF5 by gzip (levels 0 to 9) or lzf, which takes "
-        "twice the disk space while it runs, Parquet by zstd, gzip or snappy.",
-    ),
-]
-Only = Annotated[
-    Path | None,
-    arg(
-        metavar="FILE",
-        help="Write the vectors of these words alone, one a line in the file, of the "
-        "lines that hold any; the output says line and position of each.",
-    ),
-]
-Workers = Annotated[
-    Count | None,
-    arg(
-        help="Workers of --engine ray; by default one for each GPU or TPU chip, or one "
-        "for each machine."
-    ),
-]
-Address = Annotated[
-    str | None,
-    arg(
-        metavar="HOST:PORT",
-        help="Address of a running Ray cluster, or auto; by default one is started on "
-        "this machine.",
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(TextArguments, ModelArguments):
+class Arguments(common.TextArguments, common.ModelArguments):
     """Writes vectors of every line of a text.
 
-    --out x.hdf5 or x.h5: one data set a line, key = line number from 0 (of a protein
-    its id), (layers + 1, words, 2 * projection), text as attribute "sentence"; blank
-    lines have no words.
+    With --out x.hdf5 or x.h5 the file has one data set a line. Its shape
+    is (layers + 1, words, 2 * projection), its key the number of the line from 0 (or
+    the id of a protein), and its attribute "sentence" the text. Blank lines have no words.
 
-    --out x.parquet: a directory of part files, of any number of texts (other outputs
-    take one).
+    With --out x.parquet it is a directory of part files, of any number of texts (other
+    outputs take one).
 
-    --out x: a directory with vectors.npy, offsets.npy, sentences.txt and info.json.
+    With --out x it is a directory with vectors.npy, offsets.npy, sentences.txt and
+    info.json.
 
     All devices of this machine take part. A run that was stopped goes on where it was
     when the same command is run again; on the same devices the result is the same to
@@ -112,21 +55,38 @@ class Arguments(TextArguments, ModelArguments):
     default those of the model, where it is a module of TF-Hub), or their plain sum, as
     SeqVec has it."""
     gammas: Gammas = None
-    output_layer: OutputLayer = None
+    output_layer: Annotated[
+        Annotated[int, Range(-2, MOST_DEPTH)] | None, arg(metavar="N")
+    ] = None
+    """Layers to write, as ELMoForManyLangs numbers them, instead of --layers: -2 all of
+    them, -1 their mean, 0 the token layer, 1 and more that layer of the LSTM."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Data type of the vectors that are written; sums are float32 always."""
-    pool: Pool = None
-    only: Only = None
-    compression: Compression = None
+    pool: Annotated[
+        Literal["mean", "max", "first-last"] | None,
+        arg(metavar="{mean,max,first-last}"),
+    ] = None
+    """Write one vector for each line instead of one for each word. first-last joins the
+    forward half of the last word and the backward half of the first."""
+    only: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write only the vectors of the words that this file lists, one a line. The output
+    leaves out lines without any, and names line and position of each vector."""
+    compression: Annotated[str | None, arg(metavar="NAME[:LEVEL]")] = None
+    """Compress the output: HDF5 by gzip (levels 0 to 9) or lzf, which takes twice the
+    disk space while it runs, Parquet by zstd, gzip or snappy."""
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
-    overwrite: Overwrite = False
+    overwrite: common.Overwrite = False
     engine: Literal["local", "ray"] = "local"
     """Run on this machine, or on workers of Ray, each of which takes one text file at a
     time."""
-    workers: Workers = None
-    ray_address: Address = None
-    json: Json = False
+    workers: Count | None = None
+    """Workers of --engine ray; by default one for each GPU or TPU chip, or one for each
+    machine."""
+    ray_address: Annotated[str | None, arg(metavar="HOST:PORT")] = None
+    """Address of a running Ray cluster, or auto; by default one is started on this
+    machine."""
+    json: common.Json = False
 
     def check(self) -> None:
         """`InputError` for flags that do not go together."""
@@ -166,12 +126,11 @@ class Arguments(TextArguments, ModelArguments):
 
 def embed(argv: list[str]) -> None:
     """vectors of every line of texts, as HDF5, NumPy arrays or Parquet"""
-    asked = parse(Arguments, "embed", argv)
+    asked = common.parse(Arguments, "embed", argv)
     asked.check()
     paths = asked.paths("Give the text to embed: --text FILE [FILE ...].")
     only = None if asked.only is None else _targets(asked.only)
     by_ray = asked.engine == "ray"
-    keep_compiled_programs()
     if by_ray:  # accelerators, if there are any, are for the workers
         import jax
 
@@ -200,7 +159,9 @@ def embed(argv: list[str]) -> None:
     remarks: list[str] = []
 
     def told(odd: Oddities) -> None:
-        remarks.extend(remark(odd, model.params.config.max_characters, asked.format))
+        remarks.extend(
+            common.remark(odd, model.params.config.max_characters, asked.format)
+        )
 
     def counted(found: Counter[str]) -> None:
         missing = sorted((only or frozenset()) - found.keys())
@@ -209,7 +170,7 @@ def embed(argv: list[str]) -> None:
                 f"Words of {asked.only} that the text lacks: {len(missing):,} "
                 f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})."
             )
-            say(sentence)
+            common.say(sentence)
             remarks.append(sentence)
 
     how = {"errors": asked.errors, "overwrite": asked.overwrite, "remark": told}
@@ -221,7 +182,7 @@ def embed(argv: list[str]) -> None:
     seconds = time.perf_counter() - started
     report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
     text = f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s."
-    show(asked.json, {**report, "remarks": remarks}, text)
+    common.show(asked.json, {**report, "remarks": remarks}, text)
 
 
 def _targets(path: Path) -> frozenset[str]:
@@ -260,7 +221,7 @@ def _here(
 
     def report(done: int, total: int) -> None:
         if bar.total is None:  # speed and time left are those of this run
-            say(
+            common.say(
                 f"batches of {asked.batch_tokens:,} words and sentences, in at most "
                 f"{shapes} compiled shapes."
             )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import elmojax
 from elmojax.arguments import Range
-from elmojax.cli.common import Json, keep_compiled_programs, print_json, say, table
+from elmojax.cli import common
 from elmojax.cli.pretrain import RecipeArguments, parse_recipe
 from elmojax.config import MeshConfig, TrainConfig, VocabularySize
 from elmojax.errors import InputError
@@ -85,7 +85,7 @@ def _chip_lines(report: dict[str, Any]) -> list[str]:
     lines = [
         f"Least time (a floor, no forecast), {chips[0]['precision']}, "
         f"{count:,} chip{'s' * (count > 1)}:",
-        *(f"  {line}" for line in table(rows)),
+        *(f"  {line}" for line in common.table(rows)),
     ]
     if report["compiled_for"] == "cpu":
         lines.append(
@@ -124,14 +124,14 @@ class EstimateArguments(RecipeArguments):
 
     chip: str | None = None
     """Accelerator to estimate for: b200, h200, h100, a100, v5e, v5p, v6e or tpu7x. The
-    step is compiled by its own compiler where that is installed. By default the device
-    of this machine is taken, or all of these."""
+    step is compiled by its own compiler where that is installed. By default it is the
+    device of this machine; where that is none of these, all of them are shown."""
     vocabulary: VocabularySize | None = None
     """Vocabulary size to assume where the text is not at hand."""
     tokens: Annotated[int, Range(1, 10**15)] | None = None
     """Number of words and sentences of a pass to assume where the text is not at
     hand."""
-    json: Json = False
+    json: common.Json = False
 
 
 def estimate(argv: list[str]) -> None:
@@ -142,11 +142,11 @@ def estimate(argv: list[str]) -> None:
     chip = None if asked.chip is None else chip_named(asked.chip)
     report = _report(asked, chip, given.data is not None)
     if asked.json:
-        print_json(report)
+        common.print_json(report)
         return
     print(page(report))
     if report["warning"]:
-        say(report["warning"])
+        common.say(report["warning"])
 
 
 def _report(asked: EstimateArguments, chip: Chip | None, named: bool) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _report(asked: EstimateArguments, chip: Chip | None, named: bool) -> dict[st
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
         config = replace(config, workdir=Path(temporary))
         if fresh:
-            config, _ = begun(config, say)
+            config, _ = begun(config, common.say)
         sizes = _statistics(asked, config, named)
         if sizes.corpus is None:
             config = completed(config, sizes.counts)
@@ -230,7 +230,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     absent = absent_devices(chip, wanted) if chip is not None else ()
     if absent:
         return make_mesh(MeshConfig(along, config.model), absent), max(config.data, 1)
-    keep_compiled_programs()
+    common.keep_compiled_programs()
     fixed = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if wanted > max(1, jax.config.values["jax_num_cpu_devices"]) and not fixed:
         try:
@@ -263,7 +263,7 @@ def _statistics(
     if config.data is not None and not instead:
         if named or config.data.exists():
             return sizes.statistics_of(Corpus.open(config.data), str(config.data))
-        say(f"{config.data} is not here; its size is assumed.")
+        common.say(f"{config.data} is not here; its size is assumed.")
     size, positions = sizes.BENCHMARK_WORDS, sizes.BENCHMARK_POSITIONS
     sample = asked.start_from == "mini" and config.data is None
     if sample and asked.vocabulary is None:
@@ -319,7 +319,7 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
         f"A step takes {total} a device, and a {chip.title} has "
         f"{size_of(chip.memory)}, of which {USABLE:.0%} can be used: it will not fit."
     )
-    say("A step does not fit; looking for what would.")
+    common.say("A step does not fit; looking for what would.")
 
     def memory(config: TrainConfig) -> Memory:
         return again(config).memory

@@ -7,14 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from elmojax.cli.common import (
-    Json,
-    ModelArguments,
-    TextArguments,
-    parse,
-    remark,
-    show,
-)
+from elmojax.cli import common
 from elmojax.errors import InputError
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import Oddities
@@ -22,22 +15,22 @@ from elmojax.training.metrics import readable
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArguments(TextArguments, ModelArguments):
+class EvaluateArguments(common.TextArguments, common.ModelArguments):
     """Measures the exact perplexity of a model on held-out text, every token once.
 
-    All devices of this machine share the work (the most that divide 64).
+    The devices of this machine share the work: the largest number that divides 64.
     """
 
     data: Path | None = None
     """Prepared corpus to evaluate on; it may be on gs:// or s3://."""
-    json: Json = False
+    json: common.Json = False
 
 
 def evaluate(argv: list[str]) -> None:
     """exact perplexity of a model on held-out text"""
     from elmojax.loading import evaluate_corpora, evaluate_texts
 
-    asked = parse(EvaluateArguments, "evaluate", argv, addresses=("data",))
+    asked = common.parse(EvaluateArguments, "evaluate", argv, addresses=("data",))
     files = asked.paths()
     if (asked.data is None) == (not files):
         raise InputError("Give either --data DIRECTORY or --text FILE to evaluate on.")
@@ -53,7 +46,7 @@ def evaluate(argv: list[str]) -> None:
 
         def say_odd(odd: Oddities) -> None:
             columns = model.params.config.max_characters
-            remarks.extend(remark(odd, columns, asked.format))
+            remarks.extend(common.remark(odd, columns, asked.format))
 
         if asked.data is not None:
             corpus = Corpus.open(asked.data)
@@ -66,4 +59,4 @@ def evaluate(argv: list[str]) -> None:
     for name, value in scores.items():
         told = f"{value:,d}" if isinstance(value, int) else readable(value, 4)
         lines.append(f"{name:22} {told}")
-    show(asked.json, {**scores, "remarks": remarks}, "\n".join(lines))
+    common.show(asked.json, {**scores, "remarks": remarks}, "\n".join(lines))

@@ -6,37 +6,31 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tyro.conf import Positional
+
 import elmojax
 from elmojax.atomic import check_out
-from elmojax.cli.common import (
-    Json,
-    Model,
-    ModelArguments,
-    Overwrite,
-    Positional,
-    parse,
-    show,
-)
+from elmojax.cli import common
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportArguments(ModelArguments):
+class ExportArguments(common.ModelArguments):
     """Writes one file with all that JAX needs to embed without elmojax: the
     programs `embed` and `layers` as StableHLO (any batch and length; CPU, CUDA and
     TPU), the weights, their hash, and the configuration."""
 
-    model: Positional[Model] = field()
+    model: Positional[common.Model] = field()
     out: Path
     """File to write."""
-    overwrite: Overwrite = False
-    json: Json = False
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def export(argv: list[str]) -> None:
     """a model as one file that runs with JAX alone (StableHLO)"""
     from elmojax.embedding.export import write_export
 
-    asked = parse(ExportArguments, "export", argv)
+    asked = common.parse(ExportArguments, "export", argv)
     check_out(asked.out, asked.overwrite)
     model = asked.open(head=False)
     record = write_export(
@@ -48,7 +42,7 @@ def export(argv: list[str]) -> None:
     )
     size = asked.out.stat().st_size
     count = sum(math.prod(about["shape"]) for about in record["weights"].values())
-    show(
+    common.show(
         asked.json,
         {"out": asked.out, "bytes": size, **record},
         f"{asked.out}: {' and '.join(record['programs'])} for "

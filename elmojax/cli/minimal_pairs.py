@@ -9,21 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tqdm import tqdm
+from tyro.conf import Positional, arg
 
 from elmojax.atomic import check_out, replaced
-from elmojax.cli.common import (
-    Json,
-    Model,
-    ModelArguments,
-    Overwrite,
-    Positional,
-    arg,
-    keep_compiled_programs,
-    parse,
-    say,
-    show,
-    table,
-)
+from elmojax.cli import common
 from elmojax.errors import InputError
 from elmojax.text.pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
 
@@ -34,7 +23,7 @@ COLUMNS = ("pairs", "unknown", "forward", "backward", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinimalPairsArguments(ModelArguments):
+class MinimalPairsArguments(common.ModelArguments):
     """Counts how often a model finds the good sentence of a pair the more probable one.
 
     Accuracy in percent, over all pairs and by phenomenon: forward, backward, and by the
@@ -43,17 +32,11 @@ class MinimalPairsArguments(ModelArguments):
     counts the pairs with a word outside the vocabulary, which is scored as <UNK>.
     """
 
-    model: Positional[Model] = field()
-    files: Annotated[
-        tuple[str, ...],
-        Positional,
-        arg(
-            metavar="FILE [FILE ...]",
-            help="JSON lines with sentence_good and sentence_bad, as BLiMP has them: "
-            "files, quoted globs, or a directory of *.jsonl. Or two texts, the first "
-            "of good and the second of bad sentences, line by line.",
-        ),
-    ] = ()
+    model: Positional[common.Model] = field()
+    files: Positional[Annotated[tuple[str, ...], arg(metavar="FILE [FILE ...]")]] = ()
+    """JSON lines with sentence_good and sentence_bad, as BLiMP has them: files, quoted
+    globs, or a directory of *.jsonl. Or two texts, the first of good and the second of
+    bad sentences, line by line."""
     split: Split | None = None
     """How sentences become words. blanks: at blanks only (the default for two texts).
     marks: punctuation is set apart, too, and what follows an apostrophe (don 't), as
@@ -61,8 +44,8 @@ class MinimalPairsArguments(ModelArguments):
     for n't (do n't), as in the Penn Treebank and the One Billion Word Benchmark."""
     out: Path | None = None
     """File to write the log-probabilities of every pair to, as JSON lines."""
-    overwrite: Overwrite = False
-    json: Json = False
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def minimal_pairs(argv: list[str]) -> None:
@@ -70,7 +53,7 @@ def minimal_pairs(argv: list[str]) -> None:
     from elmojax.embedding.engine import local_mesh
     from elmojax.training.minimal_pairs import accuracies, judge
 
-    asked = parse(MinimalPairsArguments, "minimal-pairs", argv)
+    asked = common.parse(MinimalPairsArguments, "minimal-pairs", argv)
     if not asked.files:
         raise InputError(
             "Give MODEL and a file of pairs: `elmojax minimal-pairs MODEL FILE`."
@@ -78,7 +61,6 @@ def minimal_pairs(argv: list[str]) -> None:
     if asked.out is not None:
         check_out(asked.out, asked.overwrite)
     pairs = read_pairs(asked.files, asked.split)
-    keep_compiled_programs()
     model = asked.open()
     scorer = model.scorer(local_mesh())
     tokens = sum(len(pair.good) + len(pair.bad) + 2 for pair in pairs)
@@ -91,11 +73,13 @@ def minimal_pairs(argv: list[str]) -> None:
     for group in GROUPS:
         found = report.get(group, {}).items()
         rows += [(group, name, *_cells(of)) for name, of in found]
-    show(asked.json, report, "\n".join(table(rows, range(2, len(rows[0])))))
+    common.show(
+        asked.json, report, "\n".join(common.table(rows, range(2, len(rows[0]))))
+    )
     ties = {way: report[f"{way}_ties"] for way in COLUMNS[2:]}
     if any(ties.values()) and not asked.json:
         counts = ", ".join(f"{way} {count:,}" for way, count in ties.items())
-        say(f"pairs that are equally probable, which count as wrong: {counts}.")
+        common.say(f"pairs that are equally probable, which count as wrong: {counts}.")
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

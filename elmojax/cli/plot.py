@@ -8,34 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from tyro.conf import Positional, arg
 
 from elmojax.arguments import shown
-from elmojax.cli.common import Json, Overwrite, Positional, arg, names_of, parse, show
+from elmojax.cli import common
 from elmojax.cli.similar import UsesArguments
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Out = Annotated[
-    Path,
-    arg(metavar="OUT.png|OUT.svg", help="Picture to write, PNG or SVG by its ending."),
-]
-Runs = Annotated[
-    tuple[Path, ...],
-    Positional,
-    arg(metavar="RUN [RUN ...]", help="Run directories of `elmojax pretrain`."),
-]
-Files = Annotated[
-    tuple[Path, ...],
-    Positional,
-    arg(
-        metavar="FILE [FILE ...]",
-        help='JSON files, each an object {"task": NAME, "mix": {PLACE: [WEIGHT of '
-        "layer 0, of layer 1, ...]}}, as the commands of experiments/tasks write. "
-        "Files of the same task are averaged.",
-    ),
-]
 NEAR = 8
 """Words that are drawn beside the static vector."""
 WIDTH = 32
@@ -46,9 +28,10 @@ WIDTH = 32
 class PictureArguments:
     """What every picture is asked."""
 
-    out: Out
-    overwrite: Overwrite = False
-    json: Json = False
+    out: Annotated[Path, arg(metavar="OUT.png|OUT.svg")]
+    """Picture to write, PNG or SVG by its ending."""
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
     def check(self) -> None:
         """`InputError` where no picture can be drawn, or not there."""
@@ -61,7 +44,7 @@ class PictureArguments:
         from elmojax.plots import save
 
         save(figure, self.out)
-        show(self.json, {"out": self.out, **report}, f"{self.out}: {what}.")
+        common.show(self.json, {"out": self.out, **report}, f"{self.out}: {what}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +65,18 @@ class SensesArguments(PictureArguments, UsesArguments):
 class RunArguments(PictureArguments):
     """Draws the losses and held-out perplexities of pretraining runs, by the step."""
 
-    runs: Runs
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]")]]
+    """Run directories of `elmojax pretrain`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixArguments(PictureArguments):
     """Draws the weights that tasks give to the layers of a model."""
 
-    files: Files
+    files: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")]]
+    """JSON files, each an object {"task": NAME, "mix": {PLACE: [WEIGHT of layer 0, of
+    layer 1, ...]}}, as the commands of experiments/tasks write. Files of the same task
+    are averaged."""
 
 
 def plot(argv: list[str]) -> None:
@@ -107,7 +94,7 @@ def plot(argv: list[str]) -> None:
 
 def plot_senses(argv: list[str]) -> None:
     """the uses of a word in context, against its vector without context"""
-    asked = parse(SensesArguments, "plot senses", argv)
+    asked = common.parse(SensesArguments, "plot senses", argv)
     asked.check()
 
     from elmojax.embedding.neighbours import nearest, use_vectors, word_vectors
@@ -151,7 +138,7 @@ def plot_run(argv: list[str]) -> None:
     from elmojax.training.metrics import read_metrics
     from elmojax.training.record import read_record
 
-    asked = parse(RunArguments, "plot run", argv)
+    asked = common.parse(RunArguments, "plot run", argv)
     asked.check()
     for run in asked.runs:
         read_record(run)
@@ -162,7 +149,7 @@ def plot_run(argv: list[str]) -> None:
                 f"{run} has no numbers yet in metrics.jsonl; plot it when it has "
                 "trained some steps."
             )
-    figure = draw_runs(dict(zip(names_of(asked.runs), each, strict=True)))
+    figure = draw_runs(dict(zip(common.names_of(asked.runs), each, strict=True)))
     asked.write(figure, {"runs": asked.runs}, f"{len(each)} run(s)")
 
 
@@ -170,7 +157,7 @@ def plot_mix(argv: list[str]) -> None:
     """weights that tasks give to the layers"""
     from elmojax.plots import draw_mixes, read_mixes
 
-    asked = parse(MixArguments, "plot mix", argv)
+    asked = common.parse(MixArguments, "plot mix", argv)
     asked.check()
     mixes = read_mixes(asked.files)
     asked.write(draw_mixes(mixes), {"mixes": mixes}, f"{len(mixes)} mix(es)")

@@ -6,18 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tqdm import tqdm
+from tyro.conf import UseAppendAction, arg
 
-from elmojax.cli.common import (
-    Json,
-    Overwrite,
-    TextArguments,
-    arg,
-    parse,
-    remark,
-    show,
-)
+from elmojax.cli import common
 from elmojax.cloud import address, written
 from elmojax.config import PRESETS, Columns, Count, TrainConfig, VocabularySize
 from elmojax.errors import InputError
@@ -26,20 +18,9 @@ from elmojax.text.corpus import PARTS, SUMMARY, Corpus
 from elmojax.text.files import Oddities
 from elmojax.training.choices import automatic_cutoffs
 
-About = Annotated[
-    tuple[str, ...],
-    tyro.conf.UseAppendAction,
-    arg(
-        metavar="SENTENCE",
-        help_behavior_hint="(may be repeated)",
-        help="Where the text comes from and under which licence; the card of a model "
-        "that is trained on it says so.",
-    ),
-]
-
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareArguments(TextArguments):
+class PrepareArguments(common.TextArguments):
     """Turns text into a vocabulary and arrays of word ids."""
 
     out: Path
@@ -62,14 +43,20 @@ class PrepareArguments(TextArguments):
     max_characters: Columns = 50
     """Character columns of a word. Words of more than max_characters - 2 bytes count as
     truncated."""
-    about: About = ()
-    overwrite: Overwrite = False
-    json: Json = False
+    about: Annotated[
+        tuple[str, ...],
+        UseAppendAction,
+        arg(metavar="SENTENCE", help_behavior_hint="(may be repeated)"),
+    ] = ()
+    """Where the text comes from and under which licence; the card of a model that is
+    trained on it says so."""
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def prepare(argv: list[str]) -> None:
     """text -> vocabulary and arrays of word ids"""
-    asked = parse(PrepareArguments, "prepare", argv, addresses=("out",))
+    asked = common.parse(PrepareArguments, "prepare", argv, addresses=("out",))
     tfds = None
     if asked.tfds is not None:
         of_set = (asked.tfds, asked.split, asked.data_dir, asked.feature)
@@ -99,7 +86,9 @@ def prepare(argv: list[str]) -> None:
             progress=progress,
         )
     cutoffs = preset_cutoffs(out)
-    remarks = remark(Oddities(**report["odd"]), asked.max_characters, asked.format)
+    remarks = common.remark(
+        Oddities(**report["odd"]), asked.max_characters, asked.format
+    )
     lines = [
         f"{named} ({report['status']}): {report['tokens']:,} words in "
         f"{report['sentences']:,} sentences, {report['types']:,} types; vocabulary of "
@@ -120,7 +109,7 @@ def prepare(argv: list[str]) -> None:
             listed = " ".join(map(str, ranks)) or "none, so few words need no clusters"
             lines.append(f"  {preset:9} {listed}")
     more = {"cutoffs": cutoffs, "remarks": remarks}
-    show(asked.json, {**report, **more}, "\n".join(lines))
+    common.show(asked.json, {**report, **more}, "\n".join(lines))
 
 
 def preset_cutoffs(directory: Path) -> dict[str, tuple[int, ...]] | None:

@@ -12,20 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
-import tyro
 from tqdm import tqdm
+from tyro.conf import UseAppendAction, arg
 
-from elmojax.cli.common import (
-    Json,
-    Switch,
-    arg,
-    check_places,
-    keep_compiled_programs,
-    parse,
-    print_json,
-    run_tyro,
-    say,
-)
+from elmojax.cli import common
 from elmojax.cloud import address, copy_of, origin
 from elmojax.config import (
     CharCnnConfig,
@@ -101,8 +91,8 @@ def parse_recipe(
     from elmojax.training.remote import bring_run
 
     alone = {"add_help": False, "return_unknown_args": True}
-    given: Typed = run_tyro(Typed, command, args=argv, **alone)[0]
-    check_places(given)
+    given: Typed = common.run_tyro(Typed, command, args=argv, **alone)[0]
+    common.check_places(given)
     for one, other in (("preset", "config"), ("steps", "epochs")):
         if None not in (getattr(given, one), getattr(given, other)):
             raise InputError(f"Give --{one} or --{other}, not both.")
@@ -119,14 +109,14 @@ def parse_recipe(
         base = dataclasses.replace(base, steps=None)
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
     chosen: dict[str, Any] = {"start_from": preset, "config": given.config}
-    return parse(kind, command, argv, default=kind(**values, **chosen)), given
+    return common.parse(kind, command, argv, default=kind(**values, **chosen)), given
 
 
 @dataclass(frozen=True)
 class PretrainArguments(RecipeArguments):
     """Trains a biLM, or goes on with the run in --workdir as it was started."""
 
-    distributed: Switch = False
+    distributed: common.Switch = False
     """Join the other processes of a run on several hosts, all of which see the same
     directories. Slurm, GKE, Cloud TPU and Open MPI are recognised."""
     coordinator: str | None = None
@@ -135,15 +125,15 @@ class PretrainArguments(RecipeArguments):
     """Number of this process, from 0."""
     process_count: Count | None = None
     """Number of processes of the run."""
-    tensorboard: Switch = False
+    tensorboard: common.Switch = False
     """The same as `--tracker tensorboard`."""
-    tracker: Annotated[tuple[TrackerName, ...], tyro.conf.UseAppendAction] = ()
-    """Tell the numbers to another program, too: `tensorboard` (events in the run
+    tracker: Annotated[tuple[TrackerName, ...], UseAppendAction] = ()
+    """Send the metrics to another program, too: `tensorboard` (events in the run
     directory), `wandb` (Weights & Biases) or `trackio`. May be repeated. A tracker that
-    fails is said and left out; the run goes on."""
-    profile: Switch = False
+    fails is reported and left out; the run goes on."""
+    profile: common.Switch = False
     """Write a profiler trace of ten steps into the run directory, too."""
-    json: Json = False
+    json: common.Json = False
 
 
 def pretrain(argv: list[str]) -> None:
@@ -172,7 +162,7 @@ def pretrain(argv: list[str]) -> None:
         raise InputError(
             "--coordinator, --process-id and --process-count go with --distributed."
         )
-    keep_compiled_programs()
+    common.keep_compiled_programs()
     with Stop() as stop, distributed.failing_together():
         with contextlib.redirect_stdout(sys.stderr):  # what trackers print
             result = _train(asked, stop)
@@ -181,7 +171,7 @@ def pretrain(argv: list[str]) -> None:
     if first and asked.json:
         plot = result.plot and origin(result.plot)
         named = {"run": origin(result.run), "plot": plot}
-        print_json(dataclasses.asdict(result) | named)
+        common.print_json(dataclasses.asdict(result) | named)
     elif first and result.signal is None:
         print(_farewell(result))
     if stop.signal is not None:
@@ -200,10 +190,10 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     if asked.tensorboard:
         names["tensorboard"] = None
     for name in names:
-        trackers.append(make_tracker(name, copy_of(config.workdir), say))
+        trackers.append(make_tracker(name, copy_of(config.workdir), common.say))
     if asked.profile:
         trackers.append(Profile(copy_of(config.workdir) / "profile"))
-    remark = say if is_first() else (lambda _: None)
+    remark = common.say if is_first() else (lambda _: None)
     return pretrain(config, trackers, stop=stop, remark=remark)
 
 
@@ -229,7 +219,7 @@ class ProgressBar(Tracker):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if "heldout_loss" in metrics:
-            say(
+            common.say(
                 f"step {step}: held-out perplexity "
                 f"{readable(metrics['heldout_mean_perplexity'])} (forward "
                 f"{readable(metrics['heldout_forward_perplexity'])}, backward "
@@ -251,10 +241,10 @@ class ProgressBar(Tracker):
         bar.set_postfix_str(status)
         if bar.disable and time.monotonic() - self._said > 15:
             self._said = time.monotonic()
-            say(f"step {step}/{bar.total}: {status}")
+            common.say(f"step {step}/{bar.total}: {status}")
 
     def note(self, text: str) -> None:
-        say(text)
+        common.say(text)
 
     def close(self) -> None:
         if self._bar is not None:

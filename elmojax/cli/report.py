@@ -6,18 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from tyro.conf import Positional, arg
+
 from elmojax.atomic import check_out, replaced
-from elmojax.cli.common import (
-    BadBytes,
-    Json,
-    Overwrite,
-    Positional,
-    TextFiles,
-    arg,
-    names_of,
-    parse,
-    show,
-)
+from elmojax.cli import common
 from elmojax.text.files import expand
 
 
@@ -36,16 +28,17 @@ class ReportArguments:
     out: Path | None = None
     """Page to write; by default report.html in the run directory, which replaces the
     one before."""
-    text: TextFiles = ()
-    """Held-out texts, whose perplexity is measured for the model card."""
-    errors: BadBytes = "strict"
-    overwrite: Overwrite = False
-    json: Json = False
+    text: common.Files = ()
+    """Held-out texts whose perplexity is measured for the model card: files or quoted
+    globs, one tokenised sentence a line."""
+    errors: common.BadBytes = "strict"
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def report(argv: list[str]) -> None:
     """one HTML page about a pretraining run, which needs no network"""
-    asked = parse(ReportArguments, "report", argv)
+    asked = common.parse(ReportArguments, "report", argv)
     paths = expand(sum(asked.text, ()))
     out = asked.out or asked.run / "report.html"
     if asked.out is not None:
@@ -59,10 +52,12 @@ def report(argv: list[str]) -> None:
     if paths:
         texts = [[path] for path in paths]
         found = evaluate_texts(open_model(asked.run), texts, asked.errors)
-        scores = dict(zip(names_of(paths), found, strict=True))
+        scores = dict(zip(common.names_of(paths), found, strict=True))
     make = model_card if out.suffix == ".md" else make_report
     page = make(asked.run, scores)
     with replaced(out) as partial:
         partial.write_text(page, encoding="utf-8")
     size = out.stat().st_size
-    show(asked.json, {"out": out, "bytes": size}, f"{out}: {size / 1e3:,.0f} kB.")
+    common.show(
+        asked.json, {"out": out, "bytes": size}, f"{out}: {size / 1e3:,.0f} kB."
+    )

@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from tqdm import tqdm
+from tyro.conf import Positional, arg
 
-from elmojax.cli.common import (
-    Json,
-    Positional,
-    Switch,
-    arg,
-    names_of,
-    parse,
-    show,
-    table,
-)
+from elmojax.cli import common
 from elmojax.errors import InputError
 from elmojax.training.metrics import readable
 
@@ -48,16 +40,16 @@ class RunsArguments:
         tuple[Path, ...], Positional, arg(metavar="DIR [DIR ...]")
     ] = (Path("runs"),)
     """Directories that are runs, or hold runs at any depth."""
-    compare: Switch = False
+    compare: common.Switch = False
     """Compare the runs side by side."""
-    json: Json = False
+    json: common.Json = False
 
 
 def runs(argv: list[str]) -> None:
     """list pretraining runs (step, perplexity, state), or compare them"""
     from elmojax.training.record import describe, find_runs
 
-    asked = parse(RunsArguments, "runs", argv)
+    asked = common.parse(RunsArguments, "runs", argv)
     paths = [run for directory in asked.directories for run in find_runs(directory)]
     paths = list(dict.fromkeys(paths))
     if asked.compare:
@@ -68,9 +60,9 @@ def runs(argv: list[str]) -> None:
             found.append(describe(run))
         except (InputError, OSError) as error:  # it hides no other
             found.append({"run": str(run), "state": "unreadable", "why": str(error)})
-    lines = table([HEADINGS, *map(_row, found)])
+    lines = common.table([HEADINGS, *map(_row, found)])
     lines += [f"{run['run']}: {run['why']}" for run in found if run.get("why")]
-    show(asked.json, {"runs": found}, "\n".join(lines))
+    common.show(asked.json, {"runs": found}, "\n".join(lines))
 
 
 def _compare(paths: list[Path], as_json: bool) -> None:
@@ -80,7 +72,7 @@ def _compare(paths: list[Path], as_json: bool) -> None:
         raise InputError(f"{paths[0]} is one run; name others that it is compared to.")
     differ, found = differences(paths), [results(run) for run in paths]
     rows = [
-        ("", *names_of(paths)),
+        ("", *common.names_of(paths)),
         *((name, *map(_shown, values)) for name, values in differ.items()),
         ("state", *(run["state"] for run in found)),
     ]
@@ -88,7 +80,9 @@ def _compare(paths: list[Path], as_json: bool) -> None:
         (name.replace("_", " "), *(_number(run, name, digits) for run in found))
         for name, digits in RESULTS.items()
     ]
-    show(as_json, {"differences": differ, "runs": found}, "\n".join(table(rows)))
+    common.show(
+        as_json, {"differences": differ, "runs": found}, "\n".join(common.table(rows))
+    )
 
 
 def _shown(value: Any) -> str:

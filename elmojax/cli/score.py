@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from elmojax.cli.common import (
-    Json,
-    ModelArguments,
-    Switch,
-    TextArguments,
-    keep_compiled_programs,
-    parse,
-    read_texts,
-    remark,
-)
+from elmojax.cli import common
 from elmojax.config import CountOrZero
 from elmojax.errors import InputError
 from elmojax.text.characters import BEGIN, END
@@ -32,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreArguments(TextArguments, ModelArguments):
+class ScoreArguments(common.TextArguments, common.ModelArguments):
     """Gives the log-probability of every word after the words before it, and before the
     words after it.
 
@@ -47,24 +38,24 @@ class ScoreArguments(TextArguments, ModelArguments):
     """Unit of all numbers: natural logarithms (nats, the default) or logarithms to base
     2 (bits, the default of lm-zoo)."""
     direction: Literal["forward", "backward"] | None = None
-    """Only this direction; both by default, and forward for lm-zoo."""
+    """Score in this direction only; by default in both, and forward for lm-zoo."""
     level: Literal["word", "sentence"] = "word"
-    """One row a word, or one row a line with its sums."""
-    entropy: Switch = False
+    """Print one row a word, or one row a line with its sums."""
+    entropy: common.Switch = False
     """Add the entropy of the distribution at each position, and the rank of the word
     that is there (1: the most probable one)."""
     top_k: CountOrZero = 0
     """Add so many substitutes of each word: the most probable words after those before
     it, before those after it, and by the product of both."""
-    carry: Switch = False
-    """A line begins with the state that each direction ended the line before with, as
+    carry: common.Switch = False
+    """Begin each line with the state that each direction ended the line before with, as
     in training; each file begins anew. The backward direction reads each line from its
     end, and knows of the lines before, not of those after. One device does the work."""
     output_format: Literal["table", "lm-zoo"] = "table"
-    """The table described above, or lm-zoo's: sentence_id and token_id (from 1), token,
-    surprisal (-log2 p); words outside the vocabulary are <UNK>, and the last row of a
-    line is its end, </S> (backward: its beginning, <S>)."""
-    json: Json = False
+    """Print the table described above, or lm-zoo's: sentence_id and token_id (from 1),
+    token, surprisal (-log2 p); words outside the vocabulary are <UNK>, and the last row
+    of a line is its end, </S> (backward: its beginning, <S>)."""
+    json: common.Json = False
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -105,18 +96,17 @@ def score(argv: list[str]) -> None:
     from elmojax.embedding.engine import local_mesh
     from elmojax.training.score import Measures
 
-    asked = parse(ScoreArguments, "score", argv)
+    asked = common.parse(ScoreArguments, "score", argv)
     _check(asked)
     paths = asked.paths("Give a text to score: --text FILE, one sentence a line.")
-    keep_compiled_programs()
     model = asked.open()
     columns = model.params.config.max_characters
     # All of it is read before the first line is printed, so what fails prints none.
-    texts, odd = read_texts(paths, asked.errors, asked.format, columns)
+    texts, odd = common.read_texts(paths, asked.errors, asked.format, columns)
     scorer = model.scorer(None if asked.carry else local_mesh())
     measures = Measures(asked.entropy, asked.top_k, asked.carry)
     scorer.check(measures)
-    remarks = remark(odd, columns, asked.format)
+    remarks = common.remark(odd, columns, asked.format)
     tokens = int(sum(text.sizes.sum() + len(text.sizes) for text in texts))
 
     def scores() -> Iterator[Score]:

@@ -6,26 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from tyro.conf import Positional, arg
 
 from elmojax.arguments import shown
-from elmojax.cli.common import (
-    BUNDLED,
-    BadBytes,
-    Json,
-    Model,
-    Positional,
-    Step,
-    TextFormat,
-    arg,
-    keep_compiled_programs,
-    names_of,
-    parse,
-    read_texts,
-    remark,
-    show,
-    table,
-)
+from elmojax.cli import common
 from elmojax.config import Count, CountOrZero
 from elmojax.errors import InputError
 from elmojax.text.files import expand, split, words_of
@@ -35,31 +19,6 @@ if TYPE_CHECKING:
     from elmojax.embedding.embedder import Embedder
     from elmojax.embedding.neighbours import Neighbour
 
-Among = Annotated[
-    tuple[tuple[str, ...], ...],
-    tyro.conf.UseAppendAction,
-    arg(
-        metavar="FILE [FILE ...]",
-        help_behavior_hint="(may be repeated)",
-        help="Text files or quoted globs that hold the word, one tokenised sentence a "
-        "line; by default sentences that ship with elmojax, about bank, bat, cell, "
-        "interest, plant and spring.",
-    ),
-]
-Layer = Annotated[
-    CountOrZero | None,
-    arg(help="Layer of the vectors; by default the mean of layers 1 and up."),
-]
-Sentence = Annotated[
-    str,
-    Positional,
-    arg(
-        metavar="SENTENCE",
-        help="One sentence that holds the word; spaces set words apart, also from "
-        "full stops and commas.",
-    ),
-]
-Nearest = Annotated[Count, arg(aliases=("-k",), help="How many neighbours to show.")]
 WIDTH = 72
 """Characters of a use that are shown."""
 
@@ -70,12 +29,16 @@ class UsesArguments:
 
     word: str
     """The word, in the spelling of the texts."""
-    among: Among = ()
-    format: TextFormat = "text"
-    model: Model = BUNDLED
-    layer: Layer = None
-    step: Step = None
-    errors: BadBytes = "strict"
+    among: common.Files = ()
+    """Text files or quoted globs that hold the word, one tokenised sentence a line; by
+    default sentences that ship with elmojax, about bank, bat, cell, interest, plant and
+    spring."""
+    format: common.TextFormat = "text"
+    model: common.Model = common.BUNDLED
+    layer: CountOrZero | None = None
+    """Layer of the vectors; by default the mean of layers 1 and up."""
+    step: common.Step = None
+    errors: common.BadBytes = "strict"
 
     def find(self) -> Found:
         """Reads the texts and opens the model.
@@ -97,22 +60,22 @@ class UsesArguments:
                 f"The sentences that ship with elmojax are about {', '.join(ours)}, "
                 f"not {shown(self.word)}; give texts that hold the word: --among FILE."
             )
-        keep_compiled_programs()
+        common.keep_compiled_programs()
 
         from elmojax.embedding.embedder import Embedder
         from elmojax.loading import open_model
 
         model = open_model(self.model, self.step, head=False)
         columns = model.params.config.max_characters
-        texts, odd = read_texts(paths, self.errors, self.format, columns)
+        texts, odd = common.read_texts(paths, self.errors, self.format, columns)
         uses, words = find_uses(self.word, texts)
         return Found(
             Embedder(model.params, model.vocabulary),
             uses,
             [word for word in words if word != self.word],
             paths,
-            names_of(paths),
-            remark(odd, columns, self.format),
+            common.names_of(paths),
+            common.remark(odd, columns, self.format),
         )
 
 
@@ -147,17 +110,20 @@ class SimilarArguments(UsesArguments):
     out.
     """
 
-    sentence: Sentence
+    sentence: Positional[Annotated[str, arg(metavar="SENTENCE")]]
+    """One sentence that holds the word; spaces set words apart, also from full stops
+    and commas."""
     occurrence: Count | None = None
     """Which of its places is meant, from 1, where the word stands in the sentence more
     than once."""
-    nearest: Nearest = 10
-    json: Json = False
+    nearest: Annotated[Count, arg(aliases=("-k",))] = 10
+    """How many neighbours to show."""
+    json: common.Json = False
 
 
 def similar(argv: list[str]) -> None:
     """uses of a word nearest to its use in a sentence, with and without context"""
-    asked = parse(SimilarArguments, "similar", argv)
+    asked = common.parse(SimilarArguments, "similar", argv)
     given = use_in(words_of(asked.sentence), asked.word, asked.occurrence)
     found = asked.find()
 
@@ -218,9 +184,9 @@ def similar(argv: list[str]) -> None:
     lines = [
         f"{given.snippet(WIDTH, '[{}]')}\n",
         f"nearest of {len(uses):,} uses, by {layer} (static: layer 0)\n",
-        *table(rows, right=(0, 1)),
+        *common.table(rows, right=(0, 1)),
     ]
     if words:
         told = ", ".join(f"{found.others[n]} {cosine:.2f}" for n, cosine in words)
         lines.append(f"\nnearest words without context: {told}")
-    show(asked.json, report, "\n".join(lines))
+    common.show(asked.json, report, "\n".join(lines))

@@ -10,42 +10,25 @@ from typing import Annotated, Literal
 
 import numpy as np
 from tqdm import tqdm
+from tyro.conf import arg
 
 from elmojax.atomic import check_out
-from elmojax.cli.common import (
-    Json,
-    ModelArguments,
-    Overwrite,
-    TextArguments,
-    arg,
-    keep_compiled_programs,
-    parse,
-    read_texts,
-    remark,
-    show,
-)
+from elmojax.cli import common
 from elmojax.cli.embed import Gammas, mix_of
 from elmojax.config import BatchTokens, Count
 from elmojax.errors import InputError
 
-Out = Annotated[
-    Path,
-    arg(
-        metavar="OUT.vec|OUT.bin",
-        help="File to write: word2vec's text (.vec) or binary (.bin).",
-    ),
-]
-
 
 @dataclass(frozen=True, kw_only=True)
-class StaticArguments(TextArguments, ModelArguments):
+class StaticArguments(common.TextArguments, common.ModelArguments):
     """Writes one vector for each word of a text: the mean of its vectors in context.
 
     The file is in word2vec's text or binary format, by falling count, as gensim, spaCy
     and sentence-transformers load it. All devices of this machine take part.
     """
 
-    out: Out
+    out: Annotated[Path, arg(metavar="OUT.vec|OUT.bin")]
+    """File to write: word2vec's text (.vec) or binary (.bin)."""
     layers: Literal["top", "mix", "sum"] = "top"
     """Layers of the vectors: the top one, the sum weighted by the gammas (by default
     those of the model, where it is a module of TF-Hub), or the plain sum."""
@@ -56,13 +39,13 @@ class StaticArguments(TextArguments, ModelArguments):
     """Write at most this many words, the most frequent ones."""
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
-    overwrite: Overwrite = False
-    json: Json = False
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def static(argv: list[str]) -> None:
     """one vector for each word of a text, as word2vec text or binary"""
-    asked = parse(StaticArguments, "static", argv)
+    asked = common.parse(StaticArguments, "static", argv)
     if asked.out.suffix.lower() not in (".vec", ".bin"):
         raise InputError(
             f"--out is {asked.out}; end it in .vec, for word2vec's text format, or in "
@@ -70,7 +53,6 @@ def static(argv: list[str]) -> None:
         )
     paths = asked.paths("Give the text of the words: --text FILE [FILE ...].")
     check_out(asked.out, asked.overwrite)
-    keep_compiled_programs()
 
     from elmojax.embedding.embedder import Embedder
     from elmojax.embedding.engine import local_mesh, whole
@@ -90,7 +72,7 @@ def static(argv: list[str]) -> None:
         mesh=mesh,
     )
     columns = model.params.config.max_characters
-    texts, odd = read_texts(paths, asked.errors, asked.format, columns)
+    texts, odd = common.read_texts(paths, asked.errors, asked.format, columns)
     sentences = (sentence for text in texts for sentence in text.sentences())
     counts = Counter(word for sentence in sentences for word in sentence)
     words = frequent_words(counts, asked.min_count, asked.max_vocabulary)
@@ -100,7 +82,7 @@ def static(argv: list[str]) -> None:
             f"No word of {where} occurs {asked.min_count:,} times; lower --min-count, "
             "or give more text."
         )
-    remarks = remark(odd, columns, asked.format)
+    remarks = common.remark(odd, columns, asked.format)
     with tqdm(total=counts.total(), unit="token", desc="static", disable=None) as bar:
 
         def read() -> Iterator[list[str]]:
@@ -118,7 +100,7 @@ def static(argv: list[str]) -> None:
     write_word_vectors(asked.out, words, vectors, asked.out.suffix.lower() == ".bin")
     report = {"out": asked.out, "words": len(words), "width": vectors.shape[1]}
     report |= {"types": len(counts), "tokens": counts.total(), "remarks": remarks}
-    show(
+    common.show(
         asked.json,
         report,
         f"{asked.out}: {len(words):,} words of {len(counts):,}, {vectors.shape[1]:,} "
