@@ -35,7 +35,8 @@ class Arguments(common.TextArguments, common.ModelArguments):
 
     With --out x.hdf5 or x.h5 the file has one data set a line. Its shape
     is (layers + 1, words, 2 * projection), its key the number of the line from 0 (or
-    the id of a protein), and its attribute "sentence" the text. Blank lines have no words.
+    the id of a protein), and its attribute "sentence" the text. Blank lines have no
+    words.
 
     With --out x.parquet it is a directory of part files, of any number of texts (other
     outputs take one).
