@@ -185,14 +185,13 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     from elmojax.training.metrics import Profile
 
     config = asked.train_config()
-    trackers: list[Any] = [ProgressBar()]
-    names = dict.fromkeys(asked.tracker)
-    if asked.tensorboard:
-        names["tensorboard"] = None
-    for name in names:
-        trackers.append(make_tracker(name, copy_of(config.workdir), common.say))
+    run = copy_of(config.workdir)
+    names: list[TrackerName] = [*asked.tracker]
+    names += ["tensorboard"] * asked.tensorboard
+    told = (make_tracker(name, run, common.say) for name in dict.fromkeys(names))
+    trackers: list[Any] = [ProgressBar(), *told]
     if asked.profile:
-        trackers.append(Profile(copy_of(config.workdir) / "profile"))
+        trackers.append(Profile(run / "profile"))
     remark = common.say if is_first() else (lambda _: None)
     return pretrain(config, trackers, stop=stop, remark=remark)
 
