@@ -383,11 +383,10 @@ def _mixes_of(path: Path) -> dict[str, list[float]]:
 
 def _are_weights(mix: Any) -> bool:
     """Whether they can be weights of a mix, rounded to a few digits as they may be."""
-    if not isinstance(mix, list) or not mix:
+    if not isinstance(mix, list):
         return False
-    if not all(type(w) in (int, float) and 0 <= w <= 1 for w in mix):
-        return False
-    return abs(sum(mix) - 1) < 0.01
+    good = all(type(w) in (int, float) and 0 <= w <= 1 for w in mix)
+    return good and abs(sum(mix) - 1) < 0.01
 
 
 def draw_mixes(mixes: Mapping[str, Sequence[float]]) -> Figure:

@@ -107,17 +107,11 @@ def _report_others(unraisable: Any) -> None:
 _formatted = warnings.formatwarning
 
 
-def _plain(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
-) -> str:
+def _plain(message: Any, category: type[Warning], *where: Any, **line: Any) -> str:
     """A `Remark` as all that commands say; other warnings as Python has them."""
     if issubclass(category, Remark):
         return f"elmojax: {message}\n"
-    return _formatted(message, category, filename, lineno, line)
+    return _formatted(message, category, *where, **line)
 
 
 def _quieten() -> None:

@@ -69,26 +69,26 @@ class ScoreArguments(common.TextArguments, common.ModelArguments):
         """What natural logarithms are multiplied by."""
         return 1 / math.log(2) if self.unit == "bits" else 1.0
 
-
-def _check(asked: ScoreArguments) -> None:
-    """Raises `InputError` for flags that do not go together."""
-    if asked.output_format == "lm-zoo":
+    def check(self) -> None:
+        """`InputError` for flags that do not go together."""
+        by_sentence = self.level == "sentence"
         others = {
-            "--json": asked.json,
-            "--level sentence": asked.level == "sentence",
-            "--entropy": asked.entropy,
-            "--top-k": asked.top_k,
-            "--unit nats": asked.unit == "nats",
+            "--json": self.json,
+            "--level sentence": by_sentence,
+            "--entropy": self.entropy,
+            "--top-k": self.top_k,
+            "--unit nats": self.unit == "nats",
         }
-        if found := [flag for flag, given in others.items() if given]:
+        found = [flag for flag, given in others.items() if given]
+        if self.output_format == "lm-zoo" and found:
             raise InputError(
                 "--output-format lm-zoo has one surprisal in bits a word and nothing "
                 f"else; leave {found[0]} out."
             )
-    if asked.top_k and asked.level == "sentence":
-        raise InputError(
-            "--top-k gives substitutes of each word; leave --level sentence out."
-        )
+        if self.top_k and by_sentence:
+            raise InputError(
+                "--top-k gives substitutes of each word; leave --level sentence out."
+            )
 
 
 def score(argv: list[str]) -> None:
@@ -97,7 +97,7 @@ def score(argv: list[str]) -> None:
     from elmojax.training.score import Measures
 
     asked = common.parse(ScoreArguments, "score", argv)
-    _check(asked)
+    asked.check()
     paths = asked.paths("Give a text to score: --text FILE, one sentence a line.")
     model = asked.open()
     columns = model.params.config.max_characters
