@@ -114,10 +114,8 @@ def check_fields(owner: Any, flags: bool = False) -> None:
     for name, (kind, hint) in field_hints(owner.__class__).items():
         called = f"--{name.replace('_', '-')}" if flags else f"{kind}.{name}"
         value = require(called, getattr(owner, name), hint)
-        if hasattr(
-            value, "item"
-        ):  # a number of NumPy or JAX; JSON and hashes need ours
-            value = value.item()
+        # A number of NumPy or JAX; JSON and hashes need ours.
+        value = value.item() if hasattr(value, "item") else value
         object.__setattr__(owner, name, value)
 
 
@@ -205,7 +203,8 @@ def _one(hint: Any) -> tuple[Take, str]:
         return _if(lambda value: value is None), "None"
     if origin is Literal:
         choices = ", ".join(map(str, arguments))
-        return _if(lambda value: _is_one_of(value, arguments)), f"one of {choices}"
+        known = _if(lambda value: isinstance(value, str) and value in arguments)
+        return known, f"one of {choices}"
     if origin is tuple:
         return _tuple(arguments)
     if origin in SIMPLE:
@@ -283,10 +282,6 @@ def _path(value: Any) -> Path:
 
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else str(_path(value))
-
-
-def _is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
-    return isinstance(value, str) and value in choices
 
 
 def _is_iterable(value: Any) -> bool:

@@ -57,17 +57,10 @@ class _Text(NamedTuple):
         found = [token for line in self.sentences for token in (*line, END)]
         return found if self.ends else found[:-1]
 
-
-class _Continued(NamedTuple):
-    """A text, and how many of its tokens are given."""
-
-    text: _Text
-    given: int
-
-    def judged(self, scores: Sequence[Score]) -> tuple[float, bool]:
-        """Log-probability of the other tokens, and whether each of them is the most
-        probable one; of the scores of its sentences."""
-        here = slice(self.given, len(self.text.tokens))
+    def judged(self, scores: Sequence[Score], given: int) -> tuple[float, bool]:
+        """Log-probability of all tokens but the first `given`, and whether each of them
+        is the most probable one; of the scores of its sentences."""
+        here = slice(given, len(self.tokens))
         log_probs = [each for one in scores for each in one.forward][here]
         best = [
             rank == 1 and known
@@ -127,15 +120,15 @@ class ElmojaxLM(LM):
             text = _Text.of(context + continuation, self.split)
             pairs = zip(_Text.of(context, self.split).tokens, text.tokens, strict=False)
             given = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            found.append(_Continued(text, given))
+            found.append((text, given))
         return self._judge(found)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], **more: Any
     ) -> list[float]:
         """Of (text,): log p of all of its words and ends of lines."""
-        texts = [_Text.of(request.args[0], self.split) for request in requests]
-        return [total for total, _ in self._judge([_Continued(t, 0) for t in texts])]
+        texts = [(_Text.of(request.args[0], self.split), 0) for request in requests]
+        return [total for total, _ in self._judge(texts)]
 
     def generate_until(self, requests: Sequence[Any], **more: Any) -> list[str]:
         """Raises `InputError`."""
@@ -144,18 +137,18 @@ class ElmojaxLM(LM):
             "output_type is loglikelihood, loglikelihood_rolling or multiple_choice."
         )
 
-    def _judge(self, asked: Sequence[_Continued]) -> list[tuple[float, bool]]:
-        """Texts of one sentence together, others one after the other."""
-        short = [one.text.sentences for one in asked if len(one.text.sentences) == 1]
-        scores = self._alone([only for (only,) in short], measures=ALONE)
-        return [
-            one.judged(
-                [next(scores)]
-                if len(one.text.sentences) == 1
-                else [*self._carrying(one.text.sentences, measures=CARRY)]
-            )
-            for one in asked
-        ]
+    def _judge(self, asked: Sequence[tuple[_Text, int]]) -> list[tuple[float, bool]]:
+        """Texts and how many tokens of each are given: those of one sentence together,
+        others one after the other."""
+        short = [text.sentences[0] for text, _ in asked if len(text.sentences) == 1]
+        alone, found = self._alone(short, measures=ALONE), []
+        for text, given in asked:
+            if len(text.sentences) == 1:
+                scores = [next(alone)]
+            else:
+                scores = [*self._carrying(text.sentences, measures=CARRY)]
+            found.append(text.judged(scores, given))
+        return found
 
 
 def main() -> None:

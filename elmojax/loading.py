@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from elmojax.text.corpus import Corpus
 from elmojax.text.files import Errors, Oddities
 from elmojax.text.formats import Format
 from elmojax.text.prepare import prepare
+from elmojax.text.tables import each_size
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import read_run
@@ -125,68 +127,53 @@ def open_model(
     return found._replace(source=str(model))
 
 
+FULL = HeadConfig("full")
+
+
 def _read(
     path: Path, form: Form, step: int | None, head: bool, sharding: Placement
 ) -> Model:
     if form == "run":
-        found = _from_run(path, step, head, sharding)
-    elif step is not None:
+        record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
+        params, shape = from_tree(record.train.model, tree), record.train.head
+        model = Model(str(path), params, vocabulary, tree.get("head"), shape)
+        return model._replace(form=form, card=_card(path / CARD))
+    if step is not None:
         raise InputError(f"{path} is no run directory; leave --step out.")
-    elif form == "HDF5":
-        found = _from_hdf5(path, head, sharding)
+    words = softmax = card = mix = None
+    if form == "HDF5":
+        params, softmax, folder = _from_hdf5(path, head, sharding)
+        words, softmax = _with_words(folder, params, softmax, head)
+        card = _card(folder / CARD)
     elif form == "safetensors":
-        found = _from_safetensors(path, head, sharding)
+        params, softmax = load_safetensors(path, head=head, sharding=sharding)
+        words, softmax = _with_words(path, params, softmax, head)
+        card = card_of(_card(path / README))
     elif form == "TensorFlow checkpoint":
-        found = _from_tf_checkpoint(path, head, sharding)
+        params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
+        words, softmax = _with_words(path, params, softmax, head)
     elif form == "TF-Hub module":
-        found = _from_hub_module(path, sharding)
+        params, mix = load_hub_module(path, sharding=sharding)
     else:
         params = load_manylangs(path, sharding=sharding)
-        found = Model(str(path), params, None, None, FULL)
-    return found._replace(form=form)
+    shape = _shape_of(softmax)
+    return Model(str(path), params, words, softmax, shape, "float32", form, card, mix)
 
 
-FULL = HeadConfig("full")
-
-
-def _from_run(path: Path, step: int | None, head: bool, sharding: Placement) -> Model:
-    record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
-    params, train = from_tree(record.train.model, tree), record.train
-    model = Model(str(path), params, vocabulary, tree.get("head"), train.head)
-    return model._replace(card=_card(path / CARD))
-
-
-def _from_hdf5(path: Path, head: bool, sharding: Placement) -> Model:
+def _from_hdf5(
+    path: Path, head: bool, sharding: Placement
+) -> tuple[ElmoParams, Params | None, Path]:
+    """The model, its softmax and the directory of both."""
     files = hdf5_files(path)
     if files is None:
         raise InputError(
             f"{path} has no options beside it; put the options.json of the model there."
         )
-    params = hdf5.load_hdf5(*files, sharding=sharding)
-    softmax, folder = None, files[1].parent
-    if head and (folder / hdf5.SOFTMAX).exists():
-        softmax = load_head(folder / hdf5.SOFTMAX, params.config.lstm.projection)
-    words, softmax = _with_words(folder, params, softmax, head)
-    shape, card = _shape_of(softmax), _card(folder / CARD)
-    return Model(str(path), params, words, softmax, shape, card=card)
-
-
-def _from_safetensors(path: Path, head: bool, sharding: Placement) -> Model:
-    params, softmax = load_safetensors(path, head=head, sharding=sharding)
-    words, softmax = _with_words(path, params, softmax, head)
-    shape, card = _shape_of(softmax), card_of(_card(path / README))
-    return Model(str(path), params, words, softmax, shape, card=card)
-
-
-def _from_tf_checkpoint(path: Path, head: bool, sharding: Placement) -> Model:
-    params, softmax = load_tf_checkpoint(path, head=head, sharding=sharding)
-    words, softmax = _with_words(path, params, softmax, head)
-    return Model(str(path), params, words, softmax, FULL)
-
-
-def _from_hub_module(path: Path, sharding: Placement) -> Model:
-    params, mix = load_hub_module(path, sharding=sharding)
-    return Model(str(path), params, None, None, FULL, mix=mix)
+    params, folder = hdf5.load_hdf5(*files, sharding=sharding), files[1].parent
+    if not head or not (folder / hdf5.SOFTMAX).exists():
+        return params, None, folder
+    softmax = load_head(folder / hdf5.SOFTMAX, params.config.lstm.projection)
+    return params, softmax, folder
 
 
 def _card(path: Path) -> str | None:
@@ -347,51 +334,61 @@ def hub_mix(model: str | os.PathLike[str]) -> np.ndarray:
     return opened.mix
 
 
-def evaluate_text(
+def evaluate_texts(
     model: Model,
-    files: Sequence[Path],
+    texts: Sequence[Sequence[Path]],
     errors: Errors = "strict",
     format: Format = "text",
-    progress: Callable[[int, int], Any] = lambda tokens, total: None,
+    progress: Callable[[int, int], Any] = lambda total, tokens: None,
     told: Callable[[Oddities], Any] = lambda odd: None,
-) -> dict[str, float]:
-    """Exact perplexity of a model on text files, by all devices of this machine.
+) -> list[dict[str, float]]:
+    """Exact perplexity of a model on texts, by all devices of this machine.
 
     Args:
-      files: text in that format, by default one tokenised sentence a line; prepared
-        in a temporary directory.
-      progress: is told the tokens of each batch, and those of the whole text.
-      told: is told what is odd about the text, before it is evaluated.
+      texts: files of each, in that format, by default one tokenised sentence a line;
+        prepared in a temporary directory.
+      progress: is told the tokens of a whole text, and those of each batch.
+      told: is told what is odd about each text, before any is evaluated.
 
     Returns:
-      What `training.evaluate.summarize` says.
+      What `training.evaluate.summarize` says of each.
 
     Raises:
       InputError: for text that will not do, and a model without a softmax.
     """
-    columns = model.params.config.max_characters or 50
+    corpora = []
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
-        report = prepare(
-            Path(temporary) / "text",
-            patterns=list(map(str, files)),
-            errors=errors,
-            format=format,
-            max_characters=columns,
-        )
-        told(Oddities(**report["odd"]))
-        return evaluate_corpus(model, Corpus.open(Path(temporary) / "text"), progress)
+        for number, files in enumerate(texts):
+            out = Path(temporary) / f"text-{number}"
+            report = prepare(
+                out,
+                patterns=list(map(str, files)),
+                errors=errors,
+                format=format,
+                max_characters=model.params.config.max_characters or 50,
+            )
+            told(Oddities(**report["odd"]))
+            corpora.append(Corpus.open(out))
+        return evaluate_corpora(model, corpora, progress)
 
 
-def evaluate_corpus(
+def evaluate_corpora(
     model: Model,
-    corpus: Corpus,
-    progress: Callable[[int, int], Any] = lambda tokens, total: None,
-) -> dict[str, float]:
-    """`evaluate_text` of a prepared corpus."""
+    corpora: Sequence[Corpus],
+    progress: Callable[[int, int], Any] = lambda total, tokens: None,
+) -> list[dict[str, float]]:
+    """`evaluate_texts` of prepared corpora; all by one program."""
     lm, params, vocabulary = model.language_model(local_mesh(ROWS))
-    total = len(corpus.words) + len(corpus.offsets) - 1
-    evaluator = Evaluator(lm, corpus, vocabulary)
-    return evaluator(params, lambda tokens: progress(tokens, total))
+    several = len(corpora) > 1
+    evaluators = [Evaluator(lm, corpus, vocabulary, several) for corpus in corpora]
+    step, _ = evaluators[0].program
+    wanted = [evaluator.program[1] for evaluator in evaluators]
+    sizes = each_size(lambda *every: max(every), *wanted)
+    found = []
+    for corpus, evaluator in zip(corpora, evaluators, strict=True):
+        tokens = len(corpus.words) + len(corpus.offsets) - 1
+        found.append(evaluator(params, partial(progress, tokens), (step, sizes)))
+    return found
 
 
 def verify(model: str | os.PathLike[str]) -> tuple[list[ArrayReport], list[str]]:

@@ -7,36 +7,30 @@ failed, or that has neither held-out text nor a checkpoint: what is not there is
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
+import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from elmojax.config import to_json
-from elmojax.embedding.functions import encode
-from elmojax.embedding.likelihood import (
-    LanguageModelParams,
-    sentence_loss,
-    target_ids,
-)
 from elmojax.errors import InputError
-from elmojax.loading import Model, open_model
-from elmojax.model.softmax import predict
-from elmojax.plots.pictures import can_draw, svg
-from elmojax.plots.runs import PERPLEXITY, Lines, draw_runs
-from elmojax.text.characters import encoder_ids, padded_ids
+from elmojax.loading import open_model, score
+from elmojax.plots import PERPLEXITY, Lines, can_draw, draw_runs, svg
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import read_lines
 from elmojax.text.uses import sense_files
-from elmojax.text.vocabulary import UNKNOWN_ID
+from elmojax.text.vocabulary import SPECIALS
 from elmojax.training.card import Evaluations, facts, model_card
-from elmojax.training.metrics import read_metrics, readable, step_seconds
+from elmojax.training.metrics import read_metrics, readable
 from elmojax.training.record import RunRecord, Status, read_record
-from elmojax.training.runs import describe
+from elmojax.training.runs import results
+from elmojax.training.score import Score
 
 SENTENCES = 4
 """Samples."""
@@ -57,26 +51,21 @@ def make_report(run: Path, evaluations: Evaluations | None = None) -> str:
       InputError: if it is no run directory, or its config.json cannot be read.
     """
     record, lines = read_record(run), read_metrics(run / "metrics.jsonl")
-    about = describe(run, lines)
-    told = facts(record, lines, Status.read(run))
-    try:
-        model: Model | str = open_model(run)
-    except InputError as error:
-        model = str(error)
-    sections = [
-        ("At a glance", _glance(record, about, lines)),
-        ("Curves", _curves(run, lines)),
-        ("Held-out perplexity", _perplexities(lines)),
-        ("Where the time went", _times(lines)),
-        ("Samples", _samples(run, record, model)),
-        ("Model and training", _table(told.items())),
-        ("Configuration", f"<pre>{html.escape(to_json(record))}</pre>"),
-        ("Model card", f"<pre>{html.escape(model_card(run, evaluations))}</pre>"),
-    ]
-    body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
+    about, told = results(run), facts(record, lines, Status.read(run))
+    contents = {
+        "At a glance": _glance(record, about),
+        "Curves": _curves(run, lines),
+        "Held-out perplexity": _perplexities(lines),
+        "Where the time went": _times(about["seconds"], lines),
+        "Samples": _samples(run, record),
+        "Model and training": _table(told.items()),
+        "Configuration": f"<pre>{html.escape(to_json(record))}</pre>",
+        "Model card": f"<pre>{html.escape(model_card(run, evaluations))}</pre>",
+    }
+    sections = (f"<h2>{title}</h2>\n{text}" for title, text in contents.items())
     name = html.escape(run.resolve().name)
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return _PAGE.format(name=name, made=made, body=body)
+    return _PAGE.format(name=name, made=made, body="\n".join(sections))
 
 
 _PAGE = """<!DOCTYPE html>
@@ -117,12 +106,10 @@ def _table(
     """Rows of escaped cells; `numbers` has an n for each column of numbers."""
 
     def row(cells: Sequence[str], tag: str) -> str:
-        marks = [' class="number"' if mark == "n" else "" for mark in numbers]
-        marks += [""] * (len(cells) - len(marks))
+        marks = numbers.ljust(len(cells), "-")
+        begin = {"-": f"<{tag}>", "n": f'<{tag} class="number">'}
         told = zip(marks, map(html.escape, cells), strict=True)
-        return (
-            f"<tr>{''.join(f'<{tag}{mark}>{cell}</{tag}>' for mark, cell in told)}</tr>"
-        )
+        return f"<tr>{''.join(f'{begin[m]}{cell}</{tag}>' for m, cell in told)}</tr>"
 
     head = [row(heading, "th")] if heading else []
     each = (row(cells, "td") for cells in rows)
@@ -136,34 +123,25 @@ def _said(text: str) -> str:
 # --- numbers of the run --------------------------------------------------------------
 
 
-def _glance(record: RunRecord, about: Mapping[str, Any], lines: Lines) -> str:
-    known = (line.get("tokens_per_second") for line in lines)
-    rates = [rate for rate in known if rate]
-    steps = about["steps"]
-    tokens = max((line.get("tokens") or 0 for line in lines), default=0)
+def _glance(record: RunRecord, about: Mapping[str, Any]) -> str:
+    step, best = _number(about["step"], 0), _number(about["best"], 1)
     rows = [
-        ("state", str(about["state"])),
-        ("why", about["why"] or ""),
-        ("step", f"{about['step']:,}" + (f" of {steps:,}" if steps else "")),
-        ("tokens seen", f"{int(tokens):,}" if tokens else ""),
-        ("newest checkpoint", "" if about["saved"] is None else f"{about['saved']:,}"),
+        ("state", about["state"]),
+        ("why", about["why"]),
+        ("step", step + (f" of {about['steps']:,}" if about["steps"] else "")),
+        ("tokens seen", f"{about['tokens']:,.0f}" if about["tokens"] else ""),
+        ("newest checkpoint", _number(about["saved"], 0)),
         ("training loss", _number(about["loss"], 3)),
         ("held-out perplexity", _number(about["perplexity"], 1)),
-        ("best", _best(about)),
-        ("tokens a second", readable(statistics.median(rates), 0) if rates else ""),
+        ("best", best and f"{best} (step {about['best_step']:,})"),
+        ("tokens a second", _number(about["tokens_per_second"], 0)),
         ("made by", f"elmojax {record.elmojax}, jax {record.jax}"),
     ]
-    return _table([row for row in rows if row[1]])
+    return _table([(name, value) for name, value in rows if value])
 
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else readable(value, digits)
-
-
-def _best(about: Mapping[str, Any]) -> str:
-    if about["best"] is None:
-        return ""
-    return f"{readable(about['best'], 1)} (step {about['best_step']:,})"
 
 
 def _curves(run: Path, lines: Lines) -> str:
@@ -207,12 +185,10 @@ def _perplexities(lines: Lines) -> str:
     return _table(rows, ["step", *MEASURES], "nnnnn") + more
 
 
-def _times(lines: Lines) -> str:
+def _times(trained: float, lines: Lines) -> str:
     """From speeds and evaluations: what training itself has measured."""
-    trained = step_seconds(lines)
     evaluated = sum(line.get("heldout_seconds") or 0.0 for line in lines)
-    total = trained + evaluated
-    if not total:
+    if not (total := trained + evaluated):
         return _said("No step has been timed yet.")
     rows = [
         [name, f"{seconds:,.1f} s", f"{seconds / total:.0%}"]
@@ -228,24 +204,13 @@ def _times(lines: Lines) -> str:
 # --- what the model says -------------------------------------------------------------
 
 
-class Sample(NamedTuple):
-    """A sentence as a model reads it."""
-
-    words: list[str]
-    log_probs: np.ndarray
-    """[two, words]: of each word after those before it, and before those after it."""
-    guesses: tuple[list[list[str]], list[list[str]]]
-    """Most probable words at each place, `<UNK>` left out, by the same two."""
-
-
-def _samples(run: Path, record: RunRecord, model: Model | str) -> str:
-    if isinstance(model, str):
-        return _said(f"There is no model to ask yet. {model}")
+def _samples(run: Path, record: RunRecord) -> str:
     sentences, where = _sentences(run, record)
+    guesses = max(1, min(GUESSES, record.vocabulary - len(SPECIALS)))
     try:
-        samples = read_samples(model, sentences)
+        scores = score(open_model(run), sentences, top_k=guesses)
     except InputError as error:
-        return _said(str(error))
+        return _said(f"There is no model to ask yet. {error}")
     first = (
         f"The newest checkpoint reads {where}. Each word has the probability that the "
         "model gave it after the words before it (forward) and before the words after "
@@ -253,89 +218,43 @@ def _samples(run: Path, record: RunRecord, model: Model | str) -> str:
         "there."
     )
     heading = ["", "forward", "most probable", "backward", "most probable"]
-    tables = [_table(_rows(sample), heading, "-n-n-") for sample in samples]
+    tables = [_table(_rows(one), heading, "-n-n-") for one in scores]
     return "\n".join([_said(first), *tables])
 
 
-def _rows(sample: Sample) -> list[list[str]]:
-    chances = np.exp(sample.log_probs)
-    return [
-        [
+def _rows(one: Score) -> Iterator[list[str]]:
+    """Each word, and forward and backward its chance and the likeliest words there."""
+    best = one.substitutes
+    assert best is not None
+    for place, word in enumerate(one.words):
+        yield [
             word,
-            _chance(chances[0, place]),
-            " · ".join(sample.guesses[0][place]),
-            _chance(chances[1, place]),
-            " · ".join(sample.guesses[1][place]),
+            _chance(one.forward[place]),
+            " · ".join(best.forward.words[place]),
+            _chance(one.backward[place]),
+            " · ".join(best.backward.words[place]),
         ]
-        for place, word in enumerate(sample.words)
-    ]
 
 
-def _chance(chance: float) -> str:
+def _chance(log_prob: float) -> str:
     """In per cent, with two digits that mean something."""
+    chance = math.exp(log_prob)
     return f"{100 * chance:.2g} %" if chance >= 0.001 else "< 0.1 %"
 
 
 def _sentences(run: Path, record: RunRecord) -> tuple[list[list[str]], str]:
     """Some sentences of middling length, of the held-out text where it is there."""
-    train = record.train
-    directory = train.heldout
-    if directory is None and train.data is None:
-        directory = run / "sample-heldout"
-    if directory is not None:
-        try:
+    train, chosen = record.train, np.empty(0, int)
+    own = None if train.data else run / "sample-heldout"
+    if directory := train.heldout or own:
+        with contextlib.suppress(InputError, OSError):
             corpus = Corpus.open(directory)
-        except (InputError, OSError):
-            corpus = None
-        if corpus is not None:
             sizes = np.diff(corpus.offsets)
-            fit = np.flatnonzero((sizes >= 6) & (sizes <= 16))
-            if len(fit):
-                chosen = fit[np.linspace(0, len(fit) - 1, SENTENCES).astype(int)]
-                ends = corpus.offsets
-                texts = [corpus.words[ends[n] : ends[n + 1]] for n in chosen]
-                found = [[corpus.types[word] for word in text] for text in texts]
-                return found, "sentences of the held-out text"
-    firsts = [next(read_lines(path))[1] for path in sense_files()[:SENTENCES]]
-    return firsts, "sentences that ship with elmojax"
-
-
-def read_samples(model: Model, sentences: Sequence[Sequence[str]]) -> list[Sample]:
-    """What a model with a softmax says of sentences.
-
-    Raises:
-      InputError: if the model has no softmax or no vocabulary.
-    """
-    _, tree, vocabulary = model.language_model()
-    params, lists = model.params, [list(words) for words in sentences]
-    encoder = params.config.encoder
-    tokens = padded_ids(lists, lambda words: encoder_ids(encoder, words, vocabulary))
-    both = LanguageModelParams(params, tree["head"])
-    losses = sentence_loss(both, tokens, target_ids(vocabulary, lists))
-    encoded = encode(params, tokens, sentence_marks=True)
-    top = encoded.layers[:, -1]
-    half, most = top.shape[-1] // 2, min(GUESSES + 1, len(vocabulary))
-    longest = top.shape[1] - 2
-    places = [top[:, :longest, :half], top[:, 2:, half:]]  # of `<S> w1 .. wn </S>`
-    ids = [
-        np.asarray(predict(tree["head"], here.reshape(-1, half), most)[0])
-        for here in places
-    ]
-    guessed = [each.reshape(len(lists), longest, most) for each in ids]
-    samples = []
-    for row, words in enumerate(lists):
-        end = len(words)
-        # The backward losses begin with that of the sentence's beginning.
-        forward = -np.asarray(losses.forward)[row, :end]
-        backward = -np.asarray(losses.backward)[row, 1 : end + 1]
-        told = [
-            [
-                [vocabulary.words[word] for word in best if word != UNKNOWN_ID][
-                    :GUESSES
-                ]
-                for best in each[row, :end]
-            ]
-            for each in guessed
-        ]
-        samples.append(Sample(words, np.stack([forward, backward]), (told[0], told[1])))
-    return samples
+            chosen = np.flatnonzero((sizes >= 6) & (sizes <= 16))
+    if not len(chosen):
+        firsts = [next(read_lines(path))[1] for path in sense_files()[:SENTENCES]]
+        return firsts, "sentences that ship with elmojax"
+    ends, spread = corpus.offsets, np.linspace(0, len(chosen) - 1, SENTENCES)
+    texts = [corpus.words[ends[n] : ends[n + 1]] for n in chosen[spread.astype(int)]]
+    found = [[corpus.types[word] for word in text] for text in texts]
+    return found, "sentences of the held-out text"

@@ -107,17 +107,11 @@ def _report_others(unraisable: Any) -> None:
 _formatted = warnings.formatwarning
 
 
-def _plain(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
-) -> str:
+def _plain(message: Any, category: type[Warning], *where: Any, **line: Any) -> str:
     """A `Remark` as all that commands say; other warnings as Python has them."""
     if issubclass(category, Remark):
         return f"elmojax: {message}\n"
-    return _formatted(message, category, filename, lineno, line)
+    return _formatted(message, category, *where, **line)
 
 
 def _quieten() -> None:
@@ -159,16 +153,11 @@ def _fail(message: str) -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:13} {run.__doc__}" for name, run in COMMANDS.items()]
-    return "\n".join(
-        [
-            "ELMo in JAX: pretrain bidirectional language models, embed, evaluate.",
-            "",
-            "usage: elmojax COMMAND [OPTIONS]      (elmojax COMMAND --help)",
-            "",
-            *lines,
-            "",
-            "First run: `elmojax pretrain` trains a small model on a text that ships "
-            "inside.",
-        ]
+    lines = [f"  {name:13} {run.__doc__}\n" for name, run in COMMANDS.items()]
+    return (
+        "ELMo in JAX: pretrain bidirectional language models, embed, evaluate.\n\n"
+        "usage: elmojax COMMAND [OPTIONS]      (elmojax COMMAND --help)\n\n"
+        f"{''.join(lines)}\n"
+        "First run: `elmojax pretrain` trains a small model on a text that ships "
+        "inside."
     )

@@ -1,4 +1,4 @@
-"""What commands share: flags (those of a pretraining run too), parsing, printing."""
+"""What commands share: flags with their meaning, parsing, printing."""
 
 from __future__ import annotations
 
@@ -10,51 +10,61 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
+import docstring_parser
 import tyro
 from tqdm import tqdm
+from tyro.conf import (
+    AvoidSubcommands,
+    DisallowNone,
+    FlagCreatePairsOff,
+    Positional,
+    UseAppendAction,
+    arg,
+)
 
 from elmojax.arguments import check_fields
 from elmojax.atomic import local
 from elmojax.cloud import address, cache_directory
-from elmojax.config import CountOrZero, HeadConfig, OptimizerConfig, TrainConfig
+from elmojax.config import CountOrZero
 from elmojax.errors import InputError, showable
-from elmojax.model import ops
+from elmojax.model.ops import Precision
 from elmojax.text.characters import BEGIN, END, byte_limit
-from elmojax.text.files import Errors, Oddities
+from elmojax.text.files import Errors, Oddities, Text, expand, read_text
 from elmojax.text.formats import Format
 
-arg = tyro.conf.arg
-ModelOption = Annotated[
-    str,
-    arg(
-        metavar="MODEL",
-        help="Model: a run directory, a directory or archive with options.json and "
-        "weights.hdf5 or of ELMoForManyLangs, hf://OWNER/NAME, another address, or "
-        "mini, which ships with elmojax.",
-    ),
-]
-Model = Annotated[ModelOption, tyro.conf.Positional]
+if TYPE_CHECKING:
+    from elmojax import loading
+
+Parsed = TypeVar("Parsed")
+
+# --- flags ---------------------------------------------------------------------------
+
 BUNDLED = "mini"
 """The model of commands that read text, where none is named."""
-TextFiles = Annotated[
-    tuple[tuple[str, ...], ...],
-    tyro.conf.UseAppendAction,
-    arg(
-        metavar="FILE [FILE ...]",
-        help_behavior_hint="(may be repeated)",
-        help="Text files or quoted globs, in UTF-8, one tokenised sentence a line. "
-        "Only spaces and tabs set words apart; a line feed ends a line, or a carriage "
-        "return and a line feed. What gzip, xz or bzip2 packed is unpacked.",
-    ),
+MODEL = (
+    "Model: a run directory, a directory or archive with options.json and weights.hdf5 "
+    f"or of ELMoForManyLangs, hf://OWNER/NAME, another address, or {BUNDLED}, which "
+    "ships with elmojax."
+)
+Model = Annotated[str, arg(metavar="MODEL", help=MODEL)]
+MaybeModel = Annotated[
+    str | None,
+    arg(metavar="MODEL", help=MODEL, help_behavior_hint=f"(default: {BUNDLED})"),
 ]
 Step = Annotated[
     CountOrZero | None,
     arg(help="Step of the checkpoint to use; the newest one by default."),
+]
+Files = Annotated[
+    tuple[tuple[str, ...], ...],
+    UseAppendAction,
+    arg(metavar="FILE [FILE ...]", help_behavior_hint="(may be repeated)"),
 ]
 TextFormat = Annotated[
     Format,
@@ -64,43 +74,71 @@ TextFormat = Annotated[
         "protein a sentence and each residue a word."
     ),
 ]
-BadBytes = Annotated[Errors, arg(help="How to treat bytes that are not UTF-8.")]
-Precision = Annotated[
-    ops.Precision,
+BadBytes = Annotated[
+    Errors,
     arg(
-        help="Data type of matrix products. bf16 rounds their factors to bfloat16, "
-        "which is faster on accelerators and moves vectors by about 0.2 %. Sums are "
-        "float32 in both."
+        help="How to treat bytes that are not UTF-8: refuse the text (strict), or read "
+        "each as U+FFFD (replace)."
     ),
 ]
-Overwrite = Annotated[
-    bool,
-    tyro.conf.FlagCreatePairsOff,
-    arg(help="Replace the output if it already exists."),
-]
-Json = Annotated[
-    bool,
-    tyro.conf.FlagCreatePairsOff,
-    arg(help="Print exactly one JSON object on standard output."),
-]
+Switch = Annotated[bool, FlagCreatePairsOff]
+Overwrite = Annotated[Switch, arg(help="Replace the output if it already exists.")]
+Json = Annotated[Switch, arg(help="Print exactly one JSON object on standard output.")]
 
 
-PLACES = ("workdir", "data", "heldout")
-"""Paths of a run that may be on gs:// or s3://."""
+@dataclass(frozen=True, kw_only=True)
+class ModelArguments:
+    """A model, as commands open it."""
 
-Parsed = TypeVar("Parsed")
+    model: Positional[MaybeModel] = None
+    step: Step = None
+    precision: Precision = "float32"
+    """Data type of matrix products. bf16 rounds their factors to bfloat16, which is
+    faster on accelerators and moves vectors by about 0.2 %. Sums are float32 in
+    both."""
+
+    def open(self, **how: Any) -> loading.Model:
+        """The model, the one that is bundled if none is named; see `open_model`."""
+        from elmojax.loading import open_model
+
+        keep_compiled_programs()
+        if self.model is None:
+            say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
+        model = open_model(self.model or BUNDLED, self.step, **how)
+        return model.cast(self.precision)
 
 
-def say_which_model(model: str, argv: list[str]) -> None:
-    """Where no MODEL is named, says that it is the bundled one."""
-    if model == BUNDLED and BUNDLED not in argv:
-        say(f"no MODEL is named, so it is {BUNDLED}, which ships with elmojax.")
+@dataclass(frozen=True, kw_only=True)
+class TextArguments:
+    """Texts, as commands read them."""
+
+    text: Files = ()
+    """Text files or quoted globs, in UTF-8, one tokenised sentence a line. Only spaces
+    and tabs set words apart; a line feed ends a line, or a carriage return and a line
+    feed. What gzip, xz or bzip2 packed is unpacked."""
+    format: TextFormat = "text"
+    errors: BadBytes = "strict"
+
+    def paths(self, without: str | None = None) -> list[Path]:
+        """The text files; where none is given `InputError`, if that is told."""
+        names = sum(self.text, ())
+        if without is not None and not names:
+            raise InputError(without)
+        return expand(names)
 
 
-def say(message: str) -> None:
-    """A remark on standard error, on one line whatever names it holds."""
-    shown = re.sub(r"[\x00-\x1f\x7f]", lambda m: repr(m[0])[1:-1], showable(message))
-    tqdm.write(f"elmojax: {shown}", file=sys.stderr)
+# --- texts ---------------------------------------------------------------------------
+
+
+def read_texts(
+    paths: Sequence[Path], errors: Errors, format: Format, columns: int | None
+) -> tuple[list[Text], Oddities]:
+    """Texts for a model with so many character columns, and what is odd about them."""
+    texts = [read_text(path, errors, columns, format) for path in paths]
+    odd = Oddities()
+    for text in texts:
+        odd.add(text.odd)
+    return texts, odd
 
 
 def remark(
@@ -195,26 +233,34 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+# --- parsing -------------------------------------------------------------------------
+
+PLACES = ("workdir", "data", "heldout")
+"""Paths of a run that may be on gs:// or s3://."""
+
+
 def parse(
-    kind: Callable[..., Any],
+    kind: type[Parsed],
     command: str,
     argv: list[str],
     addresses: Sequence[str] = PLACES,
     **more: Any,
-) -> Any:
+) -> Parsed:
     """The arguments of a command, within their ranges; --help ends the process.
 
     `addresses` are the paths that may be on gs:// or s3://. Raises `InputError` for
     flags that are unknown, missing or wrong.
     """
-    plain = (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
-    found = _reachable(_tyro(kind, command, args=argv, config=plain, **more), addresses)
+    plain = (AvoidSubcommands, DisallowNone)
+    found: Parsed = run_tyro(kind, command, args=argv, config=plain, **more)
+    check_places(found, addresses)
     check_fields(found, flags=True)
     return found
 
 
-def _tyro(kind: Callable[..., Any], command: str, **more: Any) -> Any:
+def run_tyro(kind: type, command: str, **more: Any) -> Any:
     """`tyro.cli`, with one sentence in place of the box that it prints."""
+    explain(kind)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -232,6 +278,19 @@ def _tyro(kind: Callable[..., Any], command: str, **more: Any) -> Any:
         raise InputError(
             f"{_in_short(box.getvalue())}; see `elmojax {command} --help`."
         ) from None
+
+
+@cache
+def explain(kind: Any) -> None:
+    """Hands tyro what docstrings say of fields: it would keep their line ends."""
+    for base in filter(dataclasses.is_dataclass, kind.__mro__[::-1]):
+        for about in docstring_parser.parse_from_object(base).params:
+            text = {"help": " ".join((about.description or "").split())}
+            kind.__dataclass_fields__[about.arg_name].metadata = text
+    for hint in get_type_hints(kind).values():
+        for inner in get_args(hint) or (hint,):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                explain(inner)
 
 
 PREFIXES = {
@@ -281,14 +340,26 @@ def _in_short(box: str) -> str:
     return told[:1].lower() + told[1:]
 
 
-def _reachable(asked: Parsed, addresses: Sequence[str] = PLACES) -> Parsed:
-    """Arguments whose paths are of this machine, but for `addresses`; `InputError`
-    for others."""
+def check_places(asked: object, addresses: Sequence[str] = PLACES) -> None:
+    """`InputError` for a path that is not of this machine, but for `addresses`."""
     for name, value in vars(asked).items():
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, Path):
                 address(each) if name in addresses else local(each)
-    return asked
+
+
+# --- printing ------------------------------------------------------------------------
+
+
+def say(message: str) -> None:
+    """A remark on standard error, on one line whatever names it holds."""
+    shown = re.sub(r"[\x00-\x1f\x7f]", lambda m: repr(m[0])[1:-1], showable(message))
+    tqdm.write(f"elmojax: {shown}", file=sys.stderr)
+
+
+def show(as_json: bool, report: Mapping[str, Any], text: str) -> None:
+    """What a command found: one JSON object, or text for people."""
+    print_json(report) if as_json else print(text)
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -305,89 +376,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-ALIASES: dict[type, dict[str, tuple[str, ...]]] = {
-    TrainConfig: {
-        "rows": ("--batch-size",),
-        "window": ("--unroll", "--seq-len"),
-        "heldout": ("--eval-data",),
-        "accumulate": ("--grad-accum",),
-    },
-    HeadConfig: {"samples": ("--num-negatives",)},
-    OptimizerConfig: {"gradient_norm": ("--max-grad-norm",)},
-}
-"""Other names of flags, which people know from other programs."""
-
-# Tyro reads them with the types, and configurations are to load without tyro.
-for _kind, _fields in ALIASES.items():
-    for _name, _aliases in _fields.items():
-        _type = get_type_hints(_kind, include_extras=True)[_name]
-        _kind.__annotations__[_name] = Annotated[_type, arg(aliases=_aliases)]
-
-
-@dataclass(frozen=True)
-class RecipeArguments(TrainConfig):
-    """What commands about a run that is to be share."""
-
-    start_from: Annotated[
-        Literal["mini", "small", "medium", "original"], arg(name="preset")
-    ] = "mini"
-    """Model size and training recipe to start from; other flags change single
-    settings."""
-    config: Path | None = None
-    """File with the settings to start from: TOML or JSON with fields of TrainConfig
-    (such as the config.json of a run), or Python with a function `config()`."""
-
-
-Recipe = TypeVar("Recipe", bound=RecipeArguments)
-
-
-def train_config(asked: RecipeArguments) -> TrainConfig:
-    """The run that flags describe, without the flags of the command."""
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    return TrainConfig(**{name: getattr(asked, name) for name in names})
-
-
-def defaults(kind: type[Recipe], found: Typed) -> Recipe:
-    """What flags fall back to: the run that is there, else --config, else --preset."""
-    from elmojax.initialization import read_config
-    from elmojax.training.record import read_record
-    from elmojax.training.remote import bring_run
-
-    for one, other in (("preset", "config"), ("steps", "epochs")):
-        if None not in (getattr(found, one), getattr(found, other)):
-            raise InputError(f"Give --{one} or --{other}, not both.")
-    chosen: dict[str, Any] = {}
-    if found.config is not None:
-        chosen["config"] = found.config
-        base = read_config(found.config)
-    else:
-        chosen["start_from"] = found.preset or "mini"
-        base = TrainConfig.preset(chosen["start_from"])
-        run = found.workdir or base.workdir
-        here = bring_run(run)
-        if found.preset is None and (here / "config.json").exists():
-            base = dataclasses.replace(read_record(here).train, workdir=run)
-    if found.epochs is not None:
-        base = dataclasses.replace(base, steps=None)
-    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
-    return kind(**values, **chosen)
-
-
-@dataclass(frozen=True)
-class Typed:
-    """Flags that say what others fall back on, where they were given."""
-
-    preset: str | None = None
-    config: Path | None = None
-    workdir: Path | None = None
-    data: Path | None = None
-    steps: str | None = None
-    epochs: str | None = None
-
-
-def typed(argv: list[str], command: str = "pretrain") -> Typed:
-    """What was given of these flags: read before all others."""
-    found: Typed
-    alone = {"add_help": False, "return_unknown_args": True}
-    found, _ = _tyro(Typed, command, args=argv, **alone)
-    return _reachable(found)
+def table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """Lines with the cells in columns; those of `right` end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

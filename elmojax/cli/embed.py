@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tqdm import tqdm
+from tyro.conf import arg
 
 from elmojax.arguments import Range
-from elmojax.cli.common import (
-    BUNDLED,
-    BadBytes,
-    Json,
-    Model,
-    Overwrite,
-    Precision,
-    Step,
-    TextFiles,
-    TextFormat,
-    arg,
-    keep_compiled_programs,
-    parse,
-    print_json,
-    remark,
-    say,
-    say_which_model,
-)
+from elmojax.cli import common
 from elmojax.config import MOST_DEPTH, BatchTokens, Count
 from elmojax.errors import InputError
-from elmojax.text.files import Oddities, expand, read_blocks
+from elmojax.text.files import Oddities, read_blocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,107 +23,71 @@ if TYPE_CHECKING:
     from elmojax.embedding.engine import Select
     from elmojax.vectors.jobs import Job
 
-Told: TypeAlias = Callable[[Oddities], None]
 Gammas = Annotated[
     tuple[Annotated[float, Range(-1e30, 1e30)], ...] | None,
     arg(metavar="G [G ...]", help="Weight of each layer, for --layers mix."),
 ]
-OutputLayer = Annotated[
-    Annotated[int, Range(-2, MOST_DEPTH)] | None,
-    arg(
-        metavar="N",
-        help="Layers to write, as ELMoForManyLangs numbers them, instead of --layers: "
-        "-2 all of them, -1 their mean, 0 the token layer, 1 and more that layer of "
-        "the LSTM.",
-    ),
-]
-Pool = Annotated[
-    Literal["mean", "max", "first-last"] | None,
-    arg(
-        metavar="{mean,max,first-last}",
-        help="Write one vector for each line instead of one for each word. first-last "
-        "joins the forward half of the last word and the backward half of the first.",
-    ),
-]
-Compression = Annotated[
-    str | None,
-    arg(
-        metavar="NAME[:LEVEL]",
-        help="Compress the output: HDF5 by gzip (levels 0 to 9) or lzf, which takes "
-        "twice the disk space while it runs, Parquet by zstd, gzip or snappy.",
-    ),
-]
-Only = Annotated[
-    Path | None,
-    arg(
-        metavar="FILE",
-        help="Write the vectors of these words alone, one a line in the file, of the "
-        "lines that hold any; the output says line and position of each.",
-    ),
-]
-Workers = Annotated[
-    Count | None,
-    arg(
-        help="Workers of --engine ray; by default one for each GPU or TPU chip, or one "
-        "for each machine."
-    ),
-]
-Address = Annotated[
-    str | None,
-    arg(
-        metavar="HOST:PORT",
-        help="Address of a running Ray cluster, or auto; by default one is started on "
-        "this machine.",
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(common.TextArguments, common.ModelArguments):
     """Writes vectors of every line of a text.
 
-    --out x.hdf5 or x.h5: one data set a line, key = line number from 0 (of a protein
-    its id), (layers + 1, words, 2 * projection), text as attribute "sentence"; blank
-    lines have no words.
+    With --out x.hdf5 or x.h5 the file has one data set a line. Its shape
+    is (layers + 1, words, 2 * projection), its key the number of the line from 0 (or
+    the id of a protein), and its attribute "sentence" the text. Blank lines have no
+    words.
 
-    --out x.parquet: a directory of part files, of any number of texts (other outputs
-    take one).
+    With --out x.parquet it is a directory of part files, of any number of texts (other
+    outputs take one).
 
-    --out x: a directory with vectors.npy, offsets.npy, sentences.txt and info.json.
+    With --out x it is a directory with vectors.npy, offsets.npy, sentences.txt and
+    info.json.
 
     All devices of this machine take part. A run that was stopped goes on where it was
     when the same command is run again; on the same devices the result is the same to
     the byte.
     """
 
-    model: Model = BUNDLED
     out: Path
     """File or directory to write. It is called OUT.partial until it is complete."""
-    text: TextFiles = ()
-    format: TextFormat = "text"
-    step: Step = None
-    precision: Precision = "float32"
     layers: Literal["all", "top", "mix", "sum"] = "all"
     """Layers to write: all of them, the top one, their sum weighted by the gammas (by
     default those of the model, where it is a module of TF-Hub), or their plain sum, as
     SeqVec has it."""
     gammas: Gammas = None
-    output_layer: OutputLayer = None
+    output_layer: Annotated[
+        Annotated[int, Range(-2, MOST_DEPTH)] | None, arg(metavar="N")
+    ] = None
+    """Layers to write, as ELMoForManyLangs numbers them, instead of --layers: -2 all of
+    them, -1 their mean, 0 the token layer, 1 and more that layer of the LSTM."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Data type of the vectors that are written; sums are float32 always."""
-    pool: Pool = None
-    only: Only = None
-    compression: Compression = None
+    pool: Annotated[
+        Literal["mean", "max", "first-last"] | None,
+        arg(metavar="{mean,max,first-last}"),
+    ] = None
+    """Write one vector for each line instead of one for each word. first-last joins the
+    forward half of the last word and the backward half of the first."""
+    only: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write only the vectors of the words that this file lists, one a line. The output
+    leaves out lines without any, and names line and position of each vector."""
+    compression: Annotated[str | None, arg(metavar="NAME[:LEVEL]")] = None
+    """Compress the output: HDF5 by gzip (levels 0 to 9) or lzf, which takes twice the
+    disk space while it runs, Parquet by zstd, gzip or snappy."""
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
-    errors: BadBytes = "strict"
-    overwrite: Overwrite = False
+    overwrite: common.Overwrite = False
     engine: Literal["local", "ray"] = "local"
     """Run on this machine, or on workers of Ray, each of which takes one text file at a
     time."""
-    workers: Workers = None
-    ray_address: Address = None
-    json: Json = False
+    workers: Count | None = None
+    """Workers of --engine ray; by default one for each GPU or TPU chip, or one for each
+    machine."""
+    ray_address: Annotated[str | None, arg(metavar="HOST:PORT")] = None
+    """Address of a running Ray cluster, or auto; by default one is started on this
+    machine."""
+    json: common.Json = False
 
     def check(self) -> None:
         """`InputError` for flags that do not go together."""
@@ -180,28 +127,22 @@ class Arguments:
 
 def embed(argv: list[str]) -> None:
     """vectors of every line of texts, as HDF5, NumPy arrays or Parquet"""
-    asked = parse(Arguments, "embed", argv)
-    names = sum(asked.text, ())
-    if not names:
-        raise InputError("Give the text to embed: --text FILE [FILE ...].")
+    asked = common.parse(Arguments, "embed", argv)
     asked.check()
-    paths = expand(names)
+    paths = asked.paths("Give the text to embed: --text FILE [FILE ...].")
     only = None if asked.only is None else _targets(asked.only)
-    keep_compiled_programs()
-    if asked.engine == "ray":  # accelerators, if there are any, are for the workers
+    by_ray = asked.engine == "ray"
+    if by_ray:  # accelerators, if there are any, are for the workers
         import jax
 
         jax.config.update("jax_platforms", "cpu")
 
     from elmojax.embedding.engine import local_mesh, whole
-    from elmojax.loading import open_model
     from elmojax.vectors.jobs import Job
 
     started = time.perf_counter()
-    mesh = None if asked.engine == "ray" else local_mesh()
-    say_which_model(asked.model, argv)
-    model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
-    model = model.cast(asked.precision)
+    mesh = None if by_ray else local_mesh()
+    model = asked.open(head=False, sharding=whole(mesh))
     layers, gammas = asked.selection(model.params.config.lstm.layers, model.mix)
     job = Job(
         model.params,
@@ -219,7 +160,9 @@ def embed(argv: list[str]) -> None:
     remarks: list[str] = []
 
     def told(odd: Oddities) -> None:
-        remarks.extend(remark(odd, model.params.config.max_characters, asked.format))
+        remarks.extend(
+            common.remark(odd, model.params.config.max_characters, asked.format)
+        )
 
     def counted(found: Counter[str]) -> None:
         missing = sorted((only or frozenset()) - found.keys())
@@ -228,19 +171,19 @@ def embed(argv: list[str]) -> None:
                 f"Words of {asked.only} that the text lacks: {len(missing):,} "
                 f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})."
             )
-            say(sentence)
+            common.say(sentence)
             remarks.append(sentence)
 
-    if asked.engine == "ray":
-        lines, words = _by_ray(asked, job, paths, told)
-    else:
-        lines, words = _here(asked, job, paths, told, counted)
+    how = {"errors": asked.errors, "overwrite": asked.overwrite, "remark": told}
+    with tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar:
+        if by_ray:
+            lines, words = _by_ray(asked, job, paths, bar, **how)
+        else:
+            lines, words = _here(asked, job, paths, bar, told=counted, **how)
     seconds = time.perf_counter() - started
-    if asked.json:
-        report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
-        print_json({**report, "remarks": remarks})
-    else:
-        print(f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s.")
+    report = {"out": asked.out, "lines": lines, "words": words, "seconds": seconds}
+    text = f"{asked.out}: {lines:,} lines, {words:,} words, {seconds:.1f} s."
+    common.show(asked.json, {**report, "remarks": remarks}, text)
 
 
 def _targets(path: Path) -> frozenset[str]:
@@ -271,60 +214,34 @@ def mix_of(
 
 
 def _here(
-    asked: Arguments,
-    job: Job,
-    paths: list[Path],
-    told: Told,
-    counted: Callable[[Counter[str]], None],
+    asked: Arguments, job: Job, paths: list[Path], bar: tqdm, **how: Any
 ) -> tuple[int, int]:
     from elmojax.vectors.jobs import embed_files
 
     shapes = len(job.embedder().shapes)
-    with tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar:
 
-        def report(done: int, total: int) -> None:
-            if bar.total is None:  # speed and time left are those of this run
-                say(
-                    f"batches of {asked.batch_tokens:,} words and sentences, in at "
-                    f"most {shapes} compiled shapes."
-                )
-                bar.reset(total)
-                bar.initial = bar.n = bar.last_print_n = done
-            bar.update(done - bar.n)
+    def report(done: int, total: int) -> None:
+        if bar.total is None:  # speed and time left are those of this run
+            common.say(
+                f"batches of {asked.batch_tokens:,} words and sentences, in at most "
+                f"{shapes} compiled shapes."
+            )
+            bar.reset(total)
+            bar.initial = bar.n = bar.last_print_n = done
+        bar.update(done - bar.n)
 
-        return embed_files(
-            job,
-            paths,
-            asked.out,
-            errors=asked.errors,
-            overwrite=asked.overwrite,
-            report=report,
-            remark=told,
-            told=counted,
-        )
+    return embed_files(job, paths, asked.out, report=report, **how)
 
 
 def _by_ray(
-    asked: Arguments, job: Job, paths: list[Path], told: Told
+    asked: Arguments, job: Job, paths: list[Path], bar: tqdm, **how: Any
 ) -> tuple[int, int]:
     from elmojax.cluster import embed_files
     from elmojax.vectors.output import open_output
 
     job.embedder()  # refuses flags that do not fit the model
-    with (
-        tqdm(unit="token", unit_scale=True, desc="embed", disable=None) as bar,
-        open_output(asked.out, paths, job.form(), overwrite=asked.overwrite) as output,
-    ):
-        totals = embed_files(
-            job,
-            paths,
-            output,
-            errors=asked.errors,
-            overwrite=asked.overwrite,
-            workers=asked.workers,
-            address=asked.ray_address,
-            report=bar.update,
-            remark=told,
-        )
+    how |= {"workers": asked.workers, "address": asked.ray_address}
+    with open_output(asked.out, paths, job.form(), overwrite=asked.overwrite) as output:
+        totals = embed_files(job, paths, output, report=bar.update, **how)
         output.finish()
     return totals

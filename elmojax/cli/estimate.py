@@ -10,25 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import elmojax
 from elmojax.arguments import Range
-from elmojax.cli.common import (
-    Json,
-    RecipeArguments,
-    Typed,
-    defaults,
-    keep_compiled_programs,
-    parse,
-    print_json,
-    say,
-    train_config,
-    typed,
-)
+from elmojax.cli import common
+from elmojax.cli.pretrain import RecipeArguments, parse_recipe
 from elmojax.config import MeshConfig, TrainConfig, VocabularySize
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from elmojax.estimate.estimate import Estimate, Memory
+    from elmojax.estimate import Estimate, Memory
     from elmojax.training.sizes import TextStatistics
     from elmojax.training.utilization import Chip
 
@@ -36,56 +26,53 @@ if TYPE_CHECKING:
 def page(report: dict[str, Any]) -> str:
     """What `elmojax estimate` found, a line a thing."""
     text, mesh, memory = report["text"], report["mesh"], report["memory_per_device"]
-    positions = report["rows"] * report["window"]
-    shapes = (" x ".join(f"{n:,}" for n in table) for table in report["tables"])
-    tables = " and ".join(shapes)
+    positions, microbatches = report["rows"] * report["window"], report["accumulate"]
+    tables = (" x ".join(f"{n:,}" for n in each) for each in report["tables"])
     count = {name: f"{n / 1e6:.1f} M" for name, n in report["parameters"].items()}
     mega = {name: f"{n / 1e6:,.1f}" for name, n in report["flops_a_token"].items()}
     kind, cutoffs = report["softmax"]["kind"], report["softmax"]["cutoffs"]
-    softmax = f"{kind}, cutoffs {', '.join(map(str, cutoffs))}" if cutoffs else kind
-    microbatches = report["accumulate"]
     split = f" in {microbatches} microbatches" if microbatches > 1 else ""
-    lines = [
-        f"text           {text['source']}: {text['vocabulary']:,} words, "
+    rows = {
+        "text": f"{text['source']}: {text['vocabulary']:,} words, "
         f"{text['positions']:,} positions a pass",
-        f"a step         {report['rows']:,} rows x {report['window']} = {positions:,} "
+        "a step": f"{report['rows']:,} rows x {report['window']} = {positions:,} "
         f"positions{split}, about {report['words_a_step']:,.0f} distinct words",
-        f"mesh           data={mesh['data']} x model={mesh['model']}; tables of words "
-        f"of {tables}",
-        f"softmax        {softmax}",
-        f"parameters     {count['total']}: encoder {count['encoder']}, LSTM "
+        "mesh": f"data={mesh['data']} x model={mesh['model']}; tables of words of "
+        f"{' and '.join(tables)}",
+        "softmax": f"{kind}, cutoffs {', '.join(map(str, cutoffs))}"
+        if cutoffs
+        else kind,
+        "parameters": f"{count['total']}: encoder {count['encoder']}, LSTM "
         f"{count['lstm']}, softmax {count['head']}",
-        f"FLOPs a token  {mega['total']} M: encoder {mega['encoder']}, LSTM "
+        "FLOPs a token": f"{mega['total']} M: encoder {mega['encoder']}, LSTM "
         f"{mega['lstm']}, softmax {mega['softmax']}",
-        f"steps          {report['steps']:,}",
+        "steps": f"{report['steps']:,}",
+    }
+    sizes = {name: size_of(memory[name]) for name in MEMORY}
+    sizes["temporary"] += f"   (gradients {size_of(memory['gradients'])})"
+    lines = [
+        *(f"{name:14} {told}" for name, told in rows.items()),
         "",
         f"Memory a device, by the {report['precision']} program compiled for "
         f"{report['compiled_for']}:",
-        *_memory_lines(memory),
+        *(f"  {name:12} {size:>10}" for name, size in sizes.items()),
         "",
         *_chip_lines(report),
     ]
     return "\n".join(lines)
 
 
-def _memory_lines(memory: dict[str, int]) -> list[str]:
-    names = ("parameters", "optimizer", "carry", "batch", "temporary", "total")
-    lines = [f"  {name:12} {size_of(memory[name]):>10}" for name in names]
-    lines[4] += f"   (gradients {size_of(memory['gradients'])})"
-    return lines
+MEMORY = ("parameters", "optimizer", "carry", "batch", "temporary", "total")
 
 
 def _chip_lines(report: dict[str, Any]) -> list[str]:
     """Floors as a table, and where they come from."""
-    head = ("chip", "memory", "used", "fits", "step", "tokens/s", "hours")
-    rows = [head]
-    for chip in report["chips"]:
+    chips, count = report["chips"], report["mesh"]["data"] * report["mesh"]["model"]
+    rows = [("chip", "memory", "used", "fits", "step", "tokens/s", "hours")]
+    for chip in chips:
         for name, key in (("", "floor"), (", measured", "floor_at_measured_rates")):
-            if key not in chip:
-                continue
-            least = chip[key]
-            rows.append(
-                (
+            if least := chip.get(key):
+                row = (
                     chip["title"] + name,
                     size_of(chip["memory"]),
                     f"{chip['share']:.0%}",
@@ -94,33 +81,26 @@ def _chip_lines(report: dict[str, Any]) -> list[str]:
                     f"{least['tokens_per_second']:,.0f}",
                     f"{least['hours']:,.2f}",
                 )
-            )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    precision = report["chips"][0]["precision"]
-    lines = [f"Least time (a floor, no forecast), {precision}, {_chips(report)}:"]
-    for row in rows:
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
+                rows.append(row)
+    lines = [
+        f"Least time (a floor, no forecast), {chips[0]['precision']}, "
+        f"{count:,} chip{'s' * (count > 1)}:",
+        *(f"  {line}" for line in common.table(rows)),
+    ]
     if report["compiled_for"] == "cpu":
         lines.append(
             "A chip's own program takes other temporary memory, often less; --chip C "
             "compiles it where C's compiler is installed: .[tpu] or .[cuda]."
         )
     if report["chip"] is not None:
-        lines.append(f"Rates: {report['chips'][0]['source']}")
-    if any(
-        c["title"].startswith("NVIDIA") and c["share"] > 0.7 for c in report["chips"]
-    ):
+        lines.append(f"Rates: {chips[0]['source']}")
+    gpus = [chip for chip in chips if chip["title"].startswith("NVIDIA")]
+    if any(chip["share"] > 0.7 for chip in gpus):
         lines.append(
             "JAX takes 75 % of a GPU's memory; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 "
             "gives it more."
         )
     return lines
-
-
-def _chips(report: dict[str, Any]) -> str:
-    count = report["mesh"]["data"] * report["mesh"]["model"]
-    return "1 chip" if count == 1 else f"{count:,} chips"
 
 
 def size_of(count: float) -> str:
@@ -144,54 +124,50 @@ class EstimateArguments(RecipeArguments):
 
     chip: str | None = None
     """Accelerator to estimate for: b200, h200, h100, a100, v5e, v5p, v6e or tpu7x. The
-    step is compiled by its own compiler where that is installed. By default the device
-    of this machine is taken, or all of these."""
+    step is compiled by its own compiler where that is installed. By default it is the
+    device of this machine; where that is none of these, all of them are shown."""
     vocabulary: VocabularySize | None = None
     """Vocabulary size to assume where the text is not at hand."""
     tokens: Annotated[int, Range(1, 10**15)] | None = None
     """Number of words and sentences of a pass to assume where the text is not at
     hand."""
-    json: Json = False
+    json: common.Json = False
 
 
 def estimate(argv: list[str]) -> None:
     """memory, operations and least time of a run before it begins"""
     from elmojax.training.utilization import chip_named
 
-    given = typed(argv, "estimate")
-    default = defaults(EstimateArguments, given)
-    asked = parse(EstimateArguments, "estimate", argv, default=default)
+    asked, given = parse_recipe(EstimateArguments, "estimate", argv)
     chip = None if asked.chip is None else chip_named(asked.chip)
-    report = _report(asked, chip, given)
+    report = _report(asked, chip, given.data is not None)
     if asked.json:
-        print_json(report)
+        common.print_json(report)
         return
     print(page(report))
     if report["warning"]:
-        say(report["warning"])
+        common.say(report["warning"])
 
 
-def _report(
-    asked: EstimateArguments, chip: Chip | None, given: Typed
-) -> dict[str, Any]:
-    """Everything that is printed, as JSON has it."""
+def _report(asked: EstimateArguments, chip: Chip | None, named: bool) -> dict[str, Any]:
+    """Everything that is printed, as JSON has it; whether --data names the text."""
     import jax.numpy as jnp
 
-    from elmojax.estimate.estimate import estimate as estimated
+    from elmojax.estimate import estimate as estimated
     from elmojax.initialization import begun
     from elmojax.training.choices import check_rows, complete, completed, product_dtype
     from elmojax.training.record import checkpoint_steps
     from elmojax.training.utilization import CHIPS, chip_of
 
-    config = train_config(asked)
+    config = asked.train_config()
     mesh, data = _mesh(config.mesh, chip)
     check_rows(config, data)
     fresh = not checkpoint_steps(config.workdir)
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
         config = replace(config, workdir=Path(temporary))
         if fresh:
-            config, _ = begun(config, say)
-        sizes = _statistics(asked, config, given)
+            config, _ = begun(config, common.say)
+        sizes = _statistics(asked, config, named)
         if sizes.corpus is None:
             config = completed(config, sizes.counts)
         else:
@@ -245,7 +221,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     """
     import jax
 
-    from elmojax.estimate.compilers import absent_devices
+    from elmojax.estimate import absent_devices
     from elmojax.training.sharding import make_mesh
 
     most = min(MOST_ALONG_DATA, max(1, MOST_DEVICES // config.model))
@@ -254,7 +230,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
     absent = absent_devices(chip, wanted) if chip is not None else ()
     if absent:
         return make_mesh(MeshConfig(along, config.model), absent), max(config.data, 1)
-    keep_compiled_programs()
+    common.keep_compiled_programs()
     fixed = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if wanted > max(1, jax.config.values["jax_num_cpu_devices"]) and not fixed:
         try:
@@ -271,7 +247,7 @@ def _mesh(config: MeshConfig, chip: Chip | None) -> tuple[Mesh, int]:
 
 
 def _statistics(
-    asked: EstimateArguments, config: TrainConfig, given: Typed
+    asked: EstimateArguments, config: TrainConfig, named: bool
 ) -> TextStatistics:
     """The text of the run: the one that is there, or what is assumed."""
     from elmojax.text.corpus import Corpus
@@ -279,17 +255,17 @@ def _statistics(
     from elmojax.training import sizes
 
     instead = asked.vocabulary is not None or asked.tokens is not None
-    if given.data is not None and instead:
+    if named and instead:
         raise InputError(
             "--vocabulary and --tokens stand for a text that is not at hand; leave "
             "them out, or --data."
         )
     if config.data is not None and not instead:
-        if given.data is not None or config.data.exists():
+        if named or config.data.exists():
             return sizes.statistics_of(Corpus.open(config.data), str(config.data))
-        say(f"{config.data} is not here; its size is assumed.")
+        common.say(f"{config.data} is not here; its size is assumed.")
     size, positions = sizes.BENCHMARK_WORDS, sizes.BENCHMARK_POSITIONS
-    sample = (given.preset or "mini") == "mini" and config.data is None
+    sample = asked.start_from == "mini" and config.data is None
     if sample and asked.vocabulary is None:
         text = sample_corpora(config.workdir)[0]
         found = sizes.statistics_of(text, "the sample text inside the package")
@@ -300,7 +276,7 @@ def _statistics(
 def _on_chip(
     found: Estimate, chip: Chip, precision: str, config: TrainConfig
 ) -> dict[str, Any]:
-    from elmojax.estimate.estimate import fits, least_time
+    from elmojax.estimate import fits, least_time
 
     if config.precision == "auto":
         precision = "bf16"  # which is what it means there
@@ -324,7 +300,7 @@ def _on_chip(
 
 def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None:
     """What to say where a step does not fit, and what would; None where it does."""
-    from elmojax.estimate.estimate import USABLE, fits, largest_rows, least_microbatches
+    from elmojax.estimate import USABLE, fits, largest_rows, least_microbatches
 
     small = [chip for chip in shown if not fits(found.memory, chip)]
     if not small:
@@ -343,7 +319,7 @@ def _warning(found: Estimate, shown: tuple[Chip, ...], again: Any) -> str | None
         f"A step takes {total} a device, and a {chip.title} has "
         f"{size_of(chip.memory)}, of which {USABLE:.0%} can be used: it will not fit."
     )
-    say("A step does not fit; looking for what would.")
+    common.say("A step does not fit; looking for what would.")
 
     def memory(config: TrainConfig) -> Memory:
         return again(config).memory

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tyro.conf import Positional
 
 import elmojax
 from elmojax.atomic import check_out
-from elmojax.cli.common import (
-    Json,
-    Model,
-    Overwrite,
-    Precision,
-    Step,
-    parse,
-    print_json,
-)
+from elmojax.cli import common
 
 
-@dataclass(frozen=True)
-class ExportArguments:
-    """Writes one file with all that JAX needs to embed without elmojax: the programs
-    `embed` and `layers` as StableHLO (any batch and length; CPU, CUDA and TPU), the
-    weights, their hash, and the configuration."""
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments(common.ModelArguments):
+    """Writes one file with all that JAX needs to embed without elmojax: the
+    programs `embed` and `layers` as StableHLO (any batch and length; CPU, CUDA and
+    TPU), the weights, their hash, and the configuration."""
 
-    model: Model
+    model: Positional[common.Model] = field()
     out: Path
     """File to write."""
-    step: Step = None
-    precision: Precision = "float32"
-    overwrite: Overwrite = False
-    json: Json = False
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def export(argv: list[str]) -> None:
     """a model as one file that runs with JAX alone (StableHLO)"""
     from elmojax.embedding.export import write_export
-    from elmojax.loading import open_model
 
-    asked = parse(ExportArguments, "export", argv)
+    asked = common.parse(ExportArguments, "export", argv)
     check_out(asked.out, asked.overwrite)
-    model = open_model(asked.model, asked.step, head=False).cast(asked.precision)
+    model = asked.open(head=False)
     record = write_export(
         model.params,
         asked.out,
@@ -50,12 +41,11 @@ def export(argv: list[str]) -> None:
         asked.overwrite,
     )
     size = asked.out.stat().st_size
-    if asked.json:
-        print_json({"out": asked.out, "bytes": size, **record})
-        return
     count = sum(math.prod(about["shape"]) for about in record["weights"].values())
-    print(
+    common.show(
+        asked.json,
+        {"out": asked.out, "bytes": size, **record},
         f"{asked.out}: {' and '.join(record['programs'])} for "
         f"{', '.join(record['platforms'])}; {count:,} weights, {size / 1e6:,.1f} MB; "
-        "experiments/load_exported.py loads it with JAX alone."
+        "experiments/load_exported.py loads it with JAX alone.",
     )

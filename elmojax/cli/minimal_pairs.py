@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
 from tqdm import tqdm
+from tyro.conf import Positional, arg
 
 from elmojax.atomic import check_out, replaced
-from elmojax.cli.common import (
-    Json,
-    Model,
-    Overwrite,
-    Precision,
-    Step,
-    arg,
-    keep_compiled_programs,
-    parse,
-    print_json,
-    say,
-)
+from elmojax.cli import common
 from elmojax.errors import InputError
 from elmojax.text.pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
 
@@ -34,8 +23,8 @@ COLUMNS = ("pairs", "unknown", "forward", "backward", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MinimalPairsArguments:
-    """How often a model finds the good sentence of a pair more probable than the bad.
+class MinimalPairsArguments(common.ModelArguments):
+    """Counts how often a model finds the good sentence of a pair the more probable one.
 
     Accuracy in percent, over all pairs and by phenomenon: forward, backward, and by the
     sum of both log-probabilities. Sentences are scored for themselves, with their ends,
@@ -43,17 +32,11 @@ class MinimalPairsArguments:
     counts the pairs with a word outside the vocabulary, which is scored as <UNK>.
     """
 
-    model: Model
-    files: Annotated[
-        tuple[str, ...],
-        tyro.conf.Positional,
-        arg(
-            metavar="FILE [FILE ...]",
-            help="JSON lines with sentence_good and sentence_bad, as BLiMP has them: "
-            "files, quoted globs, or a directory of *.jsonl. Or two texts, the first "
-            "of good and the second of bad sentences, line by line.",
-        ),
-    ] = ()
+    model: Positional[common.Model] = field()
+    files: Positional[Annotated[tuple[str, ...], arg(metavar="FILE [FILE ...]")]] = ()
+    """JSON lines with sentence_good and sentence_bad, as BLiMP has them: files, quoted
+    globs, or a directory of *.jsonl. Or two texts, the first of good and the second of
+    bad sentences, line by line."""
     split: Split | None = None
     """How sentences become words. blanks: at blanks only (the default for two texts).
     marks: punctuation is set apart, too, and what follows an apostrophe (don 't), as
@@ -61,19 +44,16 @@ class MinimalPairsArguments:
     for n't (do n't), as in the Penn Treebank and the One Billion Word Benchmark."""
     out: Path | None = None
     """File to write the log-probabilities of every pair to, as JSON lines."""
-    overwrite: Overwrite = False
-    step: Step = None
-    precision: Precision = "float32"
-    json: Json = False
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def minimal_pairs(argv: list[str]) -> None:
     """accuracy on minimal pairs (BLiMP), by phenomenon"""
     from elmojax.embedding.engine import local_mesh
-    from elmojax.loading import open_model
     from elmojax.training.minimal_pairs import accuracies, judge
 
-    asked = parse(MinimalPairsArguments, "minimal-pairs", argv)
+    asked = common.parse(MinimalPairsArguments, "minimal-pairs", argv)
     if not asked.files:
         raise InputError(
             "Give MODEL and a file of pairs: `elmojax minimal-pairs MODEL FILE`."
@@ -81,8 +61,7 @@ def minimal_pairs(argv: list[str]) -> None:
     if asked.out is not None:
         check_out(asked.out, asked.overwrite)
     pairs = read_pairs(asked.files, asked.split)
-    keep_compiled_programs()
-    model = open_model(asked.model, asked.step).cast(asked.precision)
+    model = asked.open()
     scorer = model.scorer(local_mesh())
     tokens = sum(len(pair.good) + len(pair.bad) + 2 for pair in pairs)
     with tqdm(total=tokens, unit="token", desc="minimal-pairs", disable=None) as bar:
@@ -90,32 +69,17 @@ def minimal_pairs(argv: list[str]) -> None:
     if asked.out is not None:
         _write(asked.out, pairs, judged)
     report = accuracies(pairs, judged)
-    if asked.json:
-        print_json(report)
-        return
-    _print_table(report)
-    ties = {way: report[f"{way}_ties"] for way in COLUMNS[2:]}
-    if any(ties.values()):
-        counts = ", ".join(f"{way} {count:,}" for way, count in ties.items())
-        say(f"pairs that are equally probable, which count as wrong: {counts}.")
-
-
-def _print_table(report: dict[str, Any]) -> None:
     rows = [("", "", *COLUMNS), ("all", "", *_cells(report))]
     for group in GROUPS:
-        rows += [
-            (group, name, *_cells(found))
-            for name, found in report.get(group, {}).items()
-        ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        names = [
-            f"{cell:{width}}" for cell, width in zip(row[:2], widths, strict=False)
-        ]
-        numbers = [
-            f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True)
-        ]
-        print(*names, *numbers, sep="  ")
+        found = report.get(group, {}).items()
+        rows += [(group, name, *_cells(of)) for name, of in found]
+    common.show(
+        asked.json, report, "\n".join(common.table(rows, range(2, len(rows[0]))))
+    )
+    ties = {way: report[f"{way}_ties"] for way in COLUMNS[2:]}
+    if any(ties.values()) and not asked.json:
+        counts = ", ".join(f"{way} {count:,}" for way, count in ties.items())
+        common.say(f"pairs that are equally probable, which count as wrong: {counts}.")
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

@@ -6,16 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tyro.conf import Positional
+
 import elmojax
-from elmojax.cli.common import (
-    BadBytes,
-    Json,
-    Model,
-    TextFormat,
-    parse,
-    print_json,
-    remark,
-)
+from elmojax.cli import common
 from elmojax.cloud import address, written
 from elmojax.config import CountOrZero
 from elmojax.errors import InputError
@@ -27,7 +21,7 @@ class ConvertArguments:
     """Writes a run directory as options.json + weights.hdf5 (+ softmax.hdf5), which
     AllenNLP and bilm-tf load, and any other model as a run directory (Orbax)."""
 
-    model: Model
+    model: Positional[common.Model]
     out: Path
     """Directory to write; it may be on gs:// or s3://."""
     step: CountOrZero | None = None
@@ -35,7 +29,7 @@ class ConvertArguments:
     dtype: Literal["float32", "float16"] = "float32"
     """Data type of the numbers in HDF5 files. float16 takes half the space and keeps
     three digits."""
-    json: Json = False
+    json: common.Json = False
 
 
 def convert(argv: list[str]) -> None:
@@ -43,16 +37,14 @@ def convert(argv: list[str]) -> None:
     from elmojax.loading import open_model
     from elmojax.saving import convert as write
 
-    asked = parse(ConvertArguments, "convert", argv, addresses=("out",))
+    asked = common.parse(ConvertArguments, "convert", argv, addresses=("out",))
     model = open_model(asked.model, asked.step)
     with written(asked.out, lambda name: True, new=True) as out:
         kind = write(model, out, elmojax.__version__, asked.dtype)
         files = sorted(path.name for path in out.iterdir())
     named = address(asked.out) or asked.out
-    if asked.json:
-        print_json({"out": named, "format": kind, "files": files})
-    else:
-        print(f"{named} ({kind}): {', '.join(files)}.")
+    report = {"out": named, "format": kind, "files": files}
+    common.show(asked.json, report, f"{named} ({kind}): {', '.join(files)}.")
 
 
 @dataclass(frozen=True)
@@ -60,19 +52,19 @@ class VerifyArguments:
     """Lists every array of a model and what is wrong with it; exit status 2 if
     anything is. With --against, compares vectors that another program computed."""
 
-    model: Model
+    model: Positional[common.Model]
     against: Path | None = None
     """HDF5 file of vectors to compare with, in bilm-tf's layout: data set i belongs to
     line i."""
     text: Path | None = None
     """Text of the vectors to compare with, one tokenised sentence a line, its words set
     apart by spaces or tabs."""
-    format: TextFormat = "text"
+    format: common.TextFormat = "text"
     carry: bool = True
     """Carry the LSTM state from line to line, as bilm-tf does when it writes
     vectors."""
-    errors: BadBytes = "strict"
-    json: Json = False
+    errors: common.BadBytes = "strict"
+    json: common.Json = False
 
 
 def verify(argv: list[str]) -> None:
@@ -81,14 +73,15 @@ def verify(argv: list[str]) -> None:
     from elmojax.loading import open_model
     from elmojax.loading import verify as check
 
-    asked = parse(VerifyArguments, "verify", argv)
+    asked = common.parse(VerifyArguments, "verify", argv)
     if (asked.against is None) != (asked.text is None):
         raise InputError("--against FILE and --text FILE go together; give both.")
     arrays, notes = check(asked.model)
     bad = sum(array.state != "ok" for array in arrays)
     report: dict[str, Any] = {"arrays": [array._asdict() for array in arrays]}
     report |= {"notes": notes, "wrong": bad}
-    lines = [
+    lines = [f"{'array':60} {'expected':>20} {'found':>20} state"]
+    lines += [
         f"{array.name:60} {array.wanted or '-'!s:>20} {array.found or '-'!s:>20} "
         f"{array.state}"
         for array in arrays
@@ -97,7 +90,7 @@ def verify(argv: list[str]) -> None:
         model = open_model(asked.model, head=False)
         columns = model.params.config.max_characters
         text = read_text(asked.text, asked.errors, columns, asked.format)
-        report["remarks"] = remark(text.odd, columns, asked.format)
+        report["remarks"] = common.remark(text.odd, columns, asked.format)
         found = compare_embeddings(
             model.params, text.sentences(), asked.against, asked.carry, model.vocabulary
         )
@@ -107,11 +100,7 @@ def verify(argv: list[str]) -> None:
             f"{layer.sentence}, word {layer.word}"
             for layer in found
         ]
-    if asked.json:
-        print_json(report)
-    else:
-        header = f"{'array':60} {'expected':>20} {'found':>20} state"
-        print("\n".join([header, *lines, *notes]))
+    common.show(asked.json, report, "\n".join([*lines, *notes]))
     if bad:
         raise InputError(
             f"{asked.model}: {bad} of {len(arrays)} arrays are not as they should be; "

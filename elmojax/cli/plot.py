@@ -8,35 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import tyro
+from tyro.conf import Positional, arg
 
 from elmojax.arguments import shown
-from elmojax.cli.common import Json, Overwrite, arg, names_of, parse, print_json
-from elmojax.cli.uses import UsesArguments, find
+from elmojax.cli import common
+from elmojax.cli.similar import UsesArguments
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Out = Annotated[
-    Path,
-    arg(metavar="OUT.png|OUT.svg", help="Picture to write, PNG or SVG by its ending."),
-]
-Runs = Annotated[
-    tuple[Path, ...],
-    tyro.conf.Positional,
-    arg(metavar="RUN [RUN ...]", help="Run directories of `elmojax pretrain`."),
-]
-Files = Annotated[
-    tuple[Path, ...],
-    tyro.conf.Positional,
-    arg(
-        metavar="FILE [FILE ...]",
-        help='JSON files, each an object {"task": NAME, "mix": {PLACE: [WEIGHT of '
-        "layer 0, of layer 1, ...]}}, as the commands of experiments/tasks write. "
-        "Files of the same task are averaged.",
-    ),
-]
 NEAR = 8
 """Words that are drawn beside the static vector."""
 WIDTH = 32
@@ -47,9 +28,23 @@ WIDTH = 32
 class PictureArguments:
     """What every picture is asked."""
 
-    out: Out
-    overwrite: Overwrite = False
-    json: Json = False
+    out: Annotated[Path, arg(metavar="OUT.png|OUT.svg")]
+    """Picture to write, PNG or SVG by its ending."""
+    overwrite: common.Overwrite = False
+    json: common.Json = False
+
+    def check(self) -> None:
+        """`InputError` where no picture can be drawn, or not there."""
+        from elmojax.plots import check_picture
+
+        check_picture(self.out, self.overwrite)
+
+    def write(self, figure: Figure, report: dict[str, Any], what: str) -> None:
+        """The picture, and what is told of it."""
+        from elmojax.plots import save
+
+        save(figure, self.out)
+        common.show(self.json, {"out": self.out, **report}, f"{self.out}: {what}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +65,18 @@ class SensesArguments(PictureArguments, UsesArguments):
 class RunArguments(PictureArguments):
     """Draws the losses and held-out perplexities of pretraining runs, by the step."""
 
-    runs: Runs
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]")]]
+    """Run directories of `elmojax pretrain`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixArguments(PictureArguments):
     """Draws the weights that tasks give to the layers of a model."""
 
-    files: Files
+    files: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")]]
+    """JSON files, each an object {"task": NAME, "mix": {PLACE: [WEIGHT of layer 0, of
+    layer 1, ...]}}, as the commands of experiments/tasks write. Files of the same task
+    are averaged."""
 
 
 def plot(argv: list[str]) -> None:
@@ -88,31 +87,26 @@ def plot(argv: list[str]) -> None:
         print("\n".join(lines))
         return
     if not argv or argv[0] not in KINDS:
-        what = f"there is no {shown(argv[0])} to plot" if argv else "say what to plot"
-        raise InputError(
-            f"{what[0].upper()}{what[1:]}: elmojax plot senses, run or mix."
-        )
+        what = f"There is no {shown(argv[0])} to plot" if argv else "Say what to plot"
+        raise InputError(f"{what}: elmojax plot senses, run or mix.")
     KINDS[argv[0]](argv[1:])
 
 
 def plot_senses(argv: list[str]) -> None:
     """the uses of a word in context, against its vector without context"""
-    from elmojax.plots.pictures import check_picture
-    from elmojax.plots.senses import (
-        Cloud,
-        draw_senses,
+    asked = common.parse(SensesArguments, "plot senses", argv)
+    asked.check()
+
+    from elmojax.embedding.neighbours import nearest, use_vectors, word_vectors
+    from elmojax.embedding.projection import (
         principal_components,
         project,
         require_method,
     )
-
-    asked: SensesArguments = parse(SensesArguments, "plot senses", argv)
-    check_picture(asked.out, asked.overwrite)
-
-    from elmojax.embedding.neighbours import nearest, use_vectors, word_vectors
+    from elmojax.plots import draw_senses
 
     require_method(asked.method)
-    found = find(asked)
+    found = asked.find()
     vectors = use_vectors(found.embedder, found.uses, asked.layer)
     near: list[str] = []
     static = vectors.static
@@ -122,41 +116,30 @@ def plot_senses(argv: list[str]) -> None:
         near = [found.others[index] for index in close]
         static = np.concatenate([static, of_words[close]])
     context = project(vectors.context, asked.method)
-    flat = principal_components(static).points
-    labels = [use.snippet(WIDTH) for use in found.uses]
-    texts = np.array([use.text for use in found.uses])
-
-    def clouds(points: np.ndarray) -> list[Cloud]:
-        return [
-            Cloud(
-                found.names[text],
-                points[: len(texts)][texts == text],
-                [label for label, of in zip(labels, texts, strict=True) if of == text],
-            )
-            for text in sorted(set(texts.tolist()))
-        ]
-
     figure = draw_senses(
         asked.word,
-        clouds(context.points),
+        [use.snippet(WIDTH) for use in found.uses],
+        np.array([use.text for use in found.uses]),
+        found.names,
+        context.points,
         context.axes,
-        clouds(flat),
-        Cloud("grey: the words nearest to it", flat[len(texts) :], near),
+        principal_components(static).points,
+        near,
         found.layer(asked.layer),
     )
-    report = {"uses": len(found.uses), "texts": found.paths, "method": asked.method}
-    _write(figure, asked, {**report, "remarks": found.remarks}, f"{len(texts):,} uses")
+    count = len(found.uses)
+    report = {"uses": count, "texts": found.paths, "method": asked.method}
+    asked.write(figure, {**report, "remarks": found.remarks}, f"{count:,} uses")
 
 
 def plot_run(argv: list[str]) -> None:
     """losses and held-out perplexities of one or several runs"""
-    from elmojax.plots.pictures import check_picture
-    from elmojax.plots.runs import draw_runs
+    from elmojax.plots import draw_runs
     from elmojax.training.metrics import read_metrics
     from elmojax.training.record import read_record
 
-    asked: RunArguments = parse(RunArguments, "plot run", argv)
-    check_picture(asked.out, asked.overwrite)
+    asked = common.parse(RunArguments, "plot run", argv)
+    asked.check()
     for run in asked.runs:
         read_record(run)
     each = [read_metrics(run / "metrics.jsonl") for run in asked.runs]
@@ -166,32 +149,18 @@ def plot_run(argv: list[str]) -> None:
                 f"{run} has no numbers yet in metrics.jsonl; plot it when it has "
                 "trained some steps."
             )
-    names = names_of(asked.runs)
-    figure = draw_runs(dict(zip(names, each, strict=True)))
-    _write(figure, asked, {"runs": asked.runs}, f"{len(each)} run(s)")
+    figure = draw_runs(dict(zip(common.names_of(asked.runs), each, strict=True)))
+    asked.write(figure, {"runs": asked.runs}, f"{len(each)} run(s)")
 
 
 def plot_mix(argv: list[str]) -> None:
     """weights that tasks give to the layers"""
-    from elmojax.plots.mixes import draw_mixes, read_mixes
-    from elmojax.plots.pictures import check_picture
+    from elmojax.plots import draw_mixes, read_mixes
 
-    asked: MixArguments = parse(MixArguments, "plot mix", argv)
-    check_picture(asked.out, asked.overwrite)
+    asked = common.parse(MixArguments, "plot mix", argv)
+    asked.check()
     mixes = read_mixes(asked.files)
-    _write(draw_mixes(mixes), asked, {"mixes": mixes}, f"{len(mixes)} mix(es)")
-
-
-def _write(
-    figure: Figure, asked: PictureArguments, report: dict[str, Any], what: str
-) -> None:
-    from elmojax.plots.pictures import save
-
-    save(figure, asked.out)
-    if asked.json:
-        print_json({"out": asked.out, **report})
-    else:
-        print(f"{asked.out}: {what}.")
+    asked.write(draw_mixes(mixes), {"mixes": mixes}, f"{len(mixes)} mix(es)")
 
 
 KINDS: dict[str, Callable[[list[str]], None]] = {

@@ -6,20 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from tqdm import tqdm
+from tyro.conf import UseAppendAction, arg
 
-from elmojax.cli.common import (
-    BadBytes,
-    Json,
-    Overwrite,
-    TextFiles,
-    TextFormat,
-    arg,
-    parse,
-    print_json,
-    remark,
-)
+from elmojax.cli import common
 from elmojax.cloud import address, written
 from elmojax.config import PRESETS, Columns, Count, TrainConfig, VocabularySize
 from elmojax.errors import InputError
@@ -28,26 +18,13 @@ from elmojax.text.corpus import PARTS, SUMMARY, Corpus
 from elmojax.text.files import Oddities
 from elmojax.training.choices import automatic_cutoffs
 
-About = Annotated[
-    tuple[str, ...],
-    tyro.conf.UseAppendAction,
-    arg(
-        metavar="SENTENCE",
-        help_behavior_hint="(may be repeated)",
-        help="Where the text comes from and under which licence; the card of a model "
-        "that is trained on it says so.",
-    ),
-]
 
-
-@dataclass(frozen=True)
-class PrepareArguments:
+@dataclass(frozen=True, kw_only=True)
+class PrepareArguments(common.TextArguments):
     """Turns text into a vocabulary and arrays of word ids."""
 
     out: Path
     """Directory to write; it may be on gs:// or s3://."""
-    text: TextFiles = ()
-    format: TextFormat = "text"
     tfds: str | None = None
     """TensorFlow data set to read instead of files, for example lm1b (in array_record
     format)."""
@@ -63,18 +40,23 @@ class PrepareArguments:
     """Keep at most this many words in the vocabulary, `<S> </S> <UNK>` included."""
     min_count: Count = 1
     """Leave words with fewer occurrences out of the vocabulary."""
-    errors: BadBytes = "strict"
     max_characters: Columns = 50
     """Character columns of a word. Words of more than max_characters - 2 bytes count as
     truncated."""
-    about: About = ()
-    overwrite: Overwrite = False
-    json: Json = False
+    about: Annotated[
+        tuple[str, ...],
+        UseAppendAction,
+        arg(metavar="SENTENCE", help_behavior_hint="(may be repeated)"),
+    ] = ()
+    """Where the text comes from and under which licence; the card of a model that is
+    trained on it says so."""
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def prepare(argv: list[str]) -> None:
     """text -> vocabulary and arrays of word ids"""
-    asked = parse(PrepareArguments, "prepare", argv, addresses=("out",))
+    asked = common.parse(PrepareArguments, "prepare", argv, addresses=("out",))
     tfds = None
     if asked.tfds is not None:
         of_set = (asked.tfds, asked.split, asked.data_dir, asked.feature)
@@ -104,29 +86,30 @@ def prepare(argv: list[str]) -> None:
             progress=progress,
         )
     cutoffs = preset_cutoffs(out)
-    remarks = remark(Oddities(**report["odd"]), asked.max_characters, asked.format)
-    if asked.json:
-        print_json({**report, "cutoffs": cutoffs, "remarks": remarks})
-        return
-    print(
+    remarks = common.remark(
+        Oddities(**report["odd"]), asked.max_characters, asked.format
+    )
+    lines = [
         f"{named} ({report['status']}): {report['tokens']:,} words in "
         f"{report['sentences']:,} sentences, {report['types']:,} types; vocabulary of "
         f"{report['vocabulary']:,}, {report['oov_rate']:.2%} out of vocabulary; "
-        f"{report['truncated_words']:,} truncated words.\n"
+        f"{report['truncated_words']:,} truncated words.",
         f"Skipped {report['blank_lines']:,} blank lines; undecodable bytes replaced in "
         f"{report['replaced_lines']:,} lines. {report['seconds']:.1f} s, "
-        f"{report['words_per_second']:,.0f} words/s."
-    )
+        f"{report['words_per_second']:,.0f} words/s.",
+    ]
     if cutoffs is None:
-        print(
+        lines.append(
             "The vocabulary is not sorted by how often its words occur in this text: "
             "good for evaluation, not for training with an adaptive softmax."
         )
-        return
-    print("Cutoffs of the adaptive softmax, if none are given:")
-    for preset, ranks in cutoffs.items():
-        listed = " ".join(map(str, ranks)) or "none, so few words need no clusters"
-        print(f"  {preset:9} {listed}")
+    else:
+        lines.append("Cutoffs of the adaptive softmax, if none are given:")
+        for preset, ranks in cutoffs.items():
+            listed = " ".join(map(str, ranks)) or "none, so few words need no clusters"
+            lines.append(f"  {preset:9} {listed}")
+    more = {"cutoffs": cutoffs, "remarks": remarks}
+    common.show(asked.json, {**report, **more}, "\n".join(lines))
 
 
 def preset_cutoffs(directory: Path) -> dict[str, tuple[int, ...]] | None:

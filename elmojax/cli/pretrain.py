@@ -1,4 +1,4 @@
-"""`elmojax pretrain`."""
+"""`elmojax pretrain`, and flags about a run that other commands have too."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
-import tyro
 from tqdm import tqdm
+from tyro.conf import UseAppendAction, arg
 
-from elmojax.cli.common import (
-    Json,
-    RecipeArguments,
-    defaults,
-    keep_compiled_programs,
-    parse,
-    print_json,
-    say,
-    train_config,
-    typed,
-)
+from elmojax.cli import common
 from elmojax.cloud import address, copy_of, origin
-from elmojax.config import CharCnnConfig, Count, CountOrZero
+from elmojax.config import (
+    CharCnnConfig,
+    Count,
+    CountOrZero,
+    HeadConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from elmojax.errors import InputError
 from elmojax.training.metrics import Tracker, readable
 from elmojax.training.trackers import TrackerName, make_tracker
@@ -35,12 +33,90 @@ if TYPE_CHECKING:
     from elmojax.training.distributed import Stop
     from elmojax.training.loop import Result
 
+# Other names of flags, which people know from other programs. Tyro reads them with the
+# types, and configurations are to load without tyro.
+for _kind, _name, *_aliases in (
+    (TrainConfig, "rows", "--batch-size"),
+    (TrainConfig, "window", "--unroll", "--seq-len"),
+    (TrainConfig, "heldout", "--eval-data"),
+    (TrainConfig, "accumulate", "--grad-accum"),
+    (HeadConfig, "samples", "--num-negatives"),
+    (OptimizerConfig, "gradient_norm", "--max-grad-norm"),
+):
+    _type = get_type_hints(_kind, include_extras=True)[_name]
+    _kind.__annotations__[_name] = Annotated[_type, arg(aliases=_aliases)]
+
+
+@dataclass(frozen=True)
+class RecipeArguments(TrainConfig):
+    """A run that is to be, as flags describe it."""
+
+    start_from: Annotated[
+        Literal["mini", "small", "medium", "original"], arg(name="preset")
+    ] = "mini"
+    """Model size and training recipe to start from; other flags change single
+    settings."""
+    config: Path | None = None
+    """File with the settings to start from: TOML or JSON with fields of TrainConfig
+    (such as the config.json of a run), or Python with a function `config()`."""
+
+    def train_config(self) -> TrainConfig:
+        """The run, without the flags of the command."""
+        names = [field.name for field in dataclasses.fields(TrainConfig)]
+        return TrainConfig(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Typed:
+    """Flags that say what others fall back on, where they were given."""
+
+    preset: str | None = None
+    config: Path | None = None
+    workdir: Path | None = None
+    data: Path | None = None
+    steps: str | None = None
+    epochs: str | None = None
+
+
+Recipe = TypeVar("Recipe", bound=RecipeArguments)
+
+
+def parse_recipe(
+    kind: type[Recipe], command: str, argv: list[str]
+) -> tuple[Recipe, Typed]:
+    """Flags about a run: what is not given is as in the run that is there, else as in
+    --config, else as in --preset."""
+    from elmojax.initialization import read_config
+    from elmojax.training.record import read_record
+    from elmojax.training.remote import bring_run
+
+    alone = {"add_help": False, "return_unknown_args": True}
+    given: Typed = common.run_tyro(Typed, command, args=argv, **alone)[0]
+    common.check_places(given)
+    for one, other in (("preset", "config"), ("steps", "epochs")):
+        if None not in (getattr(given, one), getattr(given, other)):
+            raise InputError(f"Give --{one} or --{other}, not both.")
+    preset = given.preset or "mini"
+    if given.config is not None:
+        base = read_config(given.config)
+    else:
+        base = TrainConfig.preset(preset)
+        run = given.workdir or base.workdir
+        here = bring_run(run)
+        if given.preset is None and (here / "config.json").exists():
+            base = dataclasses.replace(read_record(here).train, workdir=run)
+    if given.epochs is not None:
+        base = dataclasses.replace(base, steps=None)
+    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
+    chosen: dict[str, Any] = {"start_from": preset, "config": given.config}
+    return common.parse(kind, command, argv, default=kind(**values, **chosen)), given
+
 
 @dataclass(frozen=True)
 class PretrainArguments(RecipeArguments):
     """Trains a biLM, or goes on with the run in --workdir as it was started."""
 
-    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    distributed: common.Switch = False
     """Join the other processes of a run on several hosts, all of which see the same
     directories. Slurm, GKE, Cloud TPU and Open MPI are recognised."""
     coordinator: str | None = None
@@ -49,15 +125,15 @@ class PretrainArguments(RecipeArguments):
     """Number of this process, from 0."""
     process_count: Count | None = None
     """Number of processes of the run."""
-    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    tensorboard: common.Switch = False
     """The same as `--tracker tensorboard`."""
-    tracker: Annotated[tuple[TrackerName, ...], tyro.conf.UseAppendAction] = ()
-    """Tell the numbers to another program, too: `tensorboard` (events in the run
+    tracker: Annotated[tuple[TrackerName, ...], UseAppendAction] = ()
+    """Send the metrics to another program, too: `tensorboard` (events in the run
     directory), `wandb` (Weights & Biases) or `trackio`. May be repeated. A tracker that
-    fails is said and left out; the run goes on."""
-    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    fails is reported and left out; the run goes on."""
+    profile: common.Switch = False
     """Write a profiler trace of ten steps into the run directory, too."""
-    json: Json = False
+    json: common.Json = False
 
 
 def pretrain(argv: list[str]) -> None:
@@ -68,12 +144,7 @@ def pretrain(argv: list[str]) -> None:
     from elmojax.training.record import checkpoint_steps
 
     keep_freed_memory()
-    asked = parse(
-        PretrainArguments,
-        "pretrain",
-        argv,
-        default=defaults(PretrainArguments, typed(argv)),
-    )
+    asked, _ = parse_recipe(PretrainArguments, "pretrain", argv)
     shape = [flag for flag in argv if flag.startswith("--model.")]
     if (
         shape
@@ -91,7 +162,7 @@ def pretrain(argv: list[str]) -> None:
         raise InputError(
             "--coordinator, --process-id and --process-count go with --distributed."
         )
-    keep_compiled_programs()
+    common.keep_compiled_programs()
     with Stop() as stop, distributed.failing_together():
         with contextlib.redirect_stdout(sys.stderr):  # what trackers print
             result = _train(asked, stop)
@@ -100,7 +171,7 @@ def pretrain(argv: list[str]) -> None:
     if first and asked.json:
         plot = result.plot and origin(result.plot)
         named = {"run": origin(result.run), "plot": plot}
-        print_json(dataclasses.asdict(result) | named)
+        common.print_json(dataclasses.asdict(result) | named)
     elif first and result.signal is None:
         print(_farewell(result))
     if stop.signal is not None:
@@ -113,18 +184,17 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
     from elmojax.training.distributed import is_first
     from elmojax.training.metrics import Profile
 
-    config = train_config(asked)
-    if asked.config is None:  # `defaults` has brought the run that is there
-        config = dataclasses.replace(config, workdir=copy_of(config.workdir))
-    trackers: list[Any] = [ProgressBar()]
-    names = dict.fromkeys(asked.tracker)
-    if asked.tensorboard:
-        names["tensorboard"] = None
-    for name in names:
-        trackers.append(make_tracker(name, copy_of(config.workdir), say))
+    config = asked.train_config()
+    run = copy_of(config.workdir)
+    if asked.config is None:  # the flags' defaults have brought the run that is there
+        config = dataclasses.replace(config, workdir=run)
+    names: list[TrackerName] = [*asked.tracker]
+    names += ["tensorboard"] * asked.tensorboard
+    told = (make_tracker(name, run, common.say) for name in dict.fromkeys(names))
+    trackers: list[Any] = [ProgressBar(), *told]
     if asked.profile:
-        trackers.append(Profile(copy_of(config.workdir) / "profile"))
-    remark = say if is_first() else (lambda _: None)
+        trackers.append(Profile(run / "profile"))
+    remark = common.say if is_first() else (lambda _: None)
     return pretrain(config, trackers, stop=stop, remark=remark)
 
 
@@ -150,7 +220,7 @@ class ProgressBar(Tracker):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if "heldout_loss" in metrics:
-            say(
+            common.say(
                 f"step {step}: held-out perplexity "
                 f"{readable(metrics['heldout_mean_perplexity'])} (forward "
                 f"{readable(metrics['heldout_forward_perplexity'])}, backward "
@@ -172,10 +242,10 @@ class ProgressBar(Tracker):
         bar.set_postfix_str(status)
         if bar.disable and time.monotonic() - self._said > 15:
             self._said = time.monotonic()
-            say(f"step {step}/{bar.total}: {status}")
+            common.say(f"step {step}/{bar.total}: {status}")
 
     def note(self, text: str) -> None:
-        say(text)
+        common.say(text)
 
     def close(self) -> None:
         if self._bar is not None:

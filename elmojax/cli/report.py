@@ -6,19 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from tyro.conf import Positional, arg
 
 from elmojax.atomic import check_out, replaced
-from elmojax.cli.common import (
-    BadBytes,
-    Json,
-    Overwrite,
-    TextFiles,
-    arg,
-    names_of,
-    parse,
-    print_json,
-)
+from elmojax.cli import common
 from elmojax.text.files import expand
 
 
@@ -28,45 +19,45 @@ class ReportArguments:
     perplexities, where the time went, what its newest checkpoint makes of a few
     sentences, configuration, and its model card.
 
-    The page holds all it needs and loads nothing. The run may still train. With an
-    --out that ends in .md, only the model card is written.
+    The page holds all it needs and loads nothing. The run may still train. Only the
+    model card is written where --out ends in .md.
     """
 
-    run: Annotated[Path, tyro.conf.Positional, arg(metavar="RUN")]
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
     """Run directory of `elmojax pretrain`."""
     out: Path | None = None
     """Page to write; by default report.html in the run directory, which replaces the
     one before."""
-    text: TextFiles = ()
-    """Held-out texts, whose perplexity is measured for the model card."""
-    errors: BadBytes = "strict"
-    overwrite: Overwrite = False
-    json: Json = False
+    text: common.Files = ()
+    """Held-out texts whose perplexity is measured for the model card: files or quoted
+    globs, one tokenised sentence a line."""
+    errors: common.BadBytes = "strict"
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def report(argv: list[str]) -> None:
     """one HTML page about a pretraining run, which needs no network"""
-    asked = parse(ReportArguments, "report", argv)
+    asked = common.parse(ReportArguments, "report", argv)
     paths = expand(sum(asked.text, ()))
     out = asked.out or asked.run / "report.html"
     if asked.out is not None:
         check_out(out, asked.overwrite)
 
-    from elmojax.loading import evaluate_text, open_model
+    from elmojax.loading import evaluate_texts, open_model
     from elmojax.report import make_report
     from elmojax.training.card import model_card
 
     scores = {}
     if paths:
-        model = open_model(asked.run)
-        for name, path in zip(names_of(paths), paths, strict=True):
-            scores[name] = evaluate_text(model, [path], asked.errors)
+        texts = [[path] for path in paths]
+        found = evaluate_texts(open_model(asked.run), texts, asked.errors)
+        scores = dict(zip(common.names_of(paths), found, strict=True))
     make = model_card if out.suffix == ".md" else make_report
     page = make(asked.run, scores)
     with replaced(out) as partial:
         partial.write_text(page, encoding="utf-8")
     size = out.stat().st_size
-    if asked.json:
-        print_json({"out": out, "bytes": size})
-    else:
-        print(f"{out}: {size / 1e3:,.0f} kB.")
+    common.show(
+        asked.json, {"out": out, "bytes": size}, f"{out}: {size / 1e3:,.0f} kB."
+    )

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tqdm import tqdm
+from tyro.conf import Positional, arg
 
-from elmojax.cli.common import Json, arg, names_of, parse, print_json
+from elmojax.cli import common
 from elmojax.errors import InputError
 from elmojax.training.metrics import readable
 
-HEADINGS: tuple[str, ...] = (
-    "run",
-    "state",
-    "step",
-    "saved",
-    "loss",
-    "perplexity",
-    "best",
-    "left",
-)
-
-
+HEADINGS = ("run", "state", "step", "saved", "loss", "perplexity", "best", "left")
 RESULTS = {
     "step": 0,
     "tokens": 0,
@@ -49,19 +37,19 @@ class RunsArguments:
     """
 
     directories: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, arg(metavar="DIR [DIR ...]")
+        tuple[Path, ...], Positional, arg(metavar="DIR [DIR ...]")
     ] = (Path("runs"),)
     """Directories that are runs, or hold runs at any depth."""
-    compare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    compare: common.Switch = False
     """Compare the runs side by side."""
-    json: Json = False
+    json: common.Json = False
 
 
 def runs(argv: list[str]) -> None:
     """list pretraining runs (step, perplexity, state), or compare them"""
     from elmojax.training.runs import describe, find_runs
 
-    asked = parse(RunsArguments, "runs", argv)
+    asked = common.parse(RunsArguments, "runs", argv)
     paths = [run for directory in asked.directories for run in find_runs(directory)]
     paths = list(dict.fromkeys(paths))
     if asked.compare:
@@ -72,13 +60,9 @@ def runs(argv: list[str]) -> None:
             found.append(describe(run))
         except (InputError, OSError) as error:  # it hides no other
             found.append({"run": str(run), "state": "unreadable", "why": str(error)})
-    if asked.json:
-        print_json({"runs": found})
-        return
-    _print_table([HEADINGS, *map(_row, found)])
-    for entry in found:
-        if entry.get("why"):
-            print(f"{entry['run']}: {entry['why']}")
+    lines = common.table([HEADINGS, *map(_row, found)])
+    lines += [f"{run['run']}: {run['why']}" for run in found if run.get("why")]
+    common.show(asked.json, {"runs": found}, "\n".join(lines))
 
 
 def _compare(paths: list[Path], as_json: bool) -> None:
@@ -87,29 +71,23 @@ def _compare(paths: list[Path], as_json: bool) -> None:
     if len(paths) < 2:
         raise InputError(f"{paths[0]} is one run; name others that it is compared to.")
     differ, found = differences(paths), [results(run) for run in paths]
-    if as_json:
-        print_json({"differences": differ, "runs": found})
-        return
-    rows = [("", *names_of(paths))]
-    rows += [(name, *map(_shown, values)) for name, values in differ.items()]
-    rows += [("state", *(run["state"] for run in found))]
+    rows = [
+        ("", *common.names_of(paths)),
+        *((name, *map(_shown, values)) for name, values in differ.items()),
+        ("state", *(run["state"] for run in found)),
+    ]
     rows += [
         (name.replace("_", " "), *(_number(run, name, digits) for run in found))
         for name, digits in RESULTS.items()
     ]
-    _print_table(rows)
+    common.show(
+        as_json, {"differences": differ, "runs": found}, "\n".join(common.table(rows))
+    )
 
 
 def _shown(value: Any) -> str:
     said = "-" if value is None else str(value)
     return said if len(said) <= 40 else f"{said[:18]}...{said[-19:]}"
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
 
 
 def _number(run: dict[str, Any], key: str, digits: int) -> str:

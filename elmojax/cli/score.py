@@ -4,47 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
-from elmojax.cli.common import (
-    BUNDLED,
-    BadBytes,
-    Json,
-    Model,
-    Precision,
-    Step,
-    TextFiles,
-    TextFormat,
-    keep_compiled_programs,
-    parse,
-    remark,
-    say_which_model,
-)
+from elmojax.cli import common
 from elmojax.config import CountOrZero
 from elmojax.errors import InputError
 from elmojax.text.characters import BEGIN, END
-from elmojax.text.files import Oddities, expand, read_text
 from elmojax.text.vocabulary import SPECIALS, UNKNOWN_ID
 
 if TYPE_CHECKING:
     from elmojax.training.score import Best, Score
 
 
-PIECE = 65_536
-"""Values of a line that are written at once."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class ScoreArguments:
-    """Log-probability of every word, given the words before and the words after it.
+class ScoreArguments(common.TextArguments, common.ModelArguments):
+    """Gives the log-probability of every word after the words before it, and before the
+    words after it.
 
     Each line is scored for itself, from the model's initial state. Columns, set apart
     by tabs: line (from 0), position (from 1), word, forward, backward. The row after a
@@ -53,34 +34,28 @@ class ScoreArguments:
     devices of this machine share the work.
     """
 
-    model: Model = BUNDLED
-    text: TextFiles = ()
-    format: TextFormat = "text"
-    errors: BadBytes = "strict"
-    step: Step = None
-    precision: Precision = "float32"
     unit: Literal["nats", "bits"] | None = None
     """Unit of all numbers: natural logarithms (nats, the default) or logarithms to base
     2 (bits, the default of lm-zoo)."""
     direction: Literal["forward", "backward"] | None = None
-    """Only this direction; both by default, and forward for lm-zoo."""
+    """Score in this direction only; by default in both, and forward for lm-zoo."""
     level: Literal["word", "sentence"] = "word"
-    """One row a word, or one row a line with its sums."""
-    entropy: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one row a word, or one row a line with its sums."""
+    entropy: common.Switch = False
     """Add the entropy of the distribution at each position, and the rank of the word
     that is there (1: the most probable one)."""
     top_k: CountOrZero = 0
     """Add so many substitutes of each word: the most probable words after those before
     it, before those after it, and by the product of both."""
-    carry: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """A line begins with the state that each direction ended the line before with, as
+    carry: common.Switch = False
+    """Begin each line with the state that each direction ended the line before with, as
     in training; each file begins anew. The backward direction reads each line from its
     end, and knows of the lines before, not of those after. One device does the work."""
     output_format: Literal["table", "lm-zoo"] = "table"
-    """The table described above, or lm-zoo's: sentence_id and token_id (from 1), token,
-    surprisal (-log2 p); words outside the vocabulary are <UNK>, and the last row of a
-    line is its end, </S> (backward: its beginning, <S>)."""
-    json: Json = False
+    """Print the table described above, or lm-zoo's: sentence_id and token_id (from 1),
+    token, surprisal (-log2 p); words outside the vocabulary are <UNK>, and the last row
+    of a line is its end, </S> (backward: its beginning, <S>)."""
+    json: common.Json = False
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -94,52 +69,44 @@ class ScoreArguments:
         """What natural logarithms are multiplied by."""
         return 1 / math.log(2) if self.unit == "bits" else 1.0
 
-
-def _check(asked: ScoreArguments) -> None:
-    """Raises `InputError` for flags that do not go together."""
-    if asked.output_format == "lm-zoo":
+    def check(self) -> None:
+        """`InputError` for flags that do not go together."""
+        by_sentence = self.level == "sentence"
         others = {
-            "--json": asked.json,
-            "--level sentence": asked.level == "sentence",
-            "--entropy": asked.entropy,
-            "--top-k": asked.top_k,
-            "--unit nats": asked.unit == "nats",
+            "--json": self.json,
+            "--level sentence": by_sentence,
+            "--entropy": self.entropy,
+            "--top-k": self.top_k,
+            "--unit nats": self.unit == "nats",
         }
-        if found := [flag for flag, given in others.items() if given]:
+        found = [flag for flag, given in others.items() if given]
+        if self.output_format == "lm-zoo" and found:
             raise InputError(
                 "--output-format lm-zoo has one surprisal in bits a word and nothing "
                 f"else; leave {found[0]} out."
             )
-    if asked.top_k and asked.level == "sentence":
-        raise InputError(
-            "--top-k gives substitutes of each word; leave --level sentence out."
-        )
+        if self.top_k and by_sentence:
+            raise InputError(
+                "--top-k gives substitutes of each word; leave --level sentence out."
+            )
 
 
 def score(argv: list[str]) -> None:
     """log-probability of every word of a text, forward and backward"""
     from elmojax.embedding.engine import local_mesh
-    from elmojax.loading import open_model
     from elmojax.training.score import Measures
 
-    asked: ScoreArguments = parse(ScoreArguments, "score", argv)
-    _check(asked)
-    files = sum(asked.text, ())
-    if not files:
-        raise InputError("Give a text to score: --text FILE, one sentence a line.")
-    paths = expand(files)
-    keep_compiled_programs()
-    say_which_model(asked.model, argv)
-    model = open_model(asked.model, asked.step).cast(asked.precision)
-    columns, odd = model.params.config.max_characters, Oddities()
+    asked = common.parse(ScoreArguments, "score", argv)
+    asked.check()
+    paths = asked.paths("Give a text to score: --text FILE, one sentence a line.")
+    model = asked.open()
+    columns = model.params.config.max_characters
     # All of it is read before the first line is printed, so what fails prints none.
-    texts = [read_text(path, asked.errors, columns, asked.format) for path in paths]
+    texts, odd = common.read_texts(paths, asked.errors, asked.format, columns)
     scorer = model.scorer(None if asked.carry else local_mesh())
     measures = Measures(asked.entropy, asked.top_k, asked.carry)
     scorer.check(measures)
-    for text in texts:
-        odd.add(text.odd)
-    remarks = remark(odd, columns, asked.format)
+    remarks = common.remark(odd, columns, asked.format)
     tokens = int(sum(text.sizes.sum() + len(text.sizes) for text in texts))
 
     def scores() -> Iterator[Score]:
@@ -198,7 +165,10 @@ def _print_table(asked: ScoreArguments, scores: Iterable[Score]) -> None:
         for n, word in enumerate(chain(marked, [_end(asked)])):
             cells = [_plain(column[n]) for column in columns]
             if n < len(one.words):
-                cells += [_substitutes(asked, one, top, n) for top in tops]
+                best = (_best(asked, one, top, n) for top in tops)
+                cells += [
+                    " ".join(f"{word}={of:.5f}" for word, of in each) for each in best
+                ]
             print(line, n + 1, word, *cells, sep="\t")
         sums = [
             "" if name.endswith("_rank") else _plain(_sum(asked, one, name))
@@ -211,14 +181,10 @@ def _plain(number: Any) -> str:
     return f"{number:.5f}" if isinstance(number, (float, np.floating)) else f"{number}"
 
 
-def _substitutes(asked: ScoreArguments, one: Score, top: str, n: int) -> str:
-    """`word=log-probability`, the most probable first."""
-    return " ".join(f"{word}={of:.5f}" for word, of in _best(asked, one, top, n))
-
-
 def _best(
     asked: ScoreArguments, one: Score, top: str, n: int
 ) -> list[tuple[str, float]]:
+    """Substitutes and their log-probabilities, the most probable first."""
     best: Best = getattr(one.substitutes, top)
     log_probs = best.log_probs[n] * np.float32(asked.scale)
     return [*zip(best.words[n], _rounded(log_probs), strict=True)]
@@ -247,47 +213,39 @@ def _print_lm_zoo(asked: ScoreArguments, scores: Iterable[Score]) -> None:
 def _print_json(
     asked: ScoreArguments, scores: Iterable[Score], remarks: list[str]
 ) -> None:
-    """One object, written piece by piece: the text may be long, and so may a line."""
-    ways, names = asked.directions, _names(asked)
-    summed = [name for name in names if not name.endswith("_rank")]
+    """One object, written line by line: the text may be long."""
+    summed = [name for name in _names(asked) if not name.endswith("_rank")]
     total = {"tokens": 0, **{f"{name}_sum": 0.0 for name in summed}}
     print(f'{{"unit": "{asked.unit or "nats"}", "sentences": [', end="")
     for line, one in enumerate(scores):
-        print(", " if line else "", f'{{"line": {line}', sep="", end="")
-        ends: dict[str, Any] = {}
-        if asked.level == "sentence":
-            ends |= {"words": len(one.words), "unknown": int((~one.known).sum())}
-        else:
-            _print_list("tokens", one.words)
-            unknown = np.flatnonzero(~one.known)
-            _print_list("unknown", unknown, np.ndarray.tolist)
-            for name in names:
-                numbers = _numbers(asked, one, name)
-                _print_list(name, numbers[:-1], _rounded)
-                (ends[f"{name}_end"],) = _rounded(numbers[-1:])
-            for top in _tops(asked):
-                each = partial(_best, asked, one, top)
-                _print_list(f"{top}_top", range(len(one.words)), partial(_all, each))
         sums = {f"{name}_sum": _sum(asked, one, name) for name in summed}
-        print(f", {json.dumps({**ends, **sums})[1:]}", end="")
+        entry = {"line": line, **_entry(asked, one), **sums}
+        print(", " if line else "", json.dumps(entry), sep="", end="")
         total["tokens"] += len(one.forward)
         for name, number in sums.items():
             total[name] += number
-    for way in ways:
+    for way in asked.directions:
         mean = -total[f"{way}_sum"] / asked.scale / total["tokens"]
         total[f"{way}_perplexity"] = math.exp(min(mean, 700.0))
     print(f"], {json.dumps({**total, 'remarks': remarks})[1:]}")
 
 
-def _print_list(
-    name: str, values: Any, plain: Callable[[Any], list[Any]] = list
-) -> None:
-    """One field of an object, its values a few at a time, as `plain` makes them."""
-    print(f', "{name}": [', end="")
-    for start in range(0, len(values), PIECE):
-        piece = json.dumps(plain(values[start : start + PIECE]))
-        print(", " if start else "", piece[1:-1], sep="", end="")
-    print("]", end="")
+def _entry(asked: ScoreArguments, one: Score) -> dict[str, Any]:
+    """A line in JSON, but for its sums."""
+    if asked.level == "sentence":
+        return {"words": len(one.words), "unknown": int((~one.known).sum())}
+    numbers = {name: _rounded(_numbers(asked, one, name)) for name in _names(asked)}
+    places = range(len(one.words))
+    return {
+        "tokens": one.words,
+        "unknown": np.flatnonzero(~one.known).tolist(),
+        **{name: each[:-1] for name, each in numbers.items()},
+        **{
+            f"{top}_top": [_best(asked, one, top, n) for n in places]
+            for top in _tops(asked)
+        },
+        **{f"{name}_end": each[-1] for name, each in numbers.items()},
+    }
 
 
 def _rounded(numbers: np.ndarray) -> list[float]:
@@ -295,7 +253,3 @@ def _rounded(numbers: np.ndarray) -> list[float]:
     if numbers.dtype.kind == "i":
         return list(numbers.tolist())
     return [float(str(number)) for number in numbers]
-
-
-def _all(each: Callable[[int], Any], places: Iterable[int]) -> list[Any]:
-    return [each(place) for place in places]

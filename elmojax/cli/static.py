@@ -10,52 +10,26 @@ from typing import Annotated, Literal
 
 import numpy as np
 from tqdm import tqdm
+from tyro.conf import arg
 
 from elmojax.atomic import check_out
-from elmojax.cli.common import (
-    BUNDLED,
-    BadBytes,
-    Json,
-    Model,
-    Overwrite,
-    Precision,
-    Step,
-    TextFiles,
-    TextFormat,
-    arg,
-    keep_compiled_programs,
-    parse,
-    print_json,
-    remark,
-    say_which_model,
-)
+from elmojax.cli import common
 from elmojax.cli.embed import Gammas, mix_of
 from elmojax.config import BatchTokens, Count
 from elmojax.errors import InputError
-from elmojax.text.files import Oddities, expand, read_text
 from elmojax.text.vocabulary import frequent_words
-
-Out = Annotated[
-    Path,
-    arg(
-        metavar="OUT.vec|OUT.bin",
-        help="File to write: word2vec's text (.vec) or binary (.bin).",
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticArguments:
+class StaticArguments(common.TextArguments, common.ModelArguments):
     """Writes one vector for each word of a text: the mean of its vectors in context.
 
     The file is in word2vec's text or binary format, by falling count, as gensim, spaCy
     and sentence-transformers load it. All devices of this machine take part.
     """
 
-    model: Model = BUNDLED
-    out: Out
-    text: TextFiles = ()
-    format: TextFormat = "text"
+    out: Annotated[Path, arg(metavar="OUT.vec|OUT.bin")]
+    """File to write: word2vec's text (.vec) or binary (.bin)."""
     layers: Literal["top", "mix", "sum"] = "top"
     """Layers of the vectors: the top one, the sum weighted by the gammas (by default
     those of the model, where it is a module of TF-Hub), or the plain sum."""
@@ -66,38 +40,28 @@ class StaticArguments:
     """Write at most this many words, the most frequent ones."""
     batch_tokens: BatchTokens = 32_768
     """Largest number of words and sentences of a batch, which bounds memory."""
-    step: Step = None
-    precision: Precision = "float32"
-    errors: BadBytes = "strict"
-    overwrite: Overwrite = False
-    json: Json = False
+    overwrite: common.Overwrite = False
+    json: common.Json = False
 
 
 def static(argv: list[str]) -> None:
     """one vector for each word of a text, as word2vec text or binary"""
-    asked = parse(StaticArguments, "static", argv)
+    asked = common.parse(StaticArguments, "static", argv)
     if asked.out.suffix.lower() not in (".vec", ".bin"):
         raise InputError(
             f"--out is {asked.out}; end it in .vec, for word2vec's text format, or in "
             ".bin, for its binary one."
         )
-    given = sum(asked.text, ())
-    if not given:
-        raise InputError("Give the text of the words: --text FILE [FILE ...].")
-    paths = expand(given)
+    paths = asked.paths("Give the text of the words: --text FILE [FILE ...].")
     check_out(asked.out, asked.overwrite)
-    keep_compiled_programs()
 
     from elmojax.embedding.embedder import Embedder
     from elmojax.embedding.engine import local_mesh, whole
     from elmojax.embedding.neighbours import mean_vectors
     from elmojax.formats.word_vectors import write_word_vectors
-    from elmojax.loading import open_model
 
-    say_which_model(asked.model, argv)
     mesh = local_mesh()
-    model = open_model(asked.model, asked.step, head=False, sharding=whole(mesh))
-    model = model.cast(asked.precision)
+    model = asked.open(head=False, sharding=whole(mesh))
     top = model.params.config.lstm.layers
     layers, gammas = mix_of(asked.layers, asked.gammas, top, model.mix)
     embedder = Embedder(
@@ -108,13 +72,10 @@ def static(argv: list[str]) -> None:
         gammas=gammas,
         mesh=mesh,
     )
-    columns, odd = model.params.config.max_characters, Oddities()
-    texts = [read_text(path, asked.errors, columns, asked.format) for path in paths]
-    counts: Counter[str] = Counter()
-    for text in texts:
-        odd.add(text.odd)
-        for sentence in text.sentences():
-            counts.update(sentence)
+    columns = model.params.config.max_characters
+    texts, odd = common.read_texts(paths, asked.errors, asked.format, columns)
+    sentences = (sentence for text in texts for sentence in text.sentences())
+    counts = Counter(word for sentence in sentences for word in sentence)
     words = frequent_words(
         list(counts), list(counts.values()), asked.min_count, asked.max_vocabulary
     )
@@ -124,28 +85,27 @@ def static(argv: list[str]) -> None:
             f"No word of {where} occurs {asked.min_count:,} times; lower --min-count, "
             "or give more text."
         )
-    remarks = remark(odd, columns, asked.format)
+    remarks = common.remark(odd, columns, asked.format)
     with tqdm(total=counts.total(), unit="token", desc="static", disable=None) as bar:
 
-        def sentences() -> Iterator[list[str]]:
+        def read() -> Iterator[list[str]]:
             for text in texts:
                 for sentence in text.sentences():
                     yield sentence
                     bar.update(len(sentence))
 
-        vectors = mean_vectors(embedder, sentences(), words)
+        vectors = mean_vectors(embedder, read(), words)
     if not np.isfinite(vectors).all():
         raise InputError(
-            f"{asked.model} gives vectors that are not finite numbers; look at the "
+            f"{model.source} gives vectors that are not finite numbers; look at the "
             "gammas and, by `elmojax verify`, the model."
         )
     write_word_vectors(asked.out, words, vectors, asked.out.suffix.lower() == ".bin")
     report = {"out": asked.out, "words": len(words), "width": vectors.shape[1]}
-    report |= {"types": len(counts), "tokens": counts.total()}
-    if asked.json:
-        print_json({**report, "remarks": remarks})
-        return
-    print(
+    report |= {"types": len(counts), "tokens": counts.total(), "remarks": remarks}
+    common.show(
+        asked.json,
+        report,
         f"{asked.out}: {len(words):,} words of {len(counts):,}, {vectors.shape[1]:,} "
-        f"values each, from {counts.total():,} places in the text."
+        f"values each, from {counts.total():,} places in the text.",
     )

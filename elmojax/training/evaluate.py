@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import heldout_batches, heldout_sizes
 from elmojax.text.corpus import Corpus
-from elmojax.text.tables import WordTables
+from elmojax.text.tables import Sizes, WordTables
 from elmojax.text.vocabulary import UNKNOWN_ID, Vocabulary
 from elmojax.training.sharding import place, shardings
 from elmojax.training.step import LanguageModel, evaluation_step
@@ -33,39 +33,56 @@ class Evaluator:
     """A held-out corpus ready to be measured; compiles once."""
 
     def __init__(
-        self, lm: LanguageModel, corpus: Corpus, vocabulary: Vocabulary
+        self,
+        lm: LanguageModel,
+        corpus: Corpus,
+        vocabulary: Vocabulary,
+        any_text: bool = False,
     ) -> None:
+        """`any_text`: whether other texts are measured by the same program, too."""
         self.lm, self.corpus = lm, corpus
         data = 1 if lm.mesh is None else lm.mesh.shape["data"]
         self.rows = -(-ROWS // data) * data
         split = 1 if lm.mesh is None else lm.mesh.shape["model"]
         self.words = WordTables(
-            corpus, vocabulary, lm.config, data, head=lm.head, split=split
+            corpus,
+            vocabulary,
+            lm.config,
+            data,
+            head=lm.head,
+            split=split,
+            any_text=any_text,
         )
         known = self.words.targets != UNKNOWN_ID
         self._unknown = int(np.asarray(corpus.counts)[~known].sum())
-        self._step = compile_evaluation_step(lm, self.rows)
-        text = (corpus, self.words, self.rows, WINDOW)
-        self._sizes = cache(partial(heldout_sizes, *text))
+
+    @cached_property
+    def program(self) -> tuple[Any, Sizes]:
+        """What measures a batch, and the sizes of a batch; a reading of the text."""
+        sizes = heldout_sizes(self.corpus, self.words, self.rows, WINDOW)
+        return compile_evaluation_step(self.lm, self.rows), sizes
 
     def __call__(
-        self, params: Params, progress: Callable[[int], Any] = lambda tokens: None
+        self,
+        params: Params,
+        progress: Callable[[int], Any] = lambda tokens: None,
+        program: tuple[Any, Sizes] | None = None,
     ) -> dict[str, float]:
         """Perplexities and their company; see `summarize` for the keys.
 
         Rows start from a zero state and carry it from sentence to sentence, as in
-        training. `progress` is told the tokens of each batch.
+        training. `progress` is told the tokens of each batch. `program` is that of
+        another text whose batches are as large.
         """
         started = time.perf_counter()
         carry = LstmState.zeros(self.lm.config.lstm, self.rows)
         carry = place(self.lm.mesh, carry, "carry.")
         total, tokens, sums = np.zeros(2), 0, np.zeros(2)
-        text = (self.corpus, self.words, self.rows, WINDOW, self._sizes())
+        step, sizes = program or self.program
+        text = (self.corpus, self.words, self.rows, WINDOW, sizes)
         for batch, _ in heldout_batches(*text):
             late = sums  # read one step late: the device never waits for the host
-            sums, carry = self._step(
-                params, carry, place(self.lm.mesh, batch, "batch.")
-            )
+            sums, carry = step(params, carry, place(self.lm.mesh, batch, "batch."))
             total += np.asarray(late, np.float64)
             tokens += (counted := int(batch.weights.sum()))
             progress(counted)

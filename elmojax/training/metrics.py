@@ -14,8 +14,7 @@ import jax
 
 from elmojax.atomic import parse_json, replaced
 from elmojax.errors import InputError
-from elmojax.plots.pictures import can_draw, save
-from elmojax.plots.runs import draw_losses
+from elmojax.plots import can_draw, draw_losses, save
 
 
 class Tracker:

@@ -74,8 +74,7 @@ def compile_case(case: Case) -> tuple[Any, Any]:
     import jax.numpy as jnp
 
     from elmojax.config import MeshConfig, TrainConfig
-    from elmojax.estimate.compilers import absent_devices
-    from elmojax.estimate.estimate import plan_step
+    from elmojax.estimate import absent_devices, plan_step
     from elmojax.training.choices import completed
     from elmojax.training.sharding import make_mesh
     from elmojax.training.sizes import BENCHMARK_POSITIONS, assumed
@@ -169,7 +168,7 @@ def read(case: Case, compiled: Any) -> dict[str, Any]:
     """Everything that is printed."""
     import jax
 
-    from elmojax.estimate.compilers import memory_of
+    from elmojax.estimate import memory_of
 
     text = compiled.as_text()
     program = Program(text)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
-from elmojax.estimate.compilers import memory_of
+from elmojax.estimate import memory_of
 from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.text.tables import WordTables

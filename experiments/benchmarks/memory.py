@@ -33,15 +33,14 @@ CONFIGURATIONS = {
 
 def real_run(flags: list[str], steps: int) -> dict[str, int]:
     """Trains some steps in this process."""
-    from elmojax.cli.common import RecipeArguments, defaults, parse, train_config
+    from elmojax.cli.pretrain import RecipeArguments, parse_recipe
     from elmojax.training.memory import return_freed_memory
     from elmojax.training.sharding import place
     from elmojax.training.start import start
     from elmojax.training.step import Guard
 
-    default = defaults(RecipeArguments, flags)
-    asked = parse(RecipeArguments, "memory", flags, default=default)
-    run = start(train_config(asked), "memory")
+    asked, _ = parse_recipe(RecipeArguments, "memory", flags)
+    run = start(asked.train_config(), "memory")
     config, mesh = run.record.train, run.lm.mesh
     microbatches = config.accumulate > 1
     batches = [

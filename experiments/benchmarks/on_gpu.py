@@ -60,7 +60,7 @@ from elmojax.config import (
     TrainConfig,
     WordTableConfig,
 )
-from elmojax.estimate.estimate import estimate
+from elmojax.estimate import estimate
 from elmojax.model.bilm import BiLM
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText

@@ -29,15 +29,8 @@ from damage import sweep
 
 import elmojax
 from elmojax.cli import COMMANDS
-from elmojax.cli.common import (
-    RecipeArguments,
-    defaults,
-    keep_compiled_programs,
-    parse,
-    train_config,
-    typed,
-)
-from elmojax.cli.pretrain import PretrainArguments
+from elmojax.cli.common import keep_compiled_programs, parse
+from elmojax.cli.pretrain import PretrainArguments, RecipeArguments, parse_recipe
 from elmojax.embedding.embedder import Embedder
 from elmojax.initialization import with_word_vectors
 from elmojax.loading import open_model
@@ -99,8 +92,7 @@ def copied(world, tmp_path) -> Path:
 def asked(*arguments: object) -> elmojax.TrainConfig:
     """What `elmojax pretrain` makes of its flags."""
     argv = [str(argument) for argument in arguments]
-    default = defaults(PretrainArguments, typed(argv))
-    return train_config(parse(PretrainArguments, "pretrain", argv, default=default))
+    return parse_recipe(PretrainArguments, "pretrain", argv)[0].train_config()
 
 
 # --- odd texts -----------------------------------------------------------------------

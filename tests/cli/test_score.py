@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 
@@ -153,9 +152,7 @@ def run(model, tmp_path_factory):
     return out
 
 
-def test_the_command_prints_what_the_function_gives(run, tmp_path, capsys, monkeypatch):
-    module = importlib.import_module("elmojax.cli.score")
-    monkeypatch.setattr(module, "PIECE", 2)  # so that a line has several
+def test_the_command_prints_what_the_function_gives(run, tmp_path, capsys):
     path = tmp_path / "text"
     path.write_text("".join(" ".join(words) + "\n" for words in TEXT))
     wanted = elmojax.score(run, TEXT)

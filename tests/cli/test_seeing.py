@@ -22,9 +22,11 @@ from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.neighbours import cosines
 from elmojax.loading import Model, open_model, score
 from elmojax.model.bilm import from_tree
-from elmojax.report import read_samples
 from elmojax.saving import convert
-from elmojax.training.step import LanguageModel
+from elmojax.text.files import read_lines
+from elmojax.text.uses import sense_files
+from elmojax.training import evaluate
+from elmojax.training.step import LanguageModel, evaluation_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
@@ -241,7 +243,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.links, self.text = [], [], ""
+        self.tags, self.links, self.text, self.cells = [], [], "", []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -250,6 +252,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if self.tags[-1:] == ["td"] and data.strip():
+            self.cells.append(data)
 
 
 def page_of(run, *flags) -> Page:
@@ -257,7 +261,7 @@ def page_of(run, *flags) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
-def test_a_report_is_one_page_that_loads_nothing(trained):
+def test_a_report_is_one_page_that_loads_nothing(trained, here):
     hostile = "<script>alert(1)</script> & more"
     Path("news.txt").write_text("the river bank\n" * 3)
     Path("news.txt").rename(f"{hostile.replace('/', '')}.txt")
@@ -295,18 +299,39 @@ def test_a_run_without_anything_has_a_report(run, here, monkeypatch):
 
 
 def test_samples_are_what_the_model_says(run):
-    """Log-probabilities are those of `score`; the best guess is nowhere worse."""
-    model = open_model(run)
-    sentences = [LINES[0].split(), "no bank".split()]
-    samples = read_samples(model, sentences)
-    for sample, wanted in zip(samples, score(model, sentences), strict=True):
-        np.testing.assert_allclose(sample.log_probs[0], wanted.forward[:-1], atol=2e-5)
-        np.testing.assert_allclose(sample.log_probs[1], wanted.backward[:-1], atol=2e-5)
-    for way in (0, 1):
-        best = samples[0].guesses[way][2][0]
-        changed = [*sentences[0][:2], best, *sentences[0][3:]]
-        (other,) = read_samples(model, [changed])
-        assert other.log_probs[way][2] >= samples[0].log_probs[way][2]
+    """A word, then forward and backward its chance and the words that `score` names."""
+    cells = page_of(run).cells
+    words = next(read_lines(sense_files()[0]))[1]
+    (one,) = score(open_model(run), [words], top_k=3)
+    start = cells.index(words[0], cells.index("made by"))
+    rows = [cells[start + 5 * n : start + 5 * n + 5] for n in range(len(words))]
+    assert [row[0] for row in rows] == words
+    for way, column in ((one.forward, 1), (one.backward, 3)):
+        chances = [float(row[column].rstrip("% ")) / 100 for row in rows]
+        assert chances == pytest.approx(np.exp(way[:-1]), rel=0.05)
+    assert [row[2].split(" · ") for row in rows] == one.substitutes.forward.words
+    assert [row[4].split(" · ") for row in rows] == one.substitutes.backward.words
+
+
+def test_texts_of_a_report_are_evaluated_by_one_program(run, here, monkeypatch):
+    traced = []
+
+    def step(*arguments):
+        traced.append(evaluation_step(*arguments))
+        return traced[-1]
+
+    monkeypatch.setattr(evaluate.compile_evaluation_step, "__defaults__", (step,))
+    texts = ["the river", "a bank of the river and a donaudampfschiff\n" * 9]
+    names = [f"{n}.txt" for n in range(len(texts))]
+    for name, text in zip(names, texts, strict=True):
+        (here / name).write_text(text)
+    done("report", run, "--text", *names, "--out", "card.md")
+    assert len(traced) == 1
+    card = (here / "card.md").read_text()
+    for name in names:
+        alone = answer("evaluate", run, "--text", name)
+        assert f"| {alone['tokens']} |" in card
+        assert f"{alone['bits_per_byte']:.3f}" in card
 
 
 def test_a_report_refuses_what_is_no_run(run, here):

@@ -15,8 +15,7 @@ import pytest
 
 import elmojax
 from elmojax.cli import main
-from elmojax.cli.common import defaults, parse, train_config, typed
-from elmojax.cli.pretrain import PretrainArguments
+from elmojax.cli.pretrain import PretrainArguments, parse_recipe
 from elmojax.config import (
     CharCnnConfig,
     ElmoConfig,
@@ -167,8 +166,7 @@ def test_the_command_of_a_card_makes_the_same_run(run):
     """All that its configuration says, but places, comes back."""
     config = read_record(run[0]).train
     argv = command_of(config).split()[2:]
-    default = defaults(PretrainArguments, typed(argv))
-    again = train_config(parse(PretrainArguments, "pretrain", argv, default=default))
+    again = parse_recipe(PretrainArguments, "pretrain", argv)[0].train_config()
     assert fixed(again) == fixed(config)
 
 

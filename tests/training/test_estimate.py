@@ -19,18 +19,20 @@ import pytest
 from commands import TINY, answer, done, refused, run
 from jax.experimental import topologies
 
-from elmojax.cli.common import defaults, parse, train_config, typed
+from elmojax import estimate as estimating
 from elmojax.cli.estimate import EstimateArguments
+from elmojax.cli.pretrain import parse_recipe
 from elmojax.config import ElmoConfig, HeadConfig, TrainConfig
 from elmojax.errors import InputError
-from elmojax.estimate import compilers
-from elmojax.estimate import estimate as estimating
-from elmojax.estimate.estimate import (
+from elmojax.estimate import (
+    QUIET,
     Estimate,
     Memory,
+    absent_devices,
     largest_rows,
     least_microbatches,
     least_time,
+    memory_of,
 )
 from elmojax.training import memory, prefetch
 from elmojax.training import start as starting
@@ -138,11 +140,11 @@ def test_chips_go_by_the_names_that_people_use():
 
 
 def test_a_chip_without_its_compiler_is_left_to_this_machine_s(monkeypatch):
-    monkeypatch.setattr(compilers, "find_spec", lambda _: None)
-    assert not any(compilers.absent_devices(chip, 1) for chip in CHIPS)
-    monkeypatch.setattr(compilers, "_installed", lambda _: True)
-    monkeypatch.setattr(compilers, "_attached", lambda _: True)
-    assert not any(compilers.absent_devices(chip, 1) for chip in CHIPS)
+    monkeypatch.setattr(estimating, "find_spec", lambda _: None)
+    assert not any(absent_devices(chip, 1) for chip in CHIPS)
+    monkeypatch.setattr(estimating, "_installed", lambda _: True)
+    monkeypatch.setattr(estimating, "_attached", lambda _: True)
+    assert not any(absent_devices(chip, 1) for chip in CHIPS)
 
 
 def test_a_step_is_compiled_for_the_chip_where_its_compiler_is(monkeypatch):
@@ -153,15 +155,15 @@ def test_a_step_is_compiled_for_the_chip_where_its_compiler_is(monkeypatch):
         asked.append((platform, topology_name, os.environ["TPU_SKIP_MDS_QUERY"]))
         return SimpleNamespace(devices=jax.devices()[:8])
 
-    for name, value in compilers.QUIET.items():
+    for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
-    monkeypatch.setattr(compilers, "_installed", lambda _: True)
-    monkeypatch.setattr(compilers, "_attached", lambda _: False)
+    monkeypatch.setattr(estimating, "_installed", lambda _: True)
+    monkeypatch.setattr(estimating, "_attached", lambda _: False)
     monkeypatch.setattr(topologies, "get_topology_desc", slice_of)
     for chip, count in (("v5e", 8), ("v5p", 4), ("tpu7x", 8), ("v6e", 2)):
-        assert len(compilers.absent_devices(chip_named(chip), count)) == count
-    assert not compilers.absent_devices(chip_named("v5e"), 3)  # no part of a slice
+        assert len(absent_devices(chip_named(chip), count)) == count
+    assert not absent_devices(chip_named("v5e"), 3)  # no part of a slice
     assert asked == [
         ("tpu", "v5e:2x4", "1"),
         ("tpu", "v5p:2x2x1", "1"),
@@ -182,9 +184,8 @@ def test_what_a_compiler_refuses_as_too_large_is_what_it_takes():
 def real(data, workdir, flags):
     """A real run, a batch of it, and what the compiler says."""
     argv = ["--data", str(data), "--workdir", str(workdir), *map(str, flags)]
-    arguments = defaults(EstimateArguments, typed(argv))
-    asked = parse(EstimateArguments, "estimate", argv, default=arguments)
-    started = start(train_config(asked), "test")
+    asked, _ = parse_recipe(EstimateArguments, "estimate", argv)
+    started = start(asked.train_config(), "test")
     config = started.record.train
     microbatches = config.accumulate > 1
     batch = place(
@@ -192,7 +193,7 @@ def real(data, workdir, flags):
     )
     guard = Guard(config.skip_nonfinite, config.spike_guard)
     step = compile_train_step(started.lm, started.optimizer, started.state, guard)
-    found = compilers.memory_of(step.lower(started.state, batch).compile())
+    found = memory_of(step.lower(started.state, batch).compile())
     started.lock.release()
     return started, batch, found
 

@@ -11,7 +11,7 @@ from toys import TINY, corpus_of, drawn
 import elmojax
 from elmojax.config import HeadConfig
 from elmojax.embedding.engine import local_mesh
-from elmojax.loading import Model, evaluate_corpus
+from elmojax.loading import Model, evaluate_corpora
 from elmojax.model.bilm import from_tree
 from elmojax.text.characters import character_ids
 from elmojax.text.vocabulary import BEGIN_ID, END_ID, SPECIALS
@@ -204,7 +204,7 @@ def test_carried_scores_add_up_to_the_evaluation_of_one_row(model, monkeypatch):
     zero = model._replace(params=model.params.replace(initial_state=zero))
     monkeypatch.setattr(evaluate, "ROWS", 1)
     monkeypatch.setattr("elmojax.loading.ROWS", 1)
-    found = evaluate_corpus(zero, corpus_of(TEXT, known=6))
+    (found,) = evaluate_corpora(zero, [corpus_of(TEXT, known=6)])
     scores = elmojax.score(zero, TEXT, carry=True)
     for way in ("forward", "backward"):
         total = sum(getattr(one, f"{way}_sum") for one in scores)

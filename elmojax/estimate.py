@@ -2,19 +2,22 @@
 
 Nothing is allocated. State and batch are worked out as shapes, laid out by the sharding
 table, and the very training step of a run is compiled for them; its compiler says how
-much memory it takes (`compilers.py` has those of chips that are not there). A device's
-share does not depend on how many others hold shares alike, so the step may be compiled
-for fewer devices along `data` than the run has.
+much memory it takes, also that of a chip that is not there (`absent_devices`). A
+device's share does not depend on how many others hold shares alike, so the step may be
+compiled for fewer devices along `data` than the run has.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,6 @@ import optax
 from jax.sharding import Mesh
 
 from elmojax.config import TrainConfig
-from elmojax.estimate.compilers import memory_of
 from elmojax.text.batches import steps_of
 from elmojax.training import step
 from elmojax.training.optim import make_optimizer
@@ -298,16 +300,134 @@ def least_microbatches(
     again: Callable[[TrainConfig], Memory],
 ) -> int | None:
     """The fewest microbatches with which the rows of `config` fit; `rows` do."""
-    each, tries = config.rows // data, 0
-    for microbatches in range(config.accumulate + 1, each + 1):
-        if (
-            each % microbatches
-            or each // microbatches > 0.9 * rows / data / config.accumulate
-        ):
-            continue
+    each, fitting = config.rows // data, 0.9 * rows / data / config.accumulate
+    more = range(config.accumulate + 1, each + 1)
+    tried = [n for n in more if each % n == 0 and each // n <= fitting]
+    for microbatches in tried[:2]:
         if again(replace(config, accumulate=microbatches)).total <= available:
             return microbatches
-        tries += 1
-        if tries == 2:
-            break
     return None
+
+
+# --- compilers of chips that are not there -------------------------------------------
+
+SLICES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
+CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
+CUBES |= {128: "4x4x8"}
+"""Arrangements of so many chips, in two and in three dimensions; fewer are a part."""
+
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",  # asks no server where it runs
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock is for those who use the chip
+}
+"""For libtpu in a process without a TPU."""
+
+GPU = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} }}
+  core_count: {cores}
+  fpus_per_core: {units}
+  clock_rate_ghz: {clock}
+  l2_cache_size: {cache}
+  device_memory_size: {memory:.0f}
+  memory_bandwidth: {bandwidth:.0f}
+  shared_memory_per_core: {shared}
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {most_shared}
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+}}
+platform_name: "CUDA"
+device_description_str: "{kind}"
+"""
+"""What XLA wants to know of a GPU, as a GpuTargetConfigProto."""
+
+AMPERE = {"major": 8, "units": 64, "shared": 167936, "most_shared": 166912}
+HOPPER = {"major": 9, "units": 128, "shared": 233472, "most_shared": 232448}
+GPUS: dict[str, dict[str, Any]] = {
+    "h200": HOPPER | {"cores": 132, "clock": 1.98, "cache": 52428800},
+    "h100": HOPPER | {"cores": 132, "clock": 1.98, "cache": 52428800},
+    "a100": AMPERE | {"cores": 108, "clock": 1.41, "cache": 41943040},
+    "b200": HOPPER | {"major": 10, "cores": 148, "clock": 1.965, "cache": 132644864},
+}
+"""From the tables of compute capabilities in NVIDIA's CUDA C++ Programming Guide and
+from the chips' own properties, as openxla/xla lists them (xla/backends/gpu/
+target_config/specs)."""
+
+
+def absent_devices(chip: Chip, count: int) -> Sequence[jax.Device]:
+    """So many devices of a kind of chip to compile for; none where that cannot be done.
+
+    They hold no arrays and run nothing, but a program that is compiled for them is the
+    one that the chip would run, with its memory to the byte.
+
+    None is where the package with its compiler is not installed (`elmojax[tpu]`,
+    `elmojax[cuda]`), or where the machine has TPUs, or GPUs, of its own: their runtime
+    is not to be led astray. JAX must not have begun: from here on its own devices are
+    those of a CPU. Nothing is asked of any server.
+    """
+    from jax.experimental import topologies
+
+    gpu = chip.name in GPUS
+    if _attached(gpu) or not _installed(gpu):
+        return ()
+    if not jax.config.values["jax_platforms"]:
+        jax.config.update("jax_platforms", "cpu")
+    if gpu:
+        own = {"memory": chip.memory, "bandwidth": chip.bandwidth}
+        target = GPU.format(kind=chip.kinds[0], **GPUS[chip.name], **own)
+        more = {"platform": "cuda", "target_config": target}
+        more["topology"] = f"1x1x{count}"
+        return topologies.get_topology_desc(chip.name, **more).devices[:count]
+    os.environ.update({name: os.environ.get(name, QUIET[name]) for name in QUIET})
+    cores = 2 if chip.name == "tpu7x" else 1
+    shapes = SLICES if chip.name.endswith("e") else CUBES
+    size = min((n for n in shapes if n * cores >= count), default=None)
+    if size is None or size * cores % count:
+        return ()  # no slice has so many
+    name = f"{chip.name}:{shapes[size]}"
+    return topologies.get_topology_desc(name, platform="tpu").devices[:count]
+
+
+class Allocated(NamedTuple):
+    """Bytes that a compiled program takes on a device."""
+
+    arguments: int
+    results: int
+    """Those that take no argument's place."""
+    temporary: int
+    total: int
+
+
+def memory_of(program: Any) -> Allocated:
+    """What the device sets aside for a compiled program.
+
+    A TPU's compiler names the total, and refuses a program by it; its
+    `temp_size_in_bytes` counts memory twice that is used again. jax 0.10 knows only
+    the latter.
+    """
+    found = program.memory_analysis()
+    arguments = found.argument_size_in_bytes
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    total = arguments + results + found.temp_size_in_bytes
+    total = getattr(found, "total_allocation_bytes", total)
+    return Allocated(arguments, results, total - arguments - results, total)
+
+
+def _installed(gpu: bool) -> bool:
+    if gpu:
+        names = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+        return bool(find_spec("jax_plugins")) and any(map(find_spec, names))
+    return find_spec("libtpu") is not None
+
+
+def _attached(gpu: bool) -> bool:
+    places = ("nvidiactl",) if gpu else ("accel[0-9]*", "vfio/[0-9]*")
+    return any(True for place in places for _ in Path("/dev").glob(place))

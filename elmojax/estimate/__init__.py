@@ -1,1 +1,0 @@
-"""What a pretraining run needs before it begins: memory, operations, time."""
