@@ -277,8 +277,8 @@ def _times(each: dict[str, Any]) -> str:
 # --- what continuous integration refuses ---------------------------------------------
 
 CHECKED = {
-    Case("v5e", "mini", 512, 8, vocabulary=20_000): 0.04e9,
-    Case("v5e", "original", 2048, 8, 2): 3.4e9,
+    Case("v5e", "mini", 512, 8, vocabulary=20_000): 0.03e9,
+    Case("v5e", "original", 2048, 8, 2): 3.1e9,
 }
 """Bytes a chip at most."""
 
@@ -297,9 +297,6 @@ def complaints(case: Case, bound: float, found: dict[str, Any], plan: Any) -> li
         passes = 1 if move["kind"] == "fill" else 2  # a copy is read, too
         if move["bytes"] >= passes * gate and move["part"].startswith("LSTM"):
             said.append(f"a {move['kind']} of {move['array']}: {move['where']}")
-        kernel = rf"f32\[2,\d+,4,{lstm.dim // case.model}\]"
-        if re.match(kernel, move["array"]):
-            said.append(f"a {move['kind']} of an LSTM's kernel: {move['where']}")
     for loop in found["loops"]:
         if loop["rounds"] is None:
             said.append(f"a loop of unknown length: {loop['where']}")
