@@ -48,13 +48,6 @@ def refused(module, flags, capsys) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "toy"
-    elmojax.save_hdf5(tiny_params(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def moods(tmp_path_factory) -> list[str]:
     """Flags of files in which one word says the class."""
     folder, random = tmp_path_factory.mktemp("moods"), np.random.default_rng(0)
