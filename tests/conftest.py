@@ -146,6 +146,18 @@ def task() -> Iterator[Callable[[str], ModuleType]]:
     sys.path.remove(folder)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a biLM of tiny parameters, for tasks to read."""
+    from toys import tiny_params
+
+    import elmojax
+
+    folder = tmp_path_factory.mktemp("model") / "toy"
+    elmojax.save_hdf5(tiny_params(), folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     """The folder of what other programs computed; its README says which."""

@@ -48,13 +48,6 @@ def refused(module, flags, capsys) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "toy"
-    elmojax.save_hdf5(tiny_params(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def moods(tmp_path_factory) -> list[str]:
     """Flags of files in which one word says the class."""
     folder, random = tmp_path_factory.mktemp("moods"), np.random.default_rng(0)
@@ -145,6 +138,27 @@ def test_sentiment_is_learned(task, moods, model, capsys, tmp_path):
     assert report["parameters"] > of_bilm
     assert json.loads(out.read_text()) == report
     assert "sentiment" in task("task_report").table([report])
+
+
+def test_a_linear_map_reads_words_and_layers(task, moods, model, capsys):
+    """Words alone are enough here; of layers the mean of a sentence is read."""
+    pytest.importorskip("sklearn")
+    module = task("sentiment_probe")
+    report = ran(module, [*moods, "--model", str(model), "--json"], capsys)
+    names = ("words", "layer 0", "layer 1", "layer 2", "all layers")
+    assert tuple(report["readings"]) == (*names, "words and all layers")
+    assert report["readings"]["words"]["test"] > 80
+    tests = {name: found["test"] for name, found in report["readings"].items()}
+    assert report["mean"] == tests["words and all layers"]
+    gain = report["mean"] - tests["words"]
+    assert report["gain_over_words"]["mean"] == pytest.approx(gain, abs=0.02)
+    vectors = np.arange(12, dtype=np.float32).reshape(6, 2, 1)
+    starts, parts = np.array([0, 2, 3, 6]), []
+    for moved in (0, 5):  # test has nothing to say in how vectors are scaled
+        parts.append(task("features").Features(vectors + moved, starts, 0.0))
+    train, test = module.readings(parts)["layer 1"]
+    np.testing.assert_allclose(test - train, 5 / np.std([2, 5, 9]), rtol=1e-5)
+    np.testing.assert_allclose(train.mean(), 0, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import tyro
+from task_options import run_command
 from task_report import plot, read_reports, table, write_text
 
 from elmojax import InputError
@@ -175,25 +175,28 @@ def write_tables(asked: Arguments, jobs: Sequence[Job]) -> None:
             plot(there, asked.out / f"{name}.svg")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    asked = tyro.cli(Arguments, args=argv)
-    try:
-        jobs = [*vector_jobs(asked), *task_jobs(asked)]
-        if asked.dry:
-            for job in jobs:
-                if not job.makes.exists():
-                    print(shlex.join(job.command()))
-            return
-        asked.out.mkdir(parents=True, exist_ok=True)
-        failed = run_left(jobs)
-        write_tables(asked, jobs)
-    except InputError as error:
-        print(f"all: {error}", file=sys.stderr)
-        sys.exit(2)
+def run(asked: Arguments) -> None:
+    """Runs what is left, then the tables; status 1 if a run failed.
+
+    Raises `InputError` for flags that do not go together.
+    """
+    jobs = [*vector_jobs(asked), *task_jobs(asked)]
+    if asked.dry:
+        for job in jobs:
+            if not job.makes.exists():
+                print(shlex.join(job.command()))
+        return
+    asked.out.mkdir(parents=True, exist_ok=True)
+    failed = run_left(jobs)
+    write_tables(asked, jobs)
     if failed:
         names = ", ".join(job.makes.name for job in failed)
         print(f"all: failed: {names}; their logs are beside them.", file=sys.stderr)
         sys.exit(1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_command("all", Arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,28 +14,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from features import parameters
-from fine_tuning import LSTM, FineTuning
 from fitting import Params
 from jax import Array
 from parts import Part, PartOptions, Scores, read_parts, train_seeds
+from task_options import FineTuningOptions
 from task_report import Report, summary
-from texts import Text, TextOptions, Texts, Tokens, as_rows, features_of, make_texts
+from texts import (
+    Text,
+    TextNetwork,
+    TextOptions,
+    Texts,
+    Tokens,
+    as_rows,
+    features_of,
+    make_texts,
+)
 
 from elmojax import InputError
-from elmojax.config import CountOrZero, Positive, Width
+from elmojax.config import Width
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationOptions(PartOptions, TextOptions):
+class ClassificationOptions(PartOptions, TextOptions, FineTuningOptions):
     """Trains a classifier on vectors of words and scores it."""
 
     hidden: Width = 128
     """Of each direction of the LSTM, and of the layer before the classes."""
-    unfreeze: CountOrZero = 0
-    """Epoch after which the biLM is trained, too: its top layer, and after each later
-    epoch one more; 0 = never."""
-    unfreeze_speed: Positive = 0.1
-    """Learning rate of the biLM, over that of the network."""
 
 
 class Example(NamedTuple):
@@ -135,54 +138,34 @@ def make_part(
     return Part(examples, lengths, make, rows)
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A network that is trained to tell classes."""
+def make_loss(network: TextNetwork) -> Callable[[Params, Batch, Array], Array]:
+    """The mean negative logarithm of the probability of the right class."""
 
-    network: nn.Module
-    labels: Sequence[str]
-    tuning: FineTuning | None
-    """The biLM that is trained too; None = it is frozen."""
-
-    def scores(self, params: Params, text: Text, key: Array | None = None) -> Array:
-        """[batch, classes]; with dropout if there is a key for it."""
-        if self.tuning is not None:
-            layers = self.tuning.layers(params[LSTM], text.tokens)
-            text = text._replace(layers=layers)
-        rngs = None if key is None else {"dropout": key}
-        return self.network.apply({"params": params}, text, key is None, rngs=rngs)
-
-    def init(self, key: Array, batch: Batch) -> Params:
-        """Parameters of the network, and of the biLM where it is trained too."""
-        text = batch.text
-        if self.tuning is None:
-            return self.network.init(key, text, True)["params"]
-        start = {LSTM: self.tuning.start()}
-        layers = self.tuning.layers(start[LSTM], text.tokens)
-        text = text._replace(layers=layers)
-        return start | self.network.init(key, text, True)["params"]
-
-    def loss(self, params: Params, batch: Batch, key: Array) -> Array:
-        """The mean negative logarithm of the probability of the right class."""
-        scores, here = self.scores(params, batch.text, key), batch.labels >= 0
+    def loss(params: Params, batch: Batch, key: Array) -> Array:
+        scores, here = network.apply(params, batch.text, key), batch.labels >= 0
         each = optax.softmax_cross_entropy_with_integer_labels(
             scores, jnp.maximum(batch.labels, 0)
         )
         return each.mean(where=here)
 
-    def accuracy(self) -> Callable[[Params, Part[Example]], Scores]:
-        """A function that gives the per cent of examples whose class is found."""
-        best = jax.jit(lambda params, text: self.scores(params, text).argmax(axis=-1))
+    return loss
 
-        def score(params: Params, part: Part[Example]) -> Scores:
-            found = part.outputs(lambda batch: best(params, batch.text))
-            right = [
-                self.labels[number] == example.label
-                for number, example in zip(found, part.examples, strict=True)
-            ]
-            return {"accuracy": 100 * float(np.mean(right))}
 
-        return score
+def accuracy(
+    network: TextNetwork, labels: Sequence[str]
+) -> Callable[[Params, Part[Example]], Scores]:
+    """A function that gives the per cent of examples whose class is found."""
+    best = jax.jit(lambda params, text: network.apply(params, text).argmax(axis=-1))
+
+    def score(params: Params, part: Part[Example]) -> Scores:
+        found = part.outputs(lambda batch: best(params, batch.text))
+        right = [
+            labels[number] == example.label
+            for number, example in zip(found, part.examples, strict=True)
+        ]
+        return {"accuracy": 100 * float(np.mean(right))}
+
+    return score
 
 
 def run(
@@ -205,26 +188,20 @@ def run(
     examples = read_examples(options, read)
     spelt = [[text for example in part for text in example.texts] for part in examples]
     texts = make_texts(options, spelt)
-    tuning = None
-    if options.unfreeze:
-        scale = np.ones(1) if texts[0].features is None else texts[0].features.scale
-        when = options.unfreeze, options.unfreeze_speed
-        tuning = FineTuning.of(options, list(chain(*spelt)), scale, *when)
-        texts = [replace(part, tuning=tuning) for part in texts]
     labels = sorted({example.label for example in examples[0]})
     parts = [
         make_part(part, of_part, labels, options.rows)
         for part, of_part in zip(examples, texts, strict=True)
     ]
-    network = make_network(texts[0].words.size, len(labels), options)
-    classifier = Classifier(network, labels, tuning)
-    rates = None if tuning is None else tuning.rates
-    given = (parts, classifier.init, classifier.loss, classifier.accuracy())
-    outcomes = train_seeds(*given, options, rates)
+    network = TextNetwork(
+        make_network(texts[0].words.size, len(labels), options), texts[0].tuning
+    )
+    given = parts, network.init, make_loss(network), accuracy(network, labels)
+    outcomes = train_seeds(*given, options, network.rates)
     count = Counter(example.label for example in examples[2])
     return summary(
         *(task, "accuracy", options, features_of(texts), outcomes),
-        variant=f"unfrozen after {options.unfreeze} epochs" if tuning else None,
+        variant=options.variant,
         classes={label: count[label] for label in labels},
         parameters=parameters(outcomes[0].fitted.params),
         examples=[len(part) for part in examples],

@@ -7,7 +7,7 @@ them from a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from fitting import Params
 from jax import Array
-from task_options import FeatureOptions
+from task_options import FineTuningOptions
 
 import elmojax
 from elmojax import InputError
@@ -34,19 +34,15 @@ class FineTuning:
     index: WordIndex
     scale: np.ndarray
     """float32 [layers + 1]: what each layer is divided by."""
-    first: int
-    """Epoch, from 0, in which the top layer thaws; each later one thaws one more."""
-    speed: float
-    """Learning rate of the LSTM, over that of the network."""
+    options: FineTuningOptions
+    """When layers thaw, and the learning rate."""
 
     @classmethod
     def of(
         cls,
-        options: FeatureOptions,
-        sentences: Sequence[Sequence[str]],
+        options: FineTuningOptions,
+        sentences: Iterable[Sequence[str]],
         scale: np.ndarray,
-        first: int,
-        speed: float,
     ) -> FineTuning:
         """Raises `InputError` for features that are no biLM's, or one layer of it."""
         if options.features != "elmo" or options.layer is not None:
@@ -54,7 +50,7 @@ class FineTuning:
         words = {word for sentence in sentences for word in sentence}
         index = WordIndex(tuple(sorted(words)))
         params = elmojax.cache_words(elmojax.load(options.model), index)
-        return cls(params, index, scale, first, speed)
+        return cls(params, index, scale, options)
 
     def start(self) -> Params:
         """The LSTM as it was pretrained."""
@@ -77,13 +73,13 @@ class FineTuning:
     def rates(self, params: Params, epoch: int) -> Params:
         """What the learning rate of each parameter is multiplied with: 0 = frozen."""
         top = self.params.config.lstm.layers - 1
-        lowest = top - (epoch - self.first)
+        lowest = top - (epoch - self.options.unfreeze)
 
         def rate(path: Any, _: Array) -> float:
             names = [getattr(key, "key", "") for key in path]
             if names[0] != LSTM:
                 return 1.0
             layer = int(names[1].rpartition("_")[2])
-            return self.speed if layer >= lowest else 0.0
+            return self.options.unfreeze_speed if layer >= lowest else 0.0
 
         return jax.tree_util.tree_map_with_path(rate, params)

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 from glove import GloveOptions, count_pairs, train_glove
+from task_options import run_command
 
 from elmojax import InputError
-from elmojax.arguments import check_fields
 from elmojax.config import Count, Positive, Width
 from elmojax.formats.word_vectors import write_word_vectors
 from elmojax.text.files import expand, read_lines
@@ -124,13 +123,7 @@ def run(asked: Arguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    asked = tyro.cli(Arguments, args=argv)
-    try:
-        check_fields(asked, flags=True)
-        run(asked)
-    except InputError as error:
-        print(f"static_vectors: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("static_vectors", Arguments, run, argv)
 
 
 if __name__ == "__main__":

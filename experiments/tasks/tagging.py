@@ -16,33 +16,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from batching import padded_length
 from crf import Transitions, log_likelihood, viterbi
-from features import Features, make_features, parameters
-from fine_tuning import LSTM, FineTuning
-from fitting import Params
-from heads import PADDING, BiLstm, Spelling, Words, letter_ids, with_features
+from features import parameters
+from fitting import Loss, Params
+from heads import BiLstm, Spelling, with_features
 from jax import Array
 from parts import Part, PartOptions, Scores, read_parts, train_seeds
 from task_files import Sentence, read_columns
-from task_options import ReportOptions, TrainingOptions
-from task_report import Outcome, Report, summary
+from task_options import FineTuningOptions
+from task_report import Report, summary
+from texts import Text, TextNetwork, TextOptions, Texts, features_of, make_texts
 
 from elmojax import InputError
-from elmojax.config import CountOrZero, Positive, Width
+from elmojax.config import CountOrZero, Width
 
 Metric = Literal["F1", "accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaggingOptions(PartOptions, TrainingOptions, ReportOptions):
+class TaggingOptions(PartOptions, TextOptions, FineTuningOptions):
     """Trains a tagger on vectors of words and scores it."""
 
     column: int = -1
@@ -55,32 +54,14 @@ class TaggingOptions(PartOptions, TrainingOptions, ReportOptions):
     """Of the convolution over letters; 0 = none."""
     hidden: Width = 100
     """Of each direction of the LSTM."""
-    unfreeze: CountOrZero = 0
-    """Epoch after which the biLM is trained, too: its top layer, and after each later
-    epoch one more; 0 = never."""
-    unfreeze_speed: Positive = 0.1
-    """Learning rate of the biLM, over that of the network."""
 
 
 class Batch(NamedTuple):
-    """Arrays of one step; rows and positions past the end hold 0."""
+    """Arrays of one step."""
 
-    words: np.ndarray
-    """int32 [batch, time]."""
-    letters: np.ndarray
-    """uint16 [batch, time, letters]."""
-    tags: np.ndarray
-    """int32 [batch, time]."""
-    layers: Any
-    """float16 [batch, layers, time, vector]; None without features."""
-    tokens: np.ndarray | None
-    """int32 [batch, time] of `FineTuning.tokens`, of which `layers` are made; None for
-    a frozen biLM."""
-
-    @property
-    def mask(self) -> Any:
-        """bool [batch, time]."""
-        return self.words != PADDING
+    text: Text
+    tags: Any
+    """int32 [batch, time]; 0 past the ends of sentences."""
 
 
 class Tagger(nn.Module):
@@ -91,20 +72,20 @@ class Tagger(nn.Module):
     options: TaggingOptions
 
     @nn.compact
-    def __call__(self, batch: Batch, deterministic: bool) -> tuple[Array, Transitions]:
+    def __call__(self, text: Text, deterministic: bool) -> tuple[Array, Transitions]:
         """Scores [batch, time, tags]; `deterministic` is False while training."""
-        options, mask = self.options, batch.mask
+        options, mask = self.options, text.mask
 
         def drop(x: Array) -> Array:
             return nn.Dropout(options.dropout)(x, deterministic=deterministic)
 
         def join(x: Array, place: str) -> Array:
-            given = (batch.layers, mask, options, deterministic)
+            given = (text.layers, mask, options, deterministic)
             return with_features(x, place, *given)
 
-        x = nn.Embed(self.words, options.word_width)(batch.words)
+        x = nn.Embed(self.words, options.word_width)(text.words)
         if options.filters:
-            spelling = Spelling(options.filters)(batch.letters)
+            spelling = Spelling(options.filters)(text.letters)
             x = jnp.concatenate([x, spelling], axis=-1)
         h = BiLstm(options.hidden)(join(drop(x), "input"), mask)
         scores = nn.Dense(self.tags)(join(drop(h), "output"))
@@ -116,38 +97,22 @@ class Tagger(nn.Module):
         )
 
 
-Numbered: TypeAlias = tuple[int, Sentence]
-"""A sentence, with its number among those of its part."""
-
-
 def make_part(
-    sentences: Sequence[Sentence],
-    features: Features | None,
-    words: Words,
-    tags: Sequence[str],
-    rows: int,
-    tuning: FineTuning | None = None,
-) -> Part[Numbered]:
+    sentences: Sequence[Sentence], texts: Texts, tags: Sequence[str], rows: int
+) -> Part[Sentence]:
     """Sentences with their batches. A tag that the training text lacks is 0: only
     scores may read it."""
     place = {tag: number for number, tag in enumerate(tags)}
 
-    def make(some: Sequence[Numbered]) -> Batch:
-        spelt = [sentence.words for _, sentence in some]
-        shape = rows, padded_length(max(map(len, spelt)))
-        numbers = np.zeros(shape, np.int32)
-        for row, (_, sentence) in zip(numbers, some, strict=False):
+    def make(some: Sequence[Sentence]) -> Batch:
+        text = texts.batch([sentence.words for sentence in some], rows)
+        numbers = np.zeros(text.words.shape, np.int32)
+        for row, sentence in zip(numbers, some, strict=False):
             row[: len(sentence.tags)] = [place.get(tag, 0) for tag in sentence.tags]
-        layers = tokens = None
-        if tuning is not None:
-            tokens = tuning.tokens(spelt, *shape)
-        elif features is not None:
-            layers = features.batch([number for number, _ in some], *shape)
-        ids, letters = words.ids(spelt, *shape), letter_ids(spelt, *shape)
-        return Batch(ids, letters, numbers, layers, tokens)
+        return Batch(text, numbers)
 
     lengths = [len(sentence.words) for sentence in sentences]
-    return Part(list(enumerate(sentences)), lengths, make, rows)
+    return Part(sentences, lengths, make, rows)
 
 
 def score(
@@ -196,66 +161,39 @@ def read_sentences(options: TaggingOptions, metric: Metric) -> list[Sequence[Sen
     return [train, dev, test]
 
 
-def train_tagger(
-    network: Tagger,
-    parts: Sequence[Part[Numbered]],
-    tags: Sequence[str],
-    metric: Metric,
-    tuning: FineTuning | None,
-) -> list[Outcome]:
-    """Trains with every seed, and scores on test."""
-    options = network.options
-
-    def init(key: Array, batch: Batch) -> Params:
-        start = {} if tuning is None else {LSTM: tuning.start()}
-        return start | network.init(key, ready(start, batch, tuning), True)["params"]
+def make_loss(network: TextNetwork, crf: bool) -> Loss:
+    """The mean negative logarithm of the probability of the right tags, a word."""
 
     def loss(params: Params, batch: Batch, key: Array) -> Array:
-        given, rngs = {"params": params}, {"dropout": key}
-        batch = ready(params, batch, tuning)
-        scores, transitions = network.apply(given, batch, False, rngs=rngs)
-        words = batch.mask.sum().astype(jnp.float32)
-        if options.crf:
-            each = log_likelihood(scores, batch.tags, batch.mask, transitions)
-            return -each.sum(where=batch.mask[:, 0]) / words
+        scores, transitions = network.apply(params, batch.text, key)
+        mask = batch.text.mask
+        words = mask.sum().astype(jnp.float32)
+        if crf:
+            each = log_likelihood(scores, batch.tags, mask, transitions)
+            return -each.sum(where=mask[:, 0]) / words
         each = optax.softmax_cross_entropy_with_integer_labels(scores, batch.tags)
-        return each.sum(where=batch.mask) / words
+        return each.sum(where=mask) / words
 
-    predict = predictor(network, tags, tuning)
-
-    def scored(params: Params, part: Part[Numbered]) -> Scores:
-        gold = [sentence.tags for _, sentence in part.examples]
-        return {metric: score(gold, predict(params, part), metric)}
-
-    rates = None if tuning is None else tuning.rates
-    return train_seeds(parts, init, loss, scored, options, rates)
-
-
-def ready(params: Params, batch: Batch, tuning: FineTuning | None) -> Batch:
-    """The batch with layers of the biLM as it is now, where it is trained."""
-    if tuning is None:
-        return batch
-    return batch._replace(layers=tuning.layers(params[LSTM], batch.tokens))
+    return loss
 
 
 def predictor(
-    network: Tagger, tags: Sequence[str], tuning: FineTuning | None
-) -> Callable[[Params, Part[Numbered]], list[list[str]]]:
+    network: TextNetwork, tags: Sequence[str], crf: bool
+) -> Callable[[Params, Part[Sentence]], list[list[str]]]:
     """A function that gives the tags of all sentences of a part."""
 
     @jax.jit
-    def best(params: Params, batch: Batch) -> Array:
-        batch = ready(params, batch, tuning)
-        scores, transitions = network.apply({"params": params}, batch, True)
-        if network.options.crf:
-            return viterbi(scores, batch.mask, transitions)
+    def best(params: Params, text: Text) -> Array:
+        scores, transitions = network.apply(params, text)
+        if crf:
+            return viterbi(scores, text.mask, transitions)
         return scores.argmax(axis=-1)
 
-    def predict(params: Params, part: Part[Numbered]) -> list[list[str]]:
-        rows = part.outputs(partial(best, params))
+    def predict(params: Params, part: Part[Sentence]) -> list[list[str]]:
+        rows = part.outputs(lambda batch: best(params, batch.text))
         return [
             [tags[tag] for tag in row[: len(sentence.words)]]
-            for (_, sentence), row in zip(part.examples, rows, strict=True)
+            for sentence, row in zip(part.examples, rows, strict=True)
         ]
 
     return predict
@@ -274,23 +212,26 @@ def run(task: str, metric: Metric, options: TaggingOptions) -> Report:
     """
     read = read_sentences(options, metric)
     spelt = [[sentence.words for sentence in part] for part in read]
-    features = make_features(options, spelt)
-    tuning = None
-    if options.unfreeze:
-        scale = np.ones(1) if features is None else features[0].scale
-        when = options.unfreeze, options.unfreeze_speed
-        tuning = FineTuning.of(options, list(chain(*spelt)), scale, *when)
-    words = Words.of(spelt[0])
+    texts = make_texts(options, spelt, letters=True)
     tags = sorted({tag for sentence in read[0] for tag in sentence.tags})
     parts = [
-        make_part(part, of_part, words, tags, options.rows, tuning)
-        for part, of_part in zip(read, features or [None] * 3, strict=True)
+        make_part(part, of_part, tags, options.rows)
+        for part, of_part in zip(read, texts, strict=True)
     ]
-    network = Tagger(words.size, len(tags), options)
-    outcomes = train_tagger(network, parts, tags, metric, tuning)
+    tagger = Tagger(texts[0].words.size, len(tags), options)
+    network = TextNetwork(tagger, texts[0].tuning)
+    predict = predictor(network, tags, options.crf)
+
+    def scored(params: Params, part: Part[Sentence]) -> Scores:
+        gold = [sentence.tags for sentence in part.examples]
+        return {metric: score(gold, predict(params, part), metric)}
+
+    loss = make_loss(network, options.crf)
+    given = parts, network.init, loss, scored, options
+    outcomes = train_seeds(*given, network.rates)
     return summary(
-        *(task, metric, options, features, outcomes),
+        *(task, metric, options, features_of(texts), outcomes),
         parameters=parameters(outcomes[0].fitted.params),
-        variant=f"unfrozen after {options.unfreeze} epochs" if tuning else None,
+        variant=options.variant,
         sentences=[len(part) for part in read],
     )

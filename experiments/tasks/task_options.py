@@ -13,7 +13,7 @@ import tyro
 from elmojax import InputError
 from elmojax.arguments import Range, check_fields
 from elmojax.cli.common import print_json
-from elmojax.config import Count, NonNegative, Positive, Width
+from elmojax.config import Count, CountOrZero, NonNegative, Positive, Width
 
 Kind = Literal[
     "elmo", "characters", "random", "word2vec", "glove", "transformer", "none"
@@ -39,6 +39,22 @@ class FeatureOptions:
     """Of random vectors."""
     layer: int | None = None
     """The one layer to read, from 0; none = a mix of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningOptions(FeatureOptions):
+    """Whether the biLM is trained with the task."""
+
+    unfreeze: CountOrZero = 0
+    """Epoch after which the biLM is trained, too: its top layer, and after each later
+    epoch one more; 0 = never."""
+    unfreeze_speed: Positive = 0.1
+    """Learning rate of the biLM, over that of the network."""
+
+    @property
+    def variant(self) -> str | None:
+        """How reports name it."""
+        return f"unfrozen after {self.unfreeze} epochs" if self.unfreeze else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,36 +91,50 @@ class ReportOptions:
     """Print exactly one JSON object on standard output."""
 
 
-Asked = TypeVar("Asked", bound=ReportOptions)
+Asked = TypeVar("Asked")
+Reported = TypeVar("Reported", bound=ReportOptions)
 
 
-def command(
+def run_command(
     name: str,
     kind: type[Asked],
-    run: Callable[[Asked], dict[str, Any]],
+    run: Callable[[Asked], None],
     argv: Sequence[str] | None = None,
 ) -> None:
-    """The command of a task: flags, the report; status 2 for wrong input.
+    """Reads the flags of a command and runs it; status 2 for wrong input.
 
     Args:
       name: stands before errors.
       kind: the dataclass of its flags.
-      run: makes the report.
+      run: what the command does.
       argv: flags; None = those that were typed.
     """
-    # Imported here, for the report is not needed for flags.
-    from task_report import readable, write_json
-
     try:
         options = tyro.cli(kind, args=argv)
         check_fields(options, flags=True)
-        report = run(options)
-        if options.out is not None:
-            write_json(options.out, report)
+        run(options)
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
-    if options.json:
-        print_json(report)
-    else:
-        print(readable(report))
+
+
+def command(
+    name: str,
+    kind: type[Reported],
+    run: Callable[[Reported], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """`run_command` of a task, where `run` makes the report."""
+    # Imported here, for the report is not needed for flags.
+    from task_report import readable, write_json
+
+    def run_and_report(options: Reported) -> None:
+        report = run(options)
+        if options.out is not None:
+            write_json(options.out, report)
+        if options.json:
+            print_json(report)
+        else:
+            print(readable(report))
+
+    run_command(name, kind, run_and_report, argv)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax
 import tyro
 from features import Features
 from fitting import Fitted, mixes
-from task_options import FeatureOptions
+from task_options import FeatureOptions, run_command
 
 import elmojax
 from elmojax import InputError
@@ -241,20 +240,20 @@ class Arguments:
     """Where to draw the bars (.png, .svg, .pdf)."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    asked = tyro.cli(Arguments, args=argv)
-    try:
-        reports = read_reports(asked.reports)
-        if asked.plot is not None:
-            os.makedirs(asked.plot.parent, exist_ok=True)
-            plot(reports, asked.plot)
-        if asked.table is not None:
-            write_text(asked.table, table(reports))
-    except InputError as error:
-        print(f"task_report: {error}", file=sys.stderr)
-        sys.exit(2)
-    if asked.table is None:
+def run(asked: Arguments) -> None:
+    """Makes them; `InputError` for files that are no reports."""
+    reports = read_reports(asked.reports)
+    if asked.plot is not None:
+        os.makedirs(asked.plot.parent, exist_ok=True)
+        plot(reports, asked.plot)
+    if asked.table is not None:
+        write_text(asked.table, table(reports))
+    else:
         print(table(reports), end="")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_command("task_report", Arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,10 +12,11 @@ import jax
 import numpy as np
 from batching import padded_length
 from features import Features, make_features
-from fine_tuning import FineTuning
-from heads import PADDING, BiLstm, Words, with_features
+from fine_tuning import LSTM, FineTuning
+from fitting import Params
+from heads import PADDING, BiLstm, Words, letter_ids, with_features
 from jax import Array
-from task_options import ReportOptions, TrainingOptions
+from task_options import FineTuningOptions, ReportOptions, TrainingOptions
 
 from elmojax import InputError
 from elmojax.config import CountOrZero
@@ -40,6 +42,8 @@ class Text(NamedTuple):
     tokens: Any = None
     """int32 [batch, time] of `FineTuning.tokens`, of which `layers` are made; None for
     a frozen biLM."""
+    letters: Any = None
+    """uint16 [batch, time, letters]; None for a network that reads none."""
 
     @property
     def mask(self) -> Any:
@@ -54,8 +58,10 @@ class Texts:
     words: Words
     texts: Sequence[Tokens]
     features: Features | None
-    tuning: FineTuning | None = None
+    tuning: FineTuning | None
     """A biLM that is trained too; None = it is frozen."""
+    letters: bool
+    """Whether batches have the letters of words."""
     _place: dict[Tokens, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,18 +79,23 @@ class Texts:
         elif self.features is not None:
             numbers = [self._place[text] for text in texts]
             layers = self.features.batch(numbers, *shape)
-        return Text(self.words.ids(texts, *shape), layers, tokens)
+        letters = letter_ids(texts, *shape) if self.letters else None
+        return Text(self.words.ids(texts, *shape), layers, tokens, letters)
 
 
-def make_texts(options: TextOptions, parts: Sequence[Iterable[Tokens]]) -> list[Texts]:
+def make_texts(
+    options: TextOptions, parts: Sequence[Iterable[Tokens]], letters: bool = False
+) -> list[Texts]:
     """The texts of train, dev and test with their features.
 
     Args:
       options: which features.
       parts: texts of each part; what comes again is kept once.
+      letters: whether the network reads them.
 
     Raises:
-      InputError: as `make_features` does, and if nothing is left at the input.
+      InputError: as `make_features` and `FineTuning.of` do, and if nothing is left at
+        the input.
     """
     if not options.word_width and (
         options.features == "none" or options.place == "output"
@@ -95,14 +106,57 @@ def make_texts(options: TextOptions, parts: Sequence[Iterable[Tokens]]) -> list[
         )
     distinct = [list(dict.fromkeys(part)) for part in parts]
     features = make_features(options, distinct) or [None] * len(parts)
+    tuning = None
+    if isinstance(options, FineTuningOptions) and options.unfreeze:
+        scale = np.ones(1) if features[0] is None else features[0].scale
+        tuning = FineTuning.of(options, chain(*distinct), scale)
     words = Words.of(distinct[0])
-    return [Texts(words, *of_part) for of_part in zip(distinct, features, strict=True)]
+    return [
+        Texts(words, *of_part, tuning, letters)
+        for of_part in zip(distinct, features, strict=True)
+    ]
 
 
 def features_of(texts: Sequence[Texts]) -> list[Features] | None:
     """The features of some parts; None without."""
     made = [part.features for part in texts if part.features is not None]
     return made or None
+
+
+@dataclass(frozen=True)
+class TextNetwork:
+    """A network that reads a `Text`, with the biLM below it where that is trained."""
+
+    network: nn.Module
+    tuning: FineTuning | None
+
+    @property
+    def rates(self) -> Callable[[Params, int], Params] | None:
+        """Of the learning, as `fit` takes them."""
+        return None if self.tuning is None else self.tuning.rates
+
+    def init(self, key: Array, batch: Any) -> Params:
+        """Parameters of the network, and of the biLM where it is trained too.
+
+        Args:
+          key: to draw them.
+          batch: one with a `text`.
+        """
+        start = {} if self.tuning is None else {LSTM: self.tuning.start()}
+        text = self._read(start, batch.text)
+        return start | self.network.init(key, text, True)["params"]
+
+    def apply(self, params: Params, text: Text, key: Array | None = None) -> Any:
+        """What the network gives; with dropout if there is a key for it."""
+        text = self._read(params, text)
+        rngs = None if key is None else {"dropout": key}
+        return self.network.apply({"params": params}, text, key is None, rngs=rngs)
+
+    def _read(self, params: Params, text: Text) -> Text:
+        """The text with layers of the biLM as it is now."""
+        if self.tuning is None:
+            return text
+        return text._replace(layers=self.tuning.layers(params[LSTM], text.tokens))
 
 
 def input_vectors(
