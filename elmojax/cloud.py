@@ -60,8 +60,8 @@ def address(path: str | os.PathLike[str]) -> str | None:
 
 
 def cache_directory() -> Path:
-    """Where files are kept: $ELMOJAX_CACHE, else elmojax
-    in $XDG_CACHE_HOME, else ~/.cache/elmojax."""
+    """Where files are kept: $ELMOJAX_CACHE, else elmojax in
+    $XDG_CACHE_HOME, else ~/.cache/elmojax."""
     chosen = os.environ.get("ELMOJAX_CACHE")
     if chosen:
         return local(chosen).expanduser()
