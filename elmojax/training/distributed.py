@@ -49,6 +49,9 @@ PATIENCE = 3600
 FAILURE = "elmojax/failed"
 """Key under which a process that fails leaves its status and sentence."""
 
+FAREWELL = 10
+"""Seconds that the first process waits for the others to read it."""
+
 LOST = (
     "another process of this run ended or cannot be reached, so this one ends too. See "
     "the messages of the others, then give the same command again (with any number of "
@@ -142,7 +145,8 @@ def _end_with_a_sentence() -> None:
 
     def aborted(_: int) -> None:
         if not _service or threading.get_native_id() in _service:
-            _end(AGAIN, LOST)
+            _tell(LOST)
+            os._exit(AGAIN)
         _tell(CRASHED)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
@@ -165,11 +169,6 @@ def _threads() -> set[int]:
 def _tell(why: str) -> None:
     with contextlib.suppress(OSError):  # whoever does not hear it does not stop it
         os.write(2, f"elmojax: {why}\n".encode())
-
-
-def _end(status: int, why: str) -> NoReturn:
-    _tell(why)
-    os._exit(status)
 
 
 _kept: list[Any] = []
@@ -273,8 +272,19 @@ def failing_together() -> Iterator[None]:
         _tell(why)
         with contextlib.suppress(Exception):  # another one may have been first
             _client().key_value_set(FAILURE, json.dumps([status, why]))
-        time.sleep(2)  # process 0 hosts what the others read
-        os._exit(status)
+        _go(status)
+
+
+def _go(status: int) -> NoReturn:
+    """Ends this process; the first, which hosts what the others read, after them."""
+    name, latest = "elmojax/gone/{}".format, time.monotonic() + FAREWELL
+    with contextlib.suppress(Exception):  # one that crashed says nothing
+        if not is_first():
+            _client().key_value_set(name(jax.process_index()), "")
+        for other in range(1, jax.process_count() if is_first() else 1):
+            left = max(0.0, latest - time.monotonic())
+            _client().blocking_key_value_get(name(other), int(1000 * left))
+    os._exit(status)
 
 
 def _verdict(error: BaseException) -> tuple[int, str]:
@@ -300,7 +310,8 @@ def _listen() -> None:
                 continue
             return  # the run is over
         status, why = json.loads(answer)
-        _end(status, why)
+        _tell(why)
+        _go(status)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

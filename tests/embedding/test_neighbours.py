@@ -16,7 +16,7 @@ from elmojax.embedding.neighbours import (
     word_vectors,
 )
 from elmojax.errors import InputError
-from elmojax.plots.senses import project
+from elmojax.embedding.projection import project
 from elmojax.text.uses import Use
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
