@@ -15,8 +15,8 @@ from elmojax.embedding.neighbours import (
     use_vectors,
     word_vectors,
 )
-from elmojax.errors import InputError
 from elmojax.embedding.projection import project
+from elmojax.errors import InputError
 from elmojax.text.uses import Use
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
