@@ -406,6 +406,7 @@ def test_models_in_a_store_are_those_of_the_directory(
     assert found["geometric_perplexity"] == scores["geometric_perplexity"]
 
 
+@pytest.mark.slow
 def test_a_corpus_in_a_store_is_copied_once_and_checked(world, store, elsewhere):
     out = f"s3://{BUCKET}/corpus"
     command = ("prepare", "--text", world.text, "--out", out)

@@ -98,6 +98,7 @@ def asked(*arguments: object) -> elmojax.TrainConfig:
 # --- odd texts -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_command_remarks_what_is_odd_about_a_text(world, tmp_path):
     odd, plain = tmp_path / "odd.txt", tmp_path / "plain.txt"
     lines = ["the <unk> of the", "protein" * 9, "the of"]

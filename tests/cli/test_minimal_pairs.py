@@ -37,6 +37,7 @@ def files(tmp_path_factory):
     return here
 
 
+@pytest.mark.slow
 def test_it_is_what_the_scores_say(files, tmp_path):
     out = tmp_path / "each.jsonl"
     report = answer("minimal-pairs", "mini", files / "pairs.jsonl", "--out", out)

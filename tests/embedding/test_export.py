@@ -98,6 +98,7 @@ def test_the_loader_script_without_elmojax(params, file, tmp_path):
 
 
 @pytest.mark.usefixtures("users_compilation")
+@pytest.mark.slow
 def test_all_layers(params, file, loader):
     model = loader.load(str(file))
     for time in (1, 4, 9):

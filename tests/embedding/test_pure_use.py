@@ -335,6 +335,7 @@ def test_a_split_axis_of_time_shorter_than_its_marks(params):
     CLOSE(encode(params, split).layers, encode(params, tokens).layers)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_task_on_explicit_axes(params):
     """What comes after `encode`, and what is made of parameters that lie there."""
     mesh = _mesh((4, 2))

@@ -54,6 +54,7 @@ def test_embed_takes_it_where_no_model_is_named(tmp_path, capsys):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_score_and_evaluate_take_it_too(tmp_path, capsys):
     text = tmp_path / "text"
     text.write_text("\n".join(SENSES) + "\n")

@@ -380,6 +380,7 @@ def test_runs_are_listed_with_step_perplexity_and_state(
     refused("runs", tmp_path / "gone", says="is no directory")
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_what_they_differ_in(world, one_device, tmp_path):
     for name, rate in (("slow", 0.1), ("fast", 0.3)):
         flags = ("--optimizer.learning-rate", rate, "--heldout", world.heldout)
