@@ -28,7 +28,12 @@ from elmojax.config import TrainConfig
 from elmojax.text.batches import steps_of
 from elmojax.training import step
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import batch_shardings, formats, placed_shapes, shardings
+from elmojax.training.sharding import (
+    batch_shardings,
+    memory_layouts,
+    placed_shapes,
+    shardings,
+)
 from elmojax.training.sizes import StepSizes, TextStatistics, step_sizes
 from elmojax.training.step import (
     Guard,
@@ -152,7 +157,7 @@ def plan_step(
     batch = placed_shapes(sizes.batch, places)
     places = shardings(mesh, state, sampled=head.kind == "sampled")
     state = placed_shapes(state, places)
-    state = placed_shapes(state, formats(state))
+    state = placed_shapes(state, memory_layouts(state))
     return StepPlan(share, sizes, lm, optimizer, state, batch)
 
 

@@ -113,15 +113,15 @@ def with_model(
     """
     assert config.init_from is not None
     model = open_model(config.init_from)
-    shape = model.params.config
-    require_trainable(shape)
-    if config.encoder == "words" and isinstance(shape.encoder, CharCnnConfig):
+    elmo_config = model.params.config
+    require_trainable(elmo_config)
+    if config.encoder == "words" and isinstance(elmo_config.encoder, CharCnnConfig):
         raise InputError(
             f"{model.source} reads characters, and its weights fit no --encoder words; "
             "leave --encoder or --init-from out."
         )
     if config.model not in PRESETS.values():  # a preset's gives way
-        _require_same("model", config.model, shape, model.source)
+        _require_same("model", config.model, elmo_config, model.source)
     if config.data is None:
         vocabulary = in_turn(partial(open_corpora, config))[0].vocabulary
     else:
@@ -134,7 +134,7 @@ def with_model(
         )
     keep = model.head is not None and same
     if keep and config.head not in (HeadConfig(), TrainConfig.preset("mini").head):
-        _require_same("head", config.head, model.shape, model.source)
+        _require_same("head", config.head, model.head_config, model.source)
 
     def initialize(params: Params) -> Params:
         head = model.head if keep else params["head"]
@@ -142,8 +142,8 @@ def with_model(
 
     softmax = "with its softmax" if keep else "with a new softmax"
     remark(showable(f"The weights are those of {config.init_from}, {softmax}."))
-    head = model.shape if keep else config.head
-    return replace(config, model=shape, head=head), initialize
+    head = model.head_config if keep else config.head
+    return replace(config, model=elmo_config, head=head), initialize
 
 
 def _require_same(name: str, asked: Any, found: Any, source: str) -> None:

@@ -53,7 +53,7 @@ class Model(NamedTuple):
     """Of its softmax, or of the word ids that it reads."""
     head: Params | None
     """Parameters of its softmax; None without one, or where it was not read."""
-    shape: HeadConfig
+    head_config: HeadConfig
     """Of its softmax."""
     precision: Precision = "float32"
     """Of its matrix products."""
@@ -93,7 +93,9 @@ class Model(NamedTuple):
                 f"{words}; put the vocabulary.txt there that it was trained with."
             )
         dtype = DTYPES[self.precision]
-        lm = LanguageModel(self.params.config, size, self.shape, dtype=dtype, mesh=mesh)
+        lm = LanguageModel(
+            self.params.config, size, self.head_config, dtype=dtype, mesh=mesh
+        )
         params = {**self.params.tree, "head": self.head}
         if mesh is not None:
             params = jax.device_put(params, whole(mesh))
@@ -135,8 +137,8 @@ def _read(
 ) -> Model:
     if form == "run":
         record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
-        params, shape = from_tree(record.train.model, tree), record.train.head
-        model = Model(str(path), params, vocabulary, tree.get("head"), shape)
+        params, head = from_tree(record.train.model, tree), record.train.head
+        model = Model(str(path), params, vocabulary, tree.get("head"), head)
         return model._replace(form=form, card=_card(path / CARD))
     if step is not None:
         raise InputError(f"{path} is no run directory; leave --step out.")
@@ -156,8 +158,8 @@ def _read(
         params, mix = load_hub_module(path, sharding=sharding)
     else:
         params = load_manylangs(path, sharding=sharding)
-    shape = _shape_of(softmax)
-    return Model(str(path), params, words, softmax, shape, "float32", form, card, mix)
+    head = _head_config(softmax)
+    return Model(str(path), params, words, softmax, head, "float32", form, card, mix)
 
 
 def _from_hdf5(
@@ -183,14 +185,14 @@ def _card(path: Path) -> str | None:
         return None
 
 
-def _shape_of(softmax: Params | None) -> HeadConfig:
+def _head_config(softmax: Params | None) -> HeadConfig:
     if softmax is None:
         return FULL
-    shape, cutoffs = FULL, edges_of(softmax)[:-1]
+    head, cutoffs = FULL, edges_of(softmax)[:-1]
     if cutoffs:
         dim, narrow = softmax["down_0"].shape
-        shape = HeadConfig("adaptive", cutoffs, dim / narrow)
-    return replace(shape, bias="bias" in softmax)
+        head = HeadConfig("adaptive", cutoffs, dim / narrow)
+    return replace(head, bias="bias" in softmax)
 
 
 def _with_words(

@@ -62,7 +62,9 @@ def convert(
     _remark_mix(model)
     head = {} if model.head is None else {"head": model.head}
     record = RunRecord(
-        train=TrainConfig(model=model.params.config, head=model.shape, workdir=out),
+        train=TrainConfig(
+            model=model.params.config, head=model.head_config, workdir=out
+        ),
         corpus="",
         vocabulary=edges_of(model.head)[-1] if model.head else 0,
         words=fingerprint(model.vocabulary) if model.vocabulary else "",

@@ -74,26 +74,27 @@ def _forward(
     ids: Array,
     gradient: bool = True,
 ) -> tuple[Array, tuple[Any, ...]]:
-    def run(axis: int, first: Callable[[Array, int], Array], ids: Array) -> list[Array]:
+    def run(axis: int, argmax: Any, ids: Array) -> list[Array]:
+        # Columns are axis 1 on a CPU, where the responses of a word lie together.
         characters = table.astype(dtype)[ids if axis else ids.T]
         read, found = _windows(characters, max(map(len, kernels)), axis), []
         for kernel in kernels:
             flat, windows = _flat(kernel), ids.shape[1] - len(kernel) + 1
             own = lax.slice_in_dim(read, 0, windows, axis=axis)[..., : len(flat)]
             x = contract("abk,kf->abf", own, flat, dtype)
-            found.append((x.max(axis), first(x, axis)))
+            found.append((x.max(axis), argmax(x, axis)))
         return [jnp.concatenate(x, axis=-1) for x in zip(*found, strict=True)]
 
-    def in_blocks(characters: int, run: Any, ids: Array) -> list[Array]:
+    def by_blocks(characters: int, run: Any, ids: Array) -> list[Array]:
         found = _in_blocks(characters, run, ids)
         in_order = (x.swapaxes(0, 1).reshape(-1, x.shape[-1]) for x in found)
         return [x[: ids.shape[0]] for x in in_order]
 
-    cpu = partial(in_blocks, CPU_BLOCK * ids.shape[1], partial(run, 1, _first_equal))
-    # Taken in one pass with the maxima, by the compiler of a TPU inside of the product.
+    cpu = partial(by_blocks, CPU_BLOCK * ids.shape[1], partial(run, 1, _first_equal))
+    # One pass with the maxima; for a TPU XLA fuses both into the product.
     argmax = partial(lax.argmax, index_dtype=jnp.int32)
-    accelerator = partial(in_blocks, BLOCK, partial(run, 0, argmax))
-    running = partial(in_blocks, BLOCK, partial(_running, dtype, table, kernels))
+    accelerator = partial(by_blocks, BLOCK, partial(run, 0, argmax))
+    running = partial(by_blocks, BLOCK, partial(_running, dtype, table, kernels))
     tpu = None if gradient else running
     best, where = by_platform(platform, ids, cpu=cpu, accelerator=accelerator, tpu=tpu)
     return best, (table, kernels, ids, where)
@@ -159,7 +160,8 @@ def _one_kernel(table: Array, kernels: Kernels) -> tuple[Array, Array]:
 def _in_blocks(characters: int, run: Callable[..., Any], *arrays: Array) -> Any:
     """`run` on blocks of words, zeros added at the end: results [blocks, ...].
 
-    Block n has every word whose number leaves n, so that words in shards stay there.
+    Of `count` blocks, block n has the words n, n + count, n + 2 * count and so on: each
+    shard of the words has as many of them, and keeps its own.
     """
     words: Any = arrays[0].shape[0]
     # A symbolic number, of a program for any number of words, is one block.
@@ -213,7 +215,7 @@ def _by_window(
     return jax.vjp(responses, table, kernel)[1](d_responses)
 
 
-GATES = {"carry": -2.0, "transform": 0.0}
+HIGHWAY_BIAS = {"carry": -2.0, "transform": 0.0}
 """The linear maps of a highway layer, and where their biases start: mostly the
 transformed input, as bilm-tf has it."""
 
@@ -255,7 +257,10 @@ class CharCnn(nn.Module):
         ]
         square = (width, width)
         highways = [
-            [self._linear(f"highway_{n}_{gate}", square, GATES[gate]) for gate in GATES]
+            [
+                self._linear(f"highway_{n}_{gate}", square, HIGHWAY_BIAS[gate])
+                for gate in HIGHWAY_BIAS
+            ]
             for n in range(config.highway_layers)
         ]
         names = ["projection"] if project else []

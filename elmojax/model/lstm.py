@@ -76,23 +76,23 @@ class Reset(NamedTuple):
     constant, to which no gradient flows."""
 
 
-class Layout(NamedTuple):
+class GateLayout(NamedTuple):
     """How the arrays of a position lie; it changes the speed and no number."""
 
     features: int
     """Axis of features in [two, ., .]; the other one is the batch."""
     products: int
-    """Products that the four gates are made by."""
-    apart: bool = True
-    """Whether the forward loop is given the kernel of each product as an array."""
+    """4: a matrix product for each gate; 1: one for all gates."""
+    split_kernel: bool = True
+    """Whether the kernel is cut into those of its products before the forward loop."""
 
 
-ROWS = Layout(-1, 4)
-"""For accelerators: the product of each gate is fused with what follows it."""
-ONE_KERNEL = Layout(-1, 4, apart=False)
-"""For a TPU, whose compiler reads each part of the kernel where it lies."""
-COLUMNS = Layout(-2, 1)
-"""For a CPU: weights are the left factor of a product, and are read as they lie."""
+GPU_LAYOUT = GateLayout(-1, 4)
+"""The product of each gate is fused with what follows it."""
+TPU_LAYOUT = GateLayout(-1, 4, split_kernel=False)
+"""The same; a TPU's compiler reads each part of the kernel where it lies."""
+CPU_LAYOUT = GateLayout(-2, 1)
+"""Weights are the left factor of a product, and are read as they lie."""
 
 
 class LayerOptions(NamedTuple):
@@ -148,7 +148,7 @@ def recurrence(
 
 def _in_layout(run: Callable[..., Any], options: LayerOptions, *arguments: Any) -> Any:
     cpu, accelerator, tpu = (
-        partial(run, options, layout) for layout in (COLUMNS, ROWS, ONE_KERNEL)
+        partial(run, options, layout) for layout in (CPU_LAYOUT, GPU_LAYOUT, TPU_LAYOUT)
     )
     own = {"cpu": cpu, "accelerator": accelerator, "tpu": tpu}
     return by_platform(options.platform, *arguments, **own)
@@ -173,7 +173,7 @@ _recurrence.defvjp(_save, _gradient)
 
 def _forward(
     options: LayerOptions,
-    layout: Layout,
+    layout: GateLayout,
     inputs: Array,
     weights: Weights,
     state: State,
@@ -183,12 +183,13 @@ def _forward(
     dtype, transpose = options.dtype, partial(_transposed, layout)
     cell_clip, projection_clip = options.cell_clip, options.projection_clip
     parts = _parts(layout, weights.kernel).astype(dtype)
-    kernels = transpose(list(parts) if layout.apart else parts)
+    kernels = transpose(list(parts) if layout.split_kernel else parts)
     biases = [_row(layout, part) for part in _parts(layout, weights.bias)]
     inputs, projection = inputs.astype(dtype), weights.projection.astype(dtype)
     x, projection, first = transpose((inputs, projection, state))
     ends = None if lengths is None else _mask(layout, lengths[None])
-    # What rounding would carry to the clip stays below it: it is not clipped.
+    # The backward pass tells by the rounded cell whether it was clipped: one that was
+    # not must not round up to the clip, or it would have no gradient.
     below = np.nextafter(np.array(cell_clip, dtype), np.array(0, dtype))
 
     def step(carry: Any, t: Array) -> tuple[Any, None]:
@@ -224,7 +225,10 @@ def _forward(
 
 
 def _backward(
-    options: LayerOptions, layout: Layout, saved: Saved, cotangents: tuple[Array, State]
+    options: LayerOptions,
+    layout: GateLayout,
+    saved: Saved,
+    cotangents: tuple[Array, State],
 ) -> tuple[Array, Weights, State]:
     dtype, transpose, reset = options.dtype, partial(_transposed, layout), saved.reset
     cell_clip, projection_clip = (
@@ -302,7 +306,7 @@ def _numbers(x: Array) -> Array:
     return jnp.arange(x.shape[0], dtype=jnp.int32)
 
 
-def _transposed(layout: Layout, tree: Any) -> Any:
+def _transposed(layout: GateLayout, tree: Any) -> Any:
     """Arrays [..., batch, features] in the layout, and back; weights [..., in, out]
     too."""
     if layout.features == -1:
@@ -310,23 +314,23 @@ def _transposed(layout: Layout, tree: Any) -> Any:
     return jax.tree.map(lambda array: jnp.swapaxes(array, -1, -2), tree)
 
 
-def _mask(layout: Layout, of_rows: Array) -> Array:
+def _mask(layout: GateLayout, of_rows: Array) -> Array:
     """[two or 1, batch] beside [two, batch, features] in the layout."""
     return jnp.expand_dims(of_rows, layout.features)
 
 
-def _row(layout: Layout, features: Array) -> Array:
+def _row(layout: GateLayout, features: Array) -> Array:
     """[two, features] beside [two, batch, features] in the layout, float32."""
     return jnp.expand_dims(features.astype(jnp.float32), -3 - layout.features)
 
 
-def _parts(layout: Layout, leaf: Array) -> Array:
+def _parts(layout: GateLayout, leaf: Array) -> Array:
     """[..., 4, dim] as each product takes it: [products, ..., 4 * dim / products]."""
     split = leaf.reshape(*leaf.shape[:-2], layout.products, -1)
     return jnp.moveaxis(split, -2, 0)
 
 
-def _split(layout: Layout, z: Array) -> list[Array]:
+def _split(layout: GateLayout, z: Array) -> list[Array]:
     """The gates that one product makes."""
     return jnp.split(z, 4 // layout.products, layout.features)
 
@@ -338,8 +342,8 @@ def _activated(gates: Sequence[Array]) -> tuple[Array, ...]:
     return sigmoid(i), jnp.tanh(j), sigmoid(f + FORGET_BIAS), sigmoid(o)
 
 
-def _in_one(layout: Layout, gates: list[Array]) -> list[Array]:
-    """The four gates, one array a product: all in one only in `COLUMNS`.
+def _in_one(layout: GateLayout, gates: list[Array]) -> list[Array]:
+    """The four gates, one array a product: all in one only in `CPU_LAYOUT`.
 
     Each is written to its place by a loop of its own: one loop over all four is not
     vectorised on a CPU, and the backward pass took 1.4 times as long.
@@ -354,21 +358,25 @@ def _in_one(layout: Layout, gates: list[Array]) -> list[Array]:
     return [whole]
 
 
-def _times(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Array:
+def _times(layout: GateLayout, x: Array, weights: Array, dtype: Dtype) -> Array:
     """x times weights [two, in, out], which the layout has transposed."""
     if layout.features == -1:
         return contract("nbi,nio->nbo", x, weights, dtype)
     return contract("noi,nib->nob", weights, x, dtype)
 
 
-def _times_transposed(layout: Layout, x: Array, weights: Array, dtype: Dtype) -> Array:
+def _times_transposed(
+    layout: GateLayout, x: Array, weights: Array, dtype: Dtype
+) -> Array:
     """x [.., out] times weights [two, in, out] as they lie."""
     if layout.features == -1:
         return contract("nbo,nio->nbi", x, weights, dtype)
     return contract("nio,nob->nib", weights, x, dtype)
 
 
-def _over_positions(layout: Layout, left: Array, right: Array, dtype: Dtype) -> Array:
+def _over_positions(
+    layout: GateLayout, left: Array, right: Array, dtype: Dtype
+) -> Array:
     """Sum over time and batch of left times right: [two, left, right], float32."""
     if layout.features == -1:
         return contract("tnbi,tnbo->nio", left, right, dtype)
@@ -381,7 +389,7 @@ def _over_positions(layout: Layout, left: Array, right: Array, dtype: Dtype) -> 
     return contract("nki,nko->nio", by_position(left), by_position(right), dtype)
 
 
-def _begun(layout: Layout, reset: Reset | None, t: Array, state: State) -> State:
+def _begun(layout: GateLayout, reset: Reset | None, t: Array, state: State) -> State:
     """`state`, set back in the rows that begin anew at position t."""
     if reset is None:
         return state
@@ -393,7 +401,7 @@ def _choose(mask: Array, yes: State, no: State) -> State:
     return State(*(jnp.where(mask, a, b) for a, b in zip(yes, no, strict=True)))
 
 
-def _empty(layout: Layout, like: Array, width: int, dtype: Dtype) -> Array:
+def _empty(layout: GateLayout, like: Array, width: int, dtype: Dtype) -> Array:
     """For a value at each position; each is written before it is read."""
     shape = list(like.shape)
     shape[layout.features] = width
@@ -421,7 +429,7 @@ def _put(stacks: Any, values: Any, t: Array) -> Any:
 
 
 def _read_by_products(
-    layout: Layout, x: Array, hidden: Array, first: State, reset: Reset | None
+    layout: GateLayout, x: Array, hidden: Array, first: State, reset: Reset | None
 ) -> Array:
     """What each position read, inputs and hidden state, and a 1."""
     before = jnp.concatenate([first.hidden[None], hidden[:-1]])

@@ -124,14 +124,14 @@ def contract(subscripts: str, left: Array, right: Array, dtype: Dtype) -> Array:
 
 def sum_over(axis: str, x: Array) -> Array:
     """`psum` over a mesh axis, in float32 whatever becomes of the sum."""
-    return summed(lax.psum(x, axis))
+    return keep_sum_float32(lax.psum(x, axis))
 
 
-def summed(x: Array) -> Array:
-    """`x` of float32, of which devices that hold parts add these up in float32.
+def keep_sum_float32(x: Array) -> Array:
+    """`x` itself, a sum over devices that is to be computed in float32.
 
-    Where products round it next, a TPU's compiler would add it up in bfloat16; it does
-    not look through numbers that are taken for integers on the way.
+    Where a product rounds it next, a TPU's compiler would add it up in bfloat16; it
+    does not look through numbers that are taken for integers on the way.
     """
     bits = lax.bitcast_convert_type(x, jnp.int32)
     return lax.bitcast_convert_type(lax.optimization_barrier(bits), jnp.float32)
@@ -274,7 +274,7 @@ def weighted_sum(run: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     arrays of positions may be trees of them. Training runs it once.
     """
 
-    def summed(losses: Any, weights: Any) -> Array:
+    def weighted_total(losses: Any, weights: Any) -> Array:
         parts = jax.tree.map(
             lambda loss, weight: (loss * weight).sum(), losses, weights
         )
@@ -283,14 +283,14 @@ def weighted_sum(run: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def both(static: Static, *arguments: Any) -> tuple[Array, Any]:
         losses, *_ = run(static, False, *arguments)
-        return summed(losses, arguments[3]), losses
+        return weighted_total(losses, arguments[3]), losses
 
     def forward(static: Static, *arguments: Any) -> tuple[tuple[Array, Any], Any]:
         params, hidden, _, weights, _ = arguments
         losses, *found = run(static, True, *arguments)
         like = (params, hidden)
         found = jax.tree.map(lambda a, d: d.astype(a.dtype), like, tuple(found))
-        return (summed(losses, weights), losses), (*found, losses)
+        return (weighted_total(losses, weights), losses), (*found, losses)
 
     def backward(static: Static, saved: Any, cotangents: Any) -> tuple[Any, ...]:
         d_params, d_hidden, d_weights = jax.tree.map(

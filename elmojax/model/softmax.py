@@ -35,7 +35,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import InputError
-from elmojax.model.ops import Dtype, Static, contract, in_chunks, summed, weighted_sum
+from elmojax.model.ops import (
+    Dtype,
+    Static,
+    contract,
+    in_chunks,
+    keep_sum_float32,
+    weighted_sum,
+)
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
 
@@ -172,12 +179,12 @@ TPU = Chunking(1 << 24, cpu=False)
 """As float32 they fill half the on-chip memory."""
 
 
-Members: TypeAlias = tuple[Array, Array]
+TailMembers: TypeAlias = tuple[Array, Array]
 """Of a tail cluster: positions with a target in it, int32 [shards, capacity], rising,
 past the last position where there are fewer; and the targets' numbers in the cluster,
 alike."""
 
-TailPlan = Sequence[Members] | None
+TailPlan = Sequence[TailMembers] | None
 """Of each tail cluster, from who knows the targets beforehand; or none."""
 
 
@@ -250,7 +257,7 @@ def _clusters(
 
 
 @partial(jax.vmap, in_axes=(0, None, None))
-def _found(targets: Array, low: int, high: int) -> Members:
+def _found(targets: Array, low: int, high: int) -> TailMembers:
     """The members of a tail among [positions], with room for all."""
     member, size = (targets >= low) & (targets < high), len(targets)
     (positions,) = jnp.nonzero(member, size=size, fill_value=size)
@@ -258,7 +265,7 @@ def _found(targets: Array, low: int, high: int) -> Members:
     return positions.astype(jnp.int32), inside
 
 
-def _taken(members: Sequence[Members], array: Array) -> list[Array]:
+def _taken(members: Sequence[TailMembers], array: Array) -> list[Array]:
     """What [shards, positions, ...] has for the members of each tail, read at once."""
     if not members:
         return []
@@ -315,7 +322,9 @@ def _cluster(
         found = cross_entropy(*part)
         if gradient:
             sums = _added_up(form, sums, part[0], found.pop(), table.dtype)
-        return sums, found if mesh is None else [summed(array) for array in found]
+        return sums, found if mesh is None else [
+            keep_sum_float32(array) for array in found
+        ]
 
     sums = []
     if gradient:

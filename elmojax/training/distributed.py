@@ -185,8 +185,8 @@ def is_first() -> bool:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """What goes wrong inside because another process is gone is said so."""
+def explain_lost_process() -> Iterator[None]:
+    """What JAX raises inside because another process is gone becomes a `TryAgain`."""
     try:
         yield
     except Exception as error:

@@ -18,7 +18,13 @@ from elmojax.config import TrainConfig
 from elmojax.errors import InputError, one_line
 from elmojax.training.card import write_card
 from elmojax.training.damage import SaveFailed
-from elmojax.training.distributed import Stop, Stopped, is_first, joined, together
+from elmojax.training.distributed import (
+    Stop,
+    Stopped,
+    explain_lost_process,
+    is_first,
+    joined,
+)
 from elmojax.training.memory import StepMemory, explain_out_of_memory
 from elmojax.training.metrics import (
     HELDOUT,
@@ -76,7 +82,7 @@ def pretrain(
       TryAgain: where another process of the run was lost.
     """
     with stop or Stop() as stop:  # else Ctrl-C could be lost in a library
-        with together():
+        with explain_lost_process():
             run = start(config, version, initialize)
         directory, plot = run.record.train.workdir, None
         try:
@@ -115,7 +121,7 @@ def _train(loop: _Loop, directory: Path) -> None:
         loop.sending.send()
         # Devices work ahead of what is read: it may have been the step before.
         with (
-            together(),
+            explain_lost_process(),
             explain_out_of_memory(loop.config, lambda: f"by step {loop.step + 1}"),
         ):
             loop.train()
@@ -235,8 +241,8 @@ class _Loop:
             return
         self._read_metrics()
         scores = self._evaluate() if evaluates else None
-        self._look_at_save(wait=True)
-        with self._bearing():
+        self._finish_pending_save(wait=True)
+        with self._tolerating_failed_saves():
             self._save()
         if evaluates and self._lost_patience():
             self.after = scores
@@ -274,7 +280,7 @@ class _Loop:
             tracker.step(step, loss)
         if step % self.config.log_every and step not in (1, self.run.steps):
             return
-        self._look_at_save(wait=False)
+        self._finish_pending_save(wait=False)
         if skipped:
             numbers["skipped"] = skipped
         rate = self._clock.rate()
@@ -324,14 +330,14 @@ class _Loop:
             rest = replace(self.state, params={})
             self.run.checkpoints.save(self.step, self.state.params, rest)
 
-    def _look_at_save(self, wait: bool) -> None:
+    def _finish_pending_save(self, wait: bool) -> None:
         """Sends what has been saved; without `wait`, if it is whole by now."""
-        with self._bearing(), self._clock.spent("checkpoints"):
+        with self._tolerating_failed_saves(), self._clock.spent("checkpoints"):
             if self.run.checkpoints.settle(wait):
                 self.sending.send()
 
     @contextlib.contextmanager
-    def _bearing(self) -> Iterator[None]:
+    def _tolerating_failed_saves(self) -> Iterator[None]:
         """Inside, a save may fail: the last one may not, and nothing is lost."""
         try:
             yield
@@ -354,7 +360,7 @@ class _Loop:
 
     def _save_last(self) -> None:
         """What goes on later goes on from here: this save must not fail."""
-        self._look_at_save(wait=True)
+        self._finish_pending_save(wait=True)
         if self.step > (self.run.checkpoints.latest or 0):
             self._save()
             self.run.checkpoints.settle()

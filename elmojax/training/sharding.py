@@ -179,11 +179,11 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False)
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-GATES = re.compile(r"lstm\.kernel_\d+$")
+LSTM_KERNELS = re.compile(r"lstm\.kernel_\d+$")
 """Paths of arrays [two, inputs, 4, dim], parameters and their moments."""
 
 
-def formats(tree: Any) -> Any:
+def memory_layouts(tree: Any) -> Any:
     """Where the leaves of a placed state lie, and in which order of axes in memory.
 
     On an accelerator kernels of the LSTM lie gate after gate, as its products read
@@ -192,7 +192,7 @@ def formats(tree: Any) -> Any:
 
     def laid(path: tuple[Any, ...], leaf: Any) -> Format:
         cpu = next(iter(leaf.sharding.device_set)).platform == "cpu"
-        gates = GATES.search(path_name(path)) and len(leaf.shape) == 4
+        gates = LSTM_KERNELS.search(path_name(path)) and len(leaf.shape) == 4
         apart = Layout((2, 0, 1, 3)) if gates and not cpu else None
         return Format(apart, leaf.sharding)
 

@@ -46,9 +46,9 @@ from elmojax.training.memory import explain_out_of_memory, require_room
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.record import RunRecord
 from elmojax.training.sharding import (
-    formats,
     local_shards,
     make_mesh,
+    memory_layouts,
     placed_shapes,
     shardings,
 )
@@ -133,7 +133,7 @@ def start(
                 if initialize is not None:
                     params = _initialized(initialize, state.params, places.params)
                     state = state.replace(params=params)
-            state = jax.device_put(state, formats(state), donate=True)
+            state = jax.device_put(state, memory_layouts(state), donate=True)
         if before is not None and step < steps:
             notes = (*notes, *_going_on(before, record, corpus, step, steps))
     except BaseException:

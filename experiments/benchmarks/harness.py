@@ -27,7 +27,7 @@ from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.choices import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import formats, placed_shapes, shardings
+from elmojax.training.sharding import memory_layouts, placed_shapes, shardings
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 Row = dict[str, Any]
@@ -156,7 +156,7 @@ class Steps:
             sampled = lm.head.kind == "sampled"
             places = shardings(lm.mesh, state, sampled=sampled)
         state = placed_shapes(state, places)
-        places = formats(state)
+        places = memory_layouts(state)
         if shapes:
             state = placed_shapes(state, places)
         else:

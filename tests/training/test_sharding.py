@@ -34,8 +34,8 @@ from elmojax.training.evaluate import Evaluator
 from elmojax.training.loop import pretrain
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import (
-    formats,
     make_mesh,
+    memory_layouts,
     path_name,
     place,
     shardings,
@@ -65,7 +65,7 @@ def mesh_of(data, model):
     return make_mesh(MeshConfig(data, model))
 
 
-def train(mesh, dropout=LM.dropout, lay=formats):
+def train(mesh, dropout=LM.dropout, lay=memory_layouts):
     """The first steps of a run, as the loop takes them; mesh None = no sharding."""
     lm = replace(LM, mesh=mesh, dropout=dropout)
     optimizer = make_optimizer(RECIPE, 100)
@@ -132,7 +132,7 @@ def test_a_step_leaves_arrays_in_the_order_of_axes_that_they_lie_in(plain):
 
 
 def test_on_a_cpu_arrays_lie_in_the_order_of_their_axes(plain):
-    for form in jax.tree.leaves(formats(plain.state)):
+    for form in jax.tree.leaves(memory_layouts(plain.state)):
         assert form.layout is None
 
 
