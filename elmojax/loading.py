@@ -137,8 +137,8 @@ def _read(
 ) -> Model:
     if form == "run":
         record, vocabulary, tree = read_run(path, step, head=head, sharding=sharding)
-        params, head = from_tree(record.train.model, tree), record.train.head
-        model = Model(str(path), params, vocabulary, tree.get("head"), head)
+        params, config = from_tree(record.train.model, tree), record.train.head
+        model = Model(str(path), params, vocabulary, tree.get("head"), config)
         return model._replace(form=form, card=_card(path / CARD))
     if step is not None:
         raise InputError(f"{path} is no run directory; leave --step out.")
@@ -158,8 +158,8 @@ def _read(
         params, mix = load_hub_module(path, sharding=sharding)
     else:
         params = load_manylangs(path, sharding=sharding)
-    head = _head_config(softmax)
-    return Model(str(path), params, words, softmax, head, "float32", form, card, mix)
+    config = _head_config(softmax)
+    return Model(str(path), params, words, softmax, config, "float32", form, card, mix)
 
 
 def _from_hdf5(

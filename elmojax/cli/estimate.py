@@ -155,7 +155,7 @@ def _report(asked: EstimateArguments, chip: Chip | None, named: bool) -> dict[st
 
     from elmojax.estimate import estimate as estimated
     from elmojax.initialization import begun
-    from elmojax.training.choices import check_rows, complete, completed, product_dtype
+    from elmojax.training.choices import check_rows, complete, product_dtype, resolved
     from elmojax.training.record import checkpoint_steps
     from elmojax.training.utilization import CHIPS, chip_of
 
@@ -169,7 +169,7 @@ def _report(asked: EstimateArguments, chip: Chip | None, named: bool) -> dict[st
             config, _ = begun(config, common.say)
         sizes = _statistics(asked, config, named)
         if sizes.corpus is None:
-            config = completed(config, sizes.counts)
+            config = resolved(config, sizes.counts)
         else:
             record = complete(config, sizes.corpus, elmojax.__version__, None)
             config = record.train

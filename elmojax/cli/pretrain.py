@@ -68,7 +68,7 @@ class RecipeArguments(TrainConfig):
 
 @dataclass(frozen=True)
 class Typed:
-    """Flags that say what others fall back on, where they were given."""
+    """Flags that choose the defaults of all others; they are read first."""
 
     preset: str | None = None
     config: Path | None = None
@@ -165,7 +165,7 @@ def pretrain(argv: list[str]) -> None:
     common.keep_compiled_programs()
     with Stop() as stop, distributed.failing_together():
         with contextlib.redirect_stdout(sys.stderr):  # what trackers print
-            result = _train(asked, stop)
+            result = _pretrain(asked, stop)
         first = distributed.is_first()
         distributed.leave()
     if first and asked.json:
@@ -178,7 +178,7 @@ def pretrain(argv: list[str]) -> None:
         sys.exit(128 + stop.signal)
 
 
-def _train(asked: PretrainArguments, stop: Stop) -> Result:
+def _pretrain(asked: PretrainArguments, stop: Stop) -> Result:
     """The run that is asked for, told to people by the first process."""
     from elmojax.initialization import pretrain
     from elmojax.training.distributed import is_first
@@ -186,7 +186,7 @@ def _train(asked: PretrainArguments, stop: Stop) -> Result:
 
     config = asked.train_config()
     run = copy_of(config.workdir)
-    if asked.config is None:  # the flags' defaults have brought the run that is there
+    if asked.config is None:  # where the defaults come from, a remote run was fetched
         config = dataclasses.replace(config, workdir=run)
     names: list[TrackerName] = [*asked.tracker]
     names += ["tensorboard"] * asked.tensorboard

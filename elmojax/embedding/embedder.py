@@ -169,10 +169,10 @@ class Embedder:
         """
         parts: list[np.ndarray] = []
         for block in self._fetched(self._dispatch(sentences, 0, batch_size)):
-            end, last = 0, len(block.sizes) - 1
+            start, last = 0, len(block.sizes) - 1
             for number, size in enumerate(block.sizes):
-                parts.append(block.vectors[end : end + size])
-                end += size
+                parts.append(block.vectors[start : start + size])
+                start += size
                 if not (block.more and number == last):
                     yield _layers_first(parts)
                     parts = []
@@ -302,8 +302,8 @@ class Embedder:
     def _begin(
         self, group: list[list[list[str]]], done: int, skip: int
     ) -> Iterator[Block]:
-        """The blocks of batches after sentence `done`. The word table is nobody else's
-        from one block to the next."""
+        """The blocks of batches after sentence `done`. The caller holds the lock of the
+        word table while a block is made."""
         ends = done + np.cumsum([len(batch) for batch in group])
         words = list(chain.from_iterable(chain.from_iterable(group)))
         if self._is_document(group[0]):

@@ -127,9 +127,10 @@ class Checkpoints:
         return min(((known[n], n) for n in self.steps if n in known), default=None)
 
     def save(self, step: int, params: Any, training: Any) -> None:
-        """Starts to save; the arrays may be given away when this returns.
+        """Starts to save; the arrays may be donated once this returns.
 
-        `training` is what else going on needs, None for a model that is only used.
+        `training` is the rest of a `TrainState`, which a run needs to go on; None for a
+        model that is only used.
 
         Raises:
           SaveFailed: where this save, or the one before, came to nothing.

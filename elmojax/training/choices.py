@@ -72,7 +72,7 @@ def complete(
     """The configuration with nothing left automatic, and what it belongs to."""
     vocabulary = corpus.vocabulary
     counts = corpus.target_counts(vocabulary)
-    train = completed(config, counts, before)
+    train = resolved(config, counts, before)
     if before is not None and train.schedule_steps is None:
         train = replace(train, schedule_steps=scheduled(before.train, corpus))
     train = replace(train, schedule_steps=scheduled(train, corpus))
@@ -121,7 +121,7 @@ def require_trainable(model: ElmoConfig) -> None:
         )
 
 
-def completed(
+def resolved(
     config: TrainConfig, counts: np.ndarray, before: RunRecord | None = None
 ) -> TrainConfig:
     """The configuration with nothing left automatic.

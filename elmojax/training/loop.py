@@ -87,7 +87,7 @@ def pretrain(
         directory, plot = run.record.train.workdir, None
         try:
             loop = _Loop(run, stop, trackers)
-            _train(loop, directory)
+            _run_and_record(loop, directory)
             if is_first():
                 write_card(directory)
                 plot = plot_losses(directory)
@@ -109,7 +109,7 @@ def pretrain(
     )
 
 
-def _train(loop: _Loop, directory: Path) -> None:
+def _run_and_record(loop: _Loop, directory: Path) -> None:
     """The steps of a run, and what its directory says of them."""
 
     def say(state: str, why: str = "") -> None:
@@ -119,7 +119,7 @@ def _train(loop: _Loop, directory: Path) -> None:
     say("training")
     try:
         loop.sending.send()
-        # Devices work ahead of what is read: it may have been the step before.
+        # Steps are dispatched ahead: what failed may be the step before, so "by".
         with (
             explain_lost_process(),
             explain_out_of_memory(loop.config, lambda: f"by step {loop.step + 1}"),

@@ -112,7 +112,7 @@ class Programs:
         places = jax.tree.map(lambda leaf: leaf.sharding, run.state)
         self._state = placed_shapes(run.state, places)
         self._thread = ThreadPoolExecutor(1)
-        self._begun: dict[tuple[str | None, int], Future[None]] = {}
+        self._compiling: dict[tuple[str | None, int], Future[None]] = {}
         self._used: set[tuple[str | None, int]] = set()
 
     def ahead(self, step: int, level: int) -> None:
@@ -122,16 +122,17 @@ class Programs:
         better not taken twice.
         """
         key = self._key(step, level)
-        if key not in self._begun and jax.default_backend() != "cpu":
-            self._begun[key] = self._thread.submit(self._compile, *key)
+        if key not in self._compiling and jax.default_backend() != "cpu":
+            self._compiling[key] = self._thread.submit(self._compile, *key)
 
     def take(self, step: int, level: int) -> tuple[Any, bool]:
-        """The program of a step, counted from 0, and whether it is the first to run."""
+        """What runs a step, counted from 0, and whether its program is a new one; `jit`
+        chooses the program by the shapes of the batch."""
         key = self._key(step, level)
         new = key not in self._used
         self._used.add(key)
-        if key in self._begun:
-            self._begun[key].result()
+        if key in self._compiling:
+            self._compiling[key].result()
         return self._steps[key[0]], new
 
     def news(self, step: int, level: int) -> str:
@@ -149,7 +150,7 @@ class Programs:
         return "head" if step < self._freeze else None, level
 
     def _compile(self, only: str | None, level: int) -> None:
-        """What is compiled for these shapes serves the call of a step, too."""
+        """Compiles a step for these shapes: `jit` keeps the program for the call."""
         config, mesh = self._run.record.train, self._run.lm.mesh
         assert mesh is not None
         text, data = self._run.text, mesh.shape["data"]

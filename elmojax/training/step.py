@@ -159,9 +159,9 @@ class LanguageModel:
         body, top = jax.random.split(key)
         if not self.vocabulary:
             return dict(init_tree(self.config, body))
-        shape = self.head
+        config = self.head
         head = softmax.Softmax(
-            self.vocabulary, shape.cutoffs, shape.div_value, shape.bias
+            self.vocabulary, config.cutoffs, config.div_value, config.bias
         )
         hidden = jnp.zeros((1, self.config.lstm.projection), jnp.float32)
         tree = init_tree(self.config, body)
@@ -305,9 +305,12 @@ def train_step(
     parts = state.params.items()
     params = {name: part for name, part in parts if only in (None, name)}
     frozen = {name: part for name, part in parts if name not in params}
-    opt_state, tables, named = state.optimizer, (params, state.optimizer), None
-    if batch.negatives is not None:  # the rows of the tables that the batch names
-        named = batch.negatives.words.reshape(-1, batch.negatives.words.shape[-1])[0]
+    opt_state = state.optimizer
+    tables = params, opt_state
+    named = None
+    if batch.negatives is not None:  # the rows of the tables that the batch names,
+        names = batch.negatives.words  # the same in each microbatch
+        named = names.reshape(-1, names.shape[-1])[0]
         params, opt_state = take(tables, named)
     gradient, metrics, carry = _gradient(lm, params, frozen, state.carry, batch, key)
     # Optax has float ** int32: refused under strict promotion, float64 under x64.

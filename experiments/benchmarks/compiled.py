@@ -75,7 +75,7 @@ def compile_case(case: Case) -> tuple[Any, Any]:
 
     from elmojax.config import MeshConfig, TrainConfig
     from elmojax.estimate import absent_devices, plan_step
-    from elmojax.training.choices import completed
+    from elmojax.training.choices import resolved
     from elmojax.training.sharding import make_mesh
     from elmojax.training.sizes import BENCHMARK_POSITIONS, assumed
     from elmojax.training.utilization import chip_named
@@ -95,9 +95,7 @@ def compile_case(case: Case) -> tuple[Any, Any]:
     if case.window and case.what != "embed":
         config = replace(config, window=case.window)
     dtype = jnp.float32 if case.precision == "float32" else jnp.bfloat16
-    plan = plan_step(
-        completed(config, statistics.counts), statistics, mesh, data, dtype
-    )
+    plan = plan_step(resolved(config, statistics.counts), statistics, mesh, data, dtype)
     if case.what == "train":
         return plan.compile(), plan
     compile_ = _evaluation if case.what == "evaluate" else _embedding

@@ -67,7 +67,7 @@ from elmojax.text.batches import TrainingText
 from elmojax.text.prepare import sample_corpora
 from elmojax.text.tables import WordTables
 from elmojax.training import step as training_step
-from elmojax.training.choices import completed
+from elmojax.training.choices import resolved
 from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import make_mesh, path_name
 from elmojax.training.sizes import (
@@ -203,7 +203,7 @@ class Text:
         self.corpus = harness.zipf_corpus(len(share), sizes.tokens, share)
         self.statistics = replace(statistics, corpus=self.corpus)
         run = TrainConfig(model=sizes.model)
-        self.head = completed(run, statistics.counts).head
+        self.head = resolved(run, statistics.counts).head
 
     @cached_property
     def _words(self) -> WordTables:
