@@ -36,14 +36,14 @@ def document(
     forward, after = _direction(start, 0), [_direction(start, 1)]
     for number in range(_chunks(words) - 1, 0, -1):
         plan, _ = _plan(table, words, number)
-        after.append(_backward(params, table.vectors, after[-1], plan))
+        after.append(_backward(params, table.encoded(), after[-1], plan))
     left = len(words)
     for number in range(_chunks(words)):
         plan, count = _plan(table, words, number)
         kept, _ = begin(params, CHUNK, 1, selection.layers, selection.dtype)
         kept, state = run(
             params,
-            table.vectors,
+            table.encoded(),
             kept,
             _both_directions(forward, after.pop()),
             plan,

@@ -350,7 +350,7 @@ class Embedder:
         size = capacity(max(map(len, words)), self.batch_tokens)
         vectors = run_batch(
             self.params,
-            self._table.vectors,
+            self._table.encoded(),
             make_plan(words, sizes, size),
             size,
             self._selection,

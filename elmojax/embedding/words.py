@@ -101,9 +101,9 @@ class EncodedWords:
             if words:
                 self._pending.append((start, words, columns))
 
-    @property
-    def vectors(self) -> Array:
-        """[rows, projection], of all rows given out so far."""
+    def encoded(self) -> Array:
+        """Vectors [rows, projection] of all rows given out so far; words that are new
+        go through the encoder here."""
         encoder = self._params.config.encoder
         for start, words, columns in self._pending:
             ids, done = encoder_ids(encoder, words, self._vocabulary), 0
@@ -285,7 +285,7 @@ def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
     index = word_index(words)
     table = EncodedWords(params, None, len(index))
     rows = table.rows(index.words)
-    return with_table(params, index, table.vectors[rows])
+    return with_table(params, index, table.encoded()[rows])
 
 
 def with_table(params: ElmoParams, index: WordIndex, table: Array) -> ElmoParams:

@@ -245,7 +245,7 @@ def test_devices_share_the_words(params, monkeypatch):
     sentences = text(8, 40)
     wanted = Embedder(params, **chosen).embed_sentences(sentences)
     assert_same(embedder.embed_sentences(sentences, 7), wanted, 1e-5)
-    vectors = embedder._table.vectors
+    vectors = embedder._table.encoded()
     copies = [np.asarray(shard.data) for shard in vectors.addressable_shards]
     assert len(copies) == 3 and all(copy.shape == vectors.shape for copy in copies)
     for copy in copies[1:]:
