@@ -186,15 +186,16 @@ LSTM_KERNELS = re.compile(r"lstm\.kernel_\d+$")
 def memory_layouts(tree: Any) -> Any:
     """Where the leaves of a placed state lie, and in which order of axes in memory.
 
-    On an accelerator kernels of the LSTM lie gate after gate, as its products read
-    them; otherwise every step would copy them and their moments there and back.
+    On a TPU kernels of the LSTM lie gate after gate, as its products read them;
+    otherwise every step would copy them and their moments there and back. (For a GPU
+    its compiler copies less when they lie in the order of their axes.)
     """
 
     def laid(path: tuple[Any, ...], leaf: Any) -> Format:
-        cpu = next(iter(leaf.sharding.device_set)).platform == "cpu"
-        gates = LSTM_KERNELS.search(path_name(path)) and len(leaf.shape) == 4
-        apart = Layout((2, 0, 1, 3)) if gates and not cpu else None
-        return Format(apart, leaf.sharding)
+        tpu = next(iter(leaf.sharding.device_set)).platform == "tpu"
+        kernel = LSTM_KERNELS.search(path_name(path)) and len(leaf.shape) == 4
+        by_gate = Layout((2, 0, 1, 3)) if tpu and kernel else None
+        return Format(by_gate, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(laid, tree)
 

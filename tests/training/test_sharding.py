@@ -115,7 +115,7 @@ def sharded(request):
 
 
 def test_a_step_leaves_arrays_in_the_order_of_axes_that_they_lie_in(plain):
-    """As kernels of the LSTM do on an accelerator, gate after gate."""
+    """As kernels of the LSTM do on a TPU, gate after gate."""
     order = (2, 0, 1, 3)
 
     def laid(path, leaf):
