@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import time
@@ -334,6 +335,8 @@ def test_a_run_on_gs_is_one_that_orbax_reads_by_itself(
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    # Its queue of 5 connections is shorter than what gcsfs opens at once.
+    monkeypatch.setattr(socketserver.TCPServer, "request_queue_size", 128)
     emulator = server.create_server("127.0.0.1", port, True, default_bucket=BUCKET)
     emulator.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
