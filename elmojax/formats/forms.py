@@ -104,7 +104,7 @@ def _brought(model: str | os.PathLike[str], step: int | None) -> Path | None:
         return None
     copy = cloud.bring(found, "config.json".__eq__)
     is_run = any(step_of(name) is not None for name in there)
-    if is_run or _form_of_directory(copy) == "run":
+    if is_run or (copy.is_dir() and _form_of_directory(copy) == "run"):
         return bring_model(found, step)
     return cloud.bring(found, IN_STORES.fullmatch, lambda name: True)
 
