@@ -348,4 +348,4 @@ def test_what_gives_no_probability_is_named(model, run, tmp_path, capsys):
         elmojax.score(model._replace(vocabulary=fewer), TEXT)
     with pytest.raises(elmojax.InputError, match="There is no model"):
         elmojax.score(tmp_path / "nowhere", TEXT)
-    assert open_model(run).shape == HEAD
+    assert open_model(run).head_config == HEAD

@@ -66,7 +66,7 @@ def test_a_model_there_and_back(saved):
     model, wanted = open_model(saved), full_model()
     same(model.params, wanted.params)
     same(dict(model.head), dict(wanted.head))
-    assert (model.vocabulary, model.shape) == (WORDS, wanted.shape)
+    assert (model.vocabulary, model.head_config) == (WORDS, wanted.head_config)
     assert (model.card, model.form) == (wanted.card, "safetensors")
     config = json.loads((saved / "config.json").read_text())
     assert config["model_type"] == "elmojax"
@@ -102,7 +102,7 @@ def test_a_named_model_takes_its_softmax_and_card_along(tmp_path):
     same(found.params, wanted.params)
     same(dict(found.head), dict(wanted.head))
     assert found.vocabulary == wanted.vocabulary and found.card == wanted.card
-    assert found.shape == wanted.shape and found.shape.kind == "adaptive"
+    assert found.head_config == wanted.head_config and found.head_config.kind == "adaptive"
 
 
 def test_it_is_a_model_everywhere(saved, tmp_path):
