@@ -109,7 +109,7 @@ class Programs:
         parts = (run.lm, run.optimizer, run.state, guard)
         kinds = (None, "head") if self._freeze else (None,)
         self._steps: Any = {only: compile_train_step(*parts, only) for only in kinds}
-        places = jax.tree.map(lambda leaf: leaf.sharding, run.state)
+        places = jax.tree.map(lambda leaf: leaf.format, run.state)
         self._state = placed_shapes(run.state, places)
         self._thread = ThreadPoolExecutor(1)
         self._compiling: dict[tuple[str | None, int], Future[None]] = {}

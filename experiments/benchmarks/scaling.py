@@ -91,7 +91,7 @@ def train(mesh: Mesh, start: Any, corpus: Any, args: Any) -> tuple[Row, Any]:
     if start is None:
         start = jax.device_get(Steps.begun(steps.lm, args.rows).state)
     losses = []
-    steps.state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, shapes))
+    steps.state = jax.device_put(start, jax.tree.map(lambda x: x.format, shapes))
     for number in range(args.steps):
         batch = place(steps.lm.mesh, text.batch(number), "batch.")
         steps.run([batch])

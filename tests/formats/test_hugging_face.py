@@ -102,7 +102,9 @@ def test_a_named_model_takes_its_softmax_and_card_along(tmp_path):
     same(found.params, wanted.params)
     same(dict(found.head), dict(wanted.head))
     assert found.vocabulary == wanted.vocabulary and found.card == wanted.card
-    assert found.head_config == wanted.head_config and found.head_config.kind == "adaptive"
+    assert (
+        found.head_config == wanted.head_config and found.head_config.kind == "adaptive"
+    )
 
 
 def test_it_is_a_model_everywhere(saved, tmp_path):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental.layout import Format, Layout
 from toys import CORPUS, TINY, corpus_of, drawn
 
 from elmojax.config import (
@@ -199,10 +200,20 @@ def test_shapes_are_known_without_a_batch(options, level):
 
 @pytest.mark.slow
 def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
-    """And the step does not compile it again."""
+    """And the step does not compile it again, nor where kernels lie as on a TPU."""
     config = prepared(tmp_path, ["the river bank is no bank"] * 200)
     config = replace(config, freeze_steps=2, steps=4)
     run = start(config, "test")
+
+    def laid(leaf):
+        order = (2, 0, 1, 3) if leaf.ndim == 4 and leaf.shape[2] == 4 else None
+        return Format(order and Layout(order), leaf.sharding)
+
+    state = jax.device_put(run.state, jax.tree.map(laid, run.state))
+    assert state.params["lstm"]["kernel_0"].format != (
+        run.state.params["lstm"]["kernel_0"].format
+    )
+    run = replace(run, state=state)
     programs, compiled = Programs(run), []
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "tpu")
