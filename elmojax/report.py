@@ -51,7 +51,7 @@ def make_report(run: Path, evaluations: Evaluations | None = None) -> str:
       InputError: if it is no run directory, or its config.json cannot be read.
     """
     record, lines = read_record(run), read_metrics(run / "metrics.jsonl")
-    about, told = results(run), facts(record, lines, Status.read(run))
+    about, told = results(run, lines), facts(record, lines, Status.read(run))
     contents = {
         "At a glance": _glance(record, about),
         "Curves": _curves(run, lines),

@@ -255,12 +255,13 @@ def word_ids(words: Words, batch: Iterable[Sequence[str]]) -> np.ndarray:
       InputError: for a word that is not among `words`, naming it and its sentence.
     """
     index, sentences = word_index(words), list(sentence_words(batch))
+    ids = [np.empty(0, np.int32)]
     for number, sentence in enumerate(sentences):
         try:
-            index.ids(sentence)
+            ids.append(index.ids(sentence))
         except InputError as error:
             raise InputError(f"Sentence {number}: {error}") from error
-    return padded_ids(sentences, lambda found: index.ids(found) + 1)
+    return padded_ids(sentences, lambda _: np.concatenate(ids) + 1)
 
 
 @checked

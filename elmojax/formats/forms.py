@@ -102,10 +102,12 @@ def _brought(model: str | os.PathLike[str], step: int | None) -> Path | None:
     there = cloud.listing(found)
     if not any(map(IN_STORES.fullmatch, there)):
         return None
-    copy = cloud.bring(found, "config.json".__eq__)
-    is_run = any(step_of(name) is not None for name in there)
-    if is_run or (copy.is_dir() and _form_of_directory(copy) == "run"):
+    if any(step_of(name) is not None for name in there):
         return bring_model(found, step)
+    if "config.json" in there:
+        copy = cloud.bring(found, "config.json".__eq__)
+        if _form_of_directory(copy) == "run":
+            return bring_model(found, step)
     return cloud.bring(found, IN_STORES.fullmatch, lambda name: True)
 
 

@@ -74,7 +74,7 @@ def _forward(
     ids: Array,
     gradient: bool = True,
 ) -> tuple[Array, tuple[Any, ...]]:
-    def run(axis: int, argmax: Any, ids: Array) -> list[Array]:
+    def run(axis: int, argmax: Callable[..., Array], ids: Array) -> list[Array]:
         # Columns are axis 1 on a CPU, where the responses of a word lie together.
         characters = table.astype(dtype)[ids if axis else ids.T]
         read, found = _windows(characters, max(map(len, kernels)), axis), []

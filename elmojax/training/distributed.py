@@ -279,11 +279,12 @@ def _go(status: int) -> NoReturn:
     """Ends this process; the first, which hosts what the others read, after them."""
     name, latest = "elmojax/gone/{}".format, time.monotonic() + FAREWELL
     with contextlib.suppress(Exception):  # one that crashed says nothing
-        if not is_first():
+        if is_first():
+            for other in range(1, jax.process_count()):
+                left = max(0.0, latest - time.monotonic())
+                _client().blocking_key_value_get(name(other), int(1000 * left))
+        else:
             _client().key_value_set(name(jax.process_index()), "")
-        for other in range(1, jax.process_count() if is_first() else 1):
-            left = max(0.0, latest - time.monotonic())
-            _client().blocking_key_value_get(name(other), int(1000 * left))
     os._exit(status)
 
 

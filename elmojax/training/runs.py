@@ -112,10 +112,10 @@ def _dotted(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def results(run: Path) -> dict[str, Any]:
+def results(run: Path, lines: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """`describe` of a run, and over all of its steps: `tokens` seen,
     `tokens_per_second` (median) and `seconds` that the steps took."""
-    lines = read_metrics(run / "metrics.jsonl")
+    lines = read_metrics(run / "metrics.jsonl") if lines is None else lines
     rates = [
         line["tokens_per_second"] for line in lines if line.get("tokens_per_second")
     ]

@@ -165,8 +165,8 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False)
         spec = _spec(name, SAMPLED if sampled else SHARDINGS)
         if OR_WHOLE.search(name):
             choices = (spec, P(None, "model"))[: len(leaf.shape)]
-            whole = (s for s in choices if not _undivided(mesh, leaf.shape, s))
-            spec = next(whole, P())
+            even = (s for s in choices if not _undivided(mesh, leaf.shape, s))
+            spec = next(even, P())
         for size, axis in _undivided(mesh, leaf.shape, spec):
             remedy = "--rows" if axis == "data" else "the model's sizes"
             raise InputError(
