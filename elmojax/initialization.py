@@ -28,6 +28,7 @@ from elmojax.config import (
 from elmojax.errors import InputError, one_line, showable
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
+from elmojax.model.ops import outside_meshes
 from elmojax.shapes import Params
 from elmojax.text.corpus import vocabulary_of
 from elmojax.training import loop
@@ -41,6 +42,7 @@ from elmojax.training.start import Initialize, open_corpora
 
 
 @checked
+@outside_meshes
 def pretrain(
     config: TrainConfig,
     trackers: Sequence[Tracker] = (),

@@ -27,7 +27,7 @@ from elmojax.formats.manylangs import load_manylangs
 from elmojax.formats.tf_checkpoint import load_hub_module, load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
-from elmojax.model.ops import DTYPES, Precision, cast
+from elmojax.model.ops import DTYPES, Precision, cast, outside_meshes
 from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.corpus import Corpus
@@ -220,6 +220,7 @@ def _with_words(
 
 
 @checked
+@outside_meshes
 def load(
     model: str | os.PathLike[str],
     *,
@@ -249,6 +250,7 @@ def load(
 
 
 @checked
+@outside_meshes
 def load_language_model(
     model: str | os.PathLike[str],
     step: int | None = None,
@@ -271,6 +273,7 @@ def load_language_model(
 
 
 @checked
+@outside_meshes
 def score(
     model: str | os.PathLike[str] | Model,
     sentences: Iterable[Sequence[str]],

@@ -33,7 +33,7 @@ from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords, WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import Precision, cast, require_own_process
+from elmojax.model.ops import Precision, cast, outside_meshes, require_own_process
 from elmojax.shapes import Numbers
 from elmojax.text.characters import encoder_ids
 from elmojax.text.files import split
@@ -62,6 +62,7 @@ class Embedder:
     """
 
     @checked
+    @outside_meshes
     def __init__(
         self,
         params: ElmoParams,
@@ -394,7 +395,7 @@ def _in_turn(turn: Lock, blocks: Iterator[Block]) -> Iterator[Block]:
     while True:
         require_own_process()
         with turn:
-            block = next(blocks, None)
+            block = outside_meshes(next)(blocks, None)
         if block is None:
             return
         yield block

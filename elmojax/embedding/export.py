@@ -38,6 +38,7 @@ from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams, from_tree
 from elmojax.model.mix import mix_layers
+from elmojax.model.ops import outside_meshes
 from elmojax.model.state import LstmState
 from elmojax.text.vocabulary import Vocabulary
 
@@ -70,6 +71,7 @@ def weights_hash(weights: Weights) -> str:
     return digest.hexdigest()
 
 
+@outside_meshes
 def export_programs(params: ElmoParams) -> dict[str, bytes]:
     """`embed` and all layers of a model as serialized programs, without the weights.
 

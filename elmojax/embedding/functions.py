@@ -30,7 +30,13 @@ from elmojax.config import (
 )
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.ops import automatic, cast, require_own_process, varying_as
+from elmojax.model.ops import (
+    automatic,
+    cast,
+    outside_meshes,
+    require_own_process,
+    varying_as,
+)
 from elmojax.model.state import LstmState
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
 from elmojax.text.characters import BEGIN, END, PADDING, encoder_ids
@@ -420,6 +426,7 @@ def _mark_ids(config: ElmoConfig) -> np.ndarray:
 
 
 @checked
+@outside_meshes
 def warm(
     params: ElmoParams,
     tokens: Tokens | None = None,

@@ -28,7 +28,7 @@ from elmojax.embedding.engine import on_each, whole
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import automatic
+from elmojax.model.ops import automatic, outside_meshes
 from elmojax.text.characters import BEGIN, END, encoder_ids, padded_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 
@@ -265,6 +265,7 @@ def word_ids(words: Words, batch: Iterable[Sequence[str]]) -> np.ndarray:
 
 
 @checked
+@outside_meshes
 def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
     """The same model over a fixed list of words, without its character CNN.
 

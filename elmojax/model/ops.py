@@ -16,10 +16,11 @@ import functools
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -27,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from elmojax.arguments import checked, shown
 from elmojax.errors import InputError
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Tree = TypeVar("Tree")
 
@@ -99,6 +101,32 @@ def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., R
         return inside(*jax.tree.map(placed, arrays), **others)
 
     return free
+
+
+NO_MESH = Mesh(np.empty((), object), ())
+
+
+def outside_meshes(run: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`run`, which then does not see the mesh of a caller's `jax.set_mesh`.
+
+    For what chooses its devices itself. Inside of another mesh JAX refuses its arrays
+    and its `shard_map`, and makes programs for all devices of that mesh.
+    """
+
+    @functools.wraps(run)
+    def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            outside = jax.set_mesh(NO_MESH)
+        except ValueError as error:
+            raise InputError(
+                "What reads files or compiles programs of its own works outside of "
+                "jax.jit only; call it before, and give what it returns to the jitted "
+                "function as an argument."
+            ) from error
+        with outside:
+            return run(*args, **kwargs)
+
+    return alone
 
 
 Dtype: TypeAlias = Any

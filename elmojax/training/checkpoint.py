@@ -29,7 +29,7 @@ from elmojax.arguments import checked
 from elmojax.config import TrainConfig, from_json, to_json
 from elmojax.errors import InputError, one_line
 from elmojax.model.bilm import ElmoParams, Placement, from_tree, placements
-from elmojax.model.ops import Precision, cast
+from elmojax.model.ops import Precision, cast, outside_meshes
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.training.damage import (
@@ -402,6 +402,7 @@ def open_existing(run: Path, config: TrainConfig | None = None) -> Checkpoints:
 
 
 @checked
+@outside_meshes
 def restore(
     run_directory: str | os.PathLike[str],
     step: int | None = None,

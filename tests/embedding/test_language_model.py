@@ -150,7 +150,8 @@ def test_a_run_from_python(tmp_path):
         steps=2,
     )
     said: list[str] = []
-    first = elmojax.pretrain(config, remark=said.append)
+    with jax.set_mesh(jax.make_mesh((8,), ("data",))):  # another than that of the run
+        first = elmojax.pretrain(config, remark=said.append)
     assert (first.began_at, first.step, said) == (0, 2, [])
     again = elmojax.pretrain(replace(config, steps=3))
     assert (again.began_at, again.step) == (2, 3)

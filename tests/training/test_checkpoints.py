@@ -15,11 +15,12 @@ import orbax.checkpoint as ocp
 import pytest
 from commands import CHARACTERS, LSTM, answer, done, refused
 from conftest import REPOSITORY
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1
 
 import elmojax
+from elmojax.embedding.export import export_programs
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.loading import open_model
 from elmojax.model.bilm import tree_shapes
@@ -81,6 +82,7 @@ def uses(world: World) -> dict[str, Any]:
         assert not leaf.committed and leaf.dtype == np.float32
     tokens, gammas = elmojax.batch_to_ids(SENTENCES, 16), np.ones(3, np.float32)
     embedder = elmojax.Embedder(params, batch_tokens=64)
+    spread = elmojax.Embedder(params, batch_tokens=64, mesh=mesh_of((8,)))
     warm = elmojax.warm(params, tolerance=0.1).initial_state
     cached = elmojax.cache_words(params, ["the", "river"])
     scores = elmojax.score(world.run, SENTENCES)
@@ -89,6 +91,7 @@ def uses(world: World) -> dict[str, Any]:
         "load": elmojax.embed(files, tokens, gammas),
         "score": [(score.forward, score.backward) for score in scores],
         "Embedder": embedder.embed_batch(SENTENCES),
+        "Embedder on a mesh": spread.embed_batch(SENTENCES),
         "warm": (warm.cell, warm.hidden),
         "cache_words": cached.encoder["embedding"],
     }
@@ -134,6 +137,36 @@ def rows_over(mesh: jax.sharding.Mesh, config: elmojax.ElmoConfig) -> Any:
 
 
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_other_devices_than_those_of_the_mesh_around(world, axes):
+    """Where the caller says, not where `set_mesh` is; programs are for any device."""
+    params = elmojax.restore(world.run)
+    programs = export_programs(params)
+    third = SingleDeviceSharding(jax.devices()[2])
+    two = jax.make_mesh((2,), ("x",), devices=jax.devices()[3:5])
+    with jax.set_mesh(mesh_of((4, 2), axes)):
+        for place in (
+            third,
+            NamedSharding(two, P()),
+            NamedSharding(mesh_of((8,)), P()),
+        ):
+            found = elmojax.restore(world.run, sharding=place)
+            assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {place}
+            assert_same(found.tree, params.tree)
+            half = elmojax.load(world.files, sharding=place, precision="bf16")
+            assert half.lstm["kernel_0"].sharding.device_set == place.device_set
+        assert export_programs(params) == programs
+        on_third = elmojax.restore(world.run, sharding=third)
+        found = elmojax.Embedder(on_third, batch_tokens=64).embed_batch(SENTENCES)
+    wanted = elmojax.Embedder(params, batch_tokens=64).embed_batch(SENTENCES)
+    assert_close(found, wanted)
+
+
+def test_what_reads_files_is_not_traced(world):
+    with pytest.raises(elmojax.InputError, match=r"outside of jax\.jit only"):
+        jax.jit(lambda: elmojax.restore(world.run))()
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
 def test_arrays_are_read_straight_to_where_they_are_to_lie(world, monkeypatch, axes):
     """Orbax is asked for shares and never for the softmax; so each device gets its."""
     mesh, asked = mesh_of((4, 2), axes), {}
@@ -163,7 +196,7 @@ def test_arrays_are_read_straight_to_where_they_are_to_lie(world, monkeypatch, a
     theirs = elmojax.load(TF_CHECKPOINT, sharding=everywhere)
     assert {a.sharding for a in jax.tree.leaves(theirs.tree)} == {everywhere}
     assert_same(theirs.tree, elmojax.load(TF_CHECKPOINT).tree)
-    second = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    second = SingleDeviceSharding(jax.devices()[1])
     prefix = places.replace(encoder=second, lstm=everywhere)
     mixed = elmojax.restore(world.run, sharding=prefix)  # on different devices
     assert mixed.encoder["embedding"].devices() == {jax.devices()[1]}
