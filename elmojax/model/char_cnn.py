@@ -25,7 +25,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import CharCnnConfig, UnicodeCnnConfig, WordTableConfig
-from elmojax.model.ops import Dtype, Platform, alike, by_platform, contract
+from elmojax.model.ops import (
+    Dtype,
+    Platform,
+    alike,
+    by_platform,
+    contract,
+    varying_as,
+)
 
 CPU_BLOCK = 32
 """Words at a time on a CPU, so that their responses stay in its cache."""
@@ -118,7 +125,7 @@ def _running(
         own = lax.slice_in_dim(read, n * dim, (n + widest) * dim, axis=1)
         x = contract("nk,kf->nf", own, _flat(kernel), dtype)
         best = jnp.maximum(best, jnp.where(n < windows, x, -jnp.inf))
-    return best, jnp.zeros(best.shape, jnp.int32)
+    return best, varying_as(best, jnp.zeros(best.shape, jnp.int32))
 
 
 def _backward(

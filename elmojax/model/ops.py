@@ -366,6 +366,7 @@ def in_chunks(
         jax.eval_shape(run, sums, part(0))[1],
     )
     last = jnp.int32(chunks) if count is None else -(-count // size)
+    sums, outputs, _ = alike((sums, outputs, arrays))
     sums, outputs = lax.fori_loop(jnp.int32(0), last, chunk, (sums, outputs))
     return sums, jax.tree.map(lambda array: array[:, :positions], outputs)
 

@@ -38,6 +38,7 @@ from elmojax.errors import InputError
 from elmojax.model.ops import (
     Dtype,
     Static,
+    alike,
     contract,
     in_chunks,
     keep_sum_float32,
@@ -427,7 +428,7 @@ def log_prob(
         gradients are float32, or as what they belong to.
     """
     shape = np.shape(targets)
-    params, hidden, targets = arrays_of(params, hidden, targets)
+    params, hidden, targets = alike(arrays_of(params, hidden, targets))
     found = _log_prob((mesh, dtype), params, hidden, targets, members)
     return found.reshape(shape)
 

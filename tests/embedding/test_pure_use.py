@@ -52,6 +52,10 @@ def ids_of(*shape, seed=0):
     return jnp.asarray(np.stack(batches).reshape(*shape, *batches[0].shape))
 
 
+USERS_FORM = jax.lax.platform_dependent
+"""As it is before `quick_compilation` traces the form of a CPU alone."""
+
+
 @pytest.fixture(scope="module")
 def params():
     return tiny_params(SMALL)
@@ -483,18 +487,58 @@ def test_a_traced_initial_state_is_refused(params):
     assert all(np.any(slope) for slope in jax.tree.leaves(slopes))
 
 
+def test_programs_of_users_trace(params, mesh):
+    """With the forms of all platforms beside each other, which must agree in type, and
+    not that of a CPU alone as in other tests. Nothing is compiled."""
+    tokens = ids_of()
+    head = {"kernel": jnp.ones((9, SMALL.lstm.projection), jnp.float32)}
+
+    def loss(params, tokens, gammas):
+        return (elmojax.embed(params, tokens, gammas) ** 2).mean()
+
+    def shared(params, tokens, gammas):
+        return jax.lax.pmean(loss(params, tokens, gammas), "data")
+
+    def predicted(params, tokens, gammas):
+        lm = elmojax.LanguageModelParams(params, head)
+        targets = jnp.ones(tokens.shape[:2], jnp.int32)
+        return jax.lax.pmean(elmojax.sentence_loss(lm, tokens, targets).loss, "data")
+
+    slopes = jax.grad(loss, (0, 2))
+    uses = (
+        (elmojax.embed, P("data")),
+        (jax.grad(shared, (0, 2)), P()),
+        (jax.grad(predicted), P()),
+    )
+    with _forms(USERS_FORM):
+        for weights in (params, elmojax.cast(params, "bf16")):
+            given = weights, tokens, GAMMAS
+            jax.jit(jax.hessian(loss, 2)).trace(*given)
+            batches = weights, tokens[None], GAMMAS
+            jax.jit(jax.vmap(slopes, (None, 0, None))).trace(*batches)
+            for around in (mesh, _mesh((4, 2))):
+                rows, whole = (
+                    NamedSharding(around, P("data")),
+                    NamedSharding(around, P()),
+                )
+                placed = jax.device_put(given, (whole, rows, whole))
+                for run, out in uses:
+                    over = {"in_specs": (P(), P("data"), P()), "out_specs": out}
+                    jax.jit(jax.shard_map(run, mesh=around, **over)).trace(*placed)
+
+
 @contextmanager
-def _forms_of_accelerators():
-    """What is traced here has the form of accelerators; nothing of it stays."""
-
-    def form(*arguments, default, **others):
-        return default(*arguments)
-
+def _forms(form):
+    """`platform_dependent` is `form` for what is traced here; nothing of it stays."""
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "platform_dependent", form)
         yield
     jax.clear_caches()
+
+
+def _forms_of_accelerators():
+    return _forms(lambda *arguments, default, **others: default(*arguments))
 
 
 def _collectives(program):
