@@ -50,6 +50,9 @@ for _name, _value in {
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+USERS_FORM = jax.lax.platform_dependent
+"""As it is before `quick_compilation` traces the form of a CPU alone."""
+
 hypothesis.settings.register_profile("elmojax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("elmojax")
 

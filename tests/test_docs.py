@@ -22,10 +22,11 @@ from pathlib import Path
 
 import commands
 import h5py
+import jax
 import numpy as np
 import pytest
 import tyro
-from conftest import REPOSITORY
+from conftest import REPOSITORY, USERS_FORM
 
 import elmojax
 from elmojax.cli import COMMANDS
@@ -131,8 +132,10 @@ HERE = [
 
 
 @pytest.mark.parametrize("page", HERE)
-def test_the_python_of_a_page_runs(page, there, published):
-    """Errors name the line of the page."""
+def test_the_python_of_a_page_runs(page, there, published, monkeypatch):
+    """Errors name the line of the page. Programs have the forms of all platforms, as
+    those of a reader."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", USERS_FORM)
     text = read(page)
     names = dict(published)
     for found in PYTHON.finditer(text):

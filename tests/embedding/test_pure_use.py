@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import USERS_FORM
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from toys import TINY, tiny_params
@@ -50,10 +51,6 @@ def ids_of(*shape, seed=0):
         for _ in range(np.prod(shape, dtype=int))
     ]
     return jnp.asarray(np.stack(batches).reshape(*shape, *batches[0].shape))
-
-
-USERS_FORM = jax.lax.platform_dependent
-"""As it is before `quick_compilation` traces the form of a CPU alone."""
 
 
 @pytest.fixture(scope="module")
