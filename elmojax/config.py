@@ -255,7 +255,7 @@ class HeadConfig:
     """Factor by which each tail cluster is narrower than the one before (Grave et al.
     2017)."""
     bias: bool = True
-    """Add a bias to the logits of the head cluster."""
+    """Add a bias to the logits of the shortlist, the first cluster."""
     samples: Words = 8192
     """Negative samples of a step, for each direction, where the softmax is
     `sampled`."""

@@ -1,14 +1,14 @@
 """The softmax over the vocabulary: adaptive (Grave et al. 2017) or full, and exact.
 
-Words are numbered by falling count. The head holds the words below the first cutoff
-and one entry a tail cluster; a word of tail cluster k costs its entry in the head and
-a softmax inside the cluster, over hidden vectors narrowed by div_value ** k (Grave et
-al. 2017, "Efficient softmax approximation for GPUs"). Without cutoffs the head holds
-every word: the full softmax.
+Words are numbered by falling count. The first cluster, the shortlist, holds the words
+below the first cutoff and one entry a tail cluster; a word of tail cluster k costs its
+entry in the shortlist and a softmax inside the cluster, over hidden vectors narrowed by
+div_value ** k (Grave et al. 2017, "Efficient softmax approximation for GPUs"). Without
+cutoffs the shortlist holds every word: the full softmax.
 
 Parameters are those of `Softmax`; hidden is [positions, projection], targets are word
-ids [positions]; logarithms are natural and float32. The head sees all positions, a tail
-those whose target it has: a plan of static size, made by who knows the targets
+ids [positions]; logarithms are natural and float32. The shortlist sees all positions, a
+tail those whose target it has: a plan of static size, made by who knows the targets
 beforehand, or here. Loss and gradient come from one pass over even chunks. No array has
 all positions and all words of a large cluster, and no target is dropped.
 
@@ -47,7 +47,7 @@ from elmojax.shapes import Params, PerPosition, Positions, Targets
 
 
 class Softmax(nn.Module):
-    """Log-probabilities of words, and the parameters of the head and the tails:
+    """Log-probabilities of words, and the parameters of the shortlist and tails:
 
     kernel [first cutoff + tails, projection], bias [the same] (if there is one); of
     tail k: down_k [projection, narrow] and up_k [words of the cluster, narrow], one row
@@ -231,13 +231,13 @@ def _clusters(
     targets = jnp.where(valid, targets, 0).astype(jnp.int32)
     weights = jnp.where(valid, weights, jnp.nan)
     number: Any = sum((targets >= edge).astype(jnp.int32) for edge in edges[:-1])
-    in_head = jnp.where(targets < edges[0], targets, edges[0] - 1 + number)
+    in_shortlist = jnp.where(targets < edges[0], targets, edges[0] - 1 + number)
     skips = form.cpu or members is None
     if members is None:
         members = [_found(targets, *ends) for ends in itertools.pairwise(edges)]
     run = partial(_cluster, form, mesh, gradient)
-    head = [params[name] for name in ("kernel", "bias") if name in params]
-    (losses, *d_hidden), sums = run(head, hidden, in_head, weights, None)
+    shortlist = [params[name] for name in ("kernel", "bias") if name in params]
+    (losses, *d_hidden), sums = run(shortlist, hidden, in_shortlist, weights, None)
     d_params = dict(zip(("kernel", "bias"), sums, strict=False))
     taken = [_taken(members, array) for array in (hidden, weights)]
     for k, ((at, inside), x, weight) in enumerate(zip(members, *taken, strict=True)):
@@ -487,13 +487,13 @@ def log_prob_all(params: Params, hidden: Positions, dtype: Dtype = None) -> Arra
     logits = contract("pd,vd->pv", hidden, kernel, kernel.dtype)
     if "bias" in params:
         logits = logits + params["bias"].astype(jnp.float32)[None]
-    head = jax.nn.log_softmax(logits)
-    parts = [head[:, : edges[0]]]
+    shortlist = jax.nn.log_softmax(logits)
+    parts = [shortlist[:, : edges[0]]]
     for k in range(len(edges) - 1):
         down, up = params[f"down_{k}"], params[f"up_{k}"]
         narrow = contract("pd,dn->pn", hidden, down, down.dtype)
         inside = jax.nn.log_softmax(contract("pn,vn->pv", narrow, up, up.dtype))
-        parts.append(head[:, edges[0] + k, None] + inside)
+        parts.append(shortlist[:, edges[0] + k, None] + inside)
     return jnp.concatenate(parts, axis=-1)
 
 
