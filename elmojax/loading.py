@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from elmojax.arguments import checked
 from elmojax.config import CharCnnConfig, CountOrZero, HeadConfig
-from elmojax.embedding.engine import local_mesh, whole
+from elmojax.embedding.engine import local_mesh, replicated
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
@@ -98,7 +98,7 @@ class Model(NamedTuple):
         )
         params = {**self.params.tree, "head": self.head}
         if mesh is not None:
-            params = jax.device_put(params, whole(mesh))
+            params = jax.device_put(params, replicated(mesh))
         return lm, params, self.vocabulary
 
     def scorer(self, mesh: Mesh | None = None) -> Scorer:

@@ -56,12 +56,12 @@ def static(argv: list[str]) -> None:
     check_out(asked.out, asked.overwrite)
 
     from elmojax.embedding.embedder import Embedder
-    from elmojax.embedding.engine import local_mesh, whole
+    from elmojax.embedding.engine import local_mesh, replicated
     from elmojax.embedding.neighbours import mean_vectors
     from elmojax.formats.word_vectors import write_word_vectors
 
     mesh = local_mesh()
-    model = asked.open(head=False, sharding=whole(mesh))
+    model = asked.open(head=False, sharding=replicated(mesh))
     top = model.params.config.lstm.layers
     layers, gammas = mix_of(asked.layers, asked.gammas, top, model.mix)
     embedder = Embedder(

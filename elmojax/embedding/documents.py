@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.embedding.engine import RowPlan, Selection, begin, finish, run
+from elmojax.embedding.engine import (
+    RowPlan,
+    Selection,
+    empty_vectors,
+    join_directions,
+    read_steps,
+)
 from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords
 from elmojax.model.bilm import BiLM, ElmoParams
@@ -40,11 +46,11 @@ def document(
     left = len(words)
     for number in range(_chunks(words)):
         plan, count = _plan(table, words, number)
-        kept, _ = begin(params, CHUNK, 1, selection.layers, selection.dtype)
-        kept, state = run(
+        vectors, _ = empty_vectors(params, CHUNK, 1, selection.layers, selection.dtype)
+        vectors, state = read_steps(
             params,
             table.encoded(),
-            kept,
+            vectors,
             _both_directions(forward, after.pop()),
             plan,
             selection.gammas,
@@ -53,7 +59,7 @@ def document(
         forward = _direction(state, 0)
         left -= count
         if count:
-            yield Block((count,), finish(kept), left > 0)
+            yield Block((count,), join_directions(vectors), left > 0)
 
 
 def pass_over(table: EncodedWords, words: Sequence[str]) -> None:
@@ -79,11 +85,11 @@ def _plan(
     positions = np.arange(last - CHUNK + 1, last + 1)
     begins, ends = positions == 0, positions == size + 1
     inside = (positions > 0) & (positions <= size)
-    index, target = ends.astype(np.int32), np.full(CHUNK, CHUNK, np.int32)
-    index[inside] = table.rows(words[max(last - CHUNK, 0) : last])
+    table_rows, numbers = ends.astype(np.int32), np.full(CHUNK, CHUNK, np.int32)
+    table_rows[inside] = table.rows(words[max(last - CHUNK, 0) : last])
     count = int(inside.sum())
-    target[inside] = np.arange(count)
-    both = ((index, index), (target, target), (begins, ends))
+    numbers[inside] = np.arange(count)
+    both = ((table_rows, table_rows), (numbers, numbers), (begins, ends))
     arrays = (np.stack([f, b[::-1]], axis=1)[..., None] for f, b in both)
     return RowPlan(*arrays), count
 
@@ -107,5 +113,5 @@ def _backward(
     start = jax.tree.map(lambda leaf: leaf[:, 1:], params.initial_state)
     starts = Reset(plan.begins[:, 1:], start)
     apply: Any = BiLM(params.config, directions=1).apply
-    read = {"params": {"lstm": lstm}}, table[plan.words[:, 1:]], state
+    read = {"params": {"lstm": lstm}}, table[plan.table_rows[:, 1:]], state
     return apply(*read, reset=starts, method="contextualize")[1]

@@ -21,13 +21,13 @@ from elmojax.embedding.engine import (
     Dtype,
     Select,
     along_data,
-    capacity,
-    full,
     make_plan,
     make_selection,
+    program_shapes,
+    replicated,
     run_batch,
-    shapes,
-    whole,
+    step_budget,
+    word_capacity,
 )
 from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords, WordIndex
@@ -99,10 +99,10 @@ class Embedder:
         params = params if precision is None else cast(params, precision)
         if mesh is not None:
             mesh = along_data(mesh)
-            params = jax.device_put(params, whole(mesh))
+            params = jax.device_put(params, replicated(mesh))
         self.params, self.batch_tokens = params, batch_tokens
         self._mesh, self._devices = mesh, 1 if mesh is None else mesh.size
-        self._full, self._vocabulary = full(batch_tokens), vocabulary
+        self._budget, self._vocabulary = step_budget(batch_tokens), vocabulary
         self._selection = make_selection(params, layers, gammas, dtype)
         words = max(self._devices * batch_tokens, CHUNK)
         self._table = EncodedWords(params, vocabulary, words, mesh)
@@ -118,7 +118,7 @@ class Embedder:
     def shapes(self) -> list[tuple[int, int, int]]:
         """All (steps, rows, words) that batches are compiled for, whatever the text;
         rows and words of one device."""
-        return shapes(self.batch_tokens)
+        return program_shapes(self.batch_tokens)
 
     @checked
     def blocks(
@@ -340,14 +340,14 @@ class Embedder:
 
     def _is_document(self, batch: list[list[str]]) -> bool:
         """Whether it is one sentence that is longer than a batch."""
-        return len(batch) == 1 and len(batch[0]) + 1 > self._full
+        return len(batch) == 1 and len(batch[0]) + 1 > self._budget
 
     def _run(self, group: list[list[list[str]]], rows: np.ndarray) -> list[Block]:
         """The blocks of some batches, whose words have these rows of the table."""
         idle: list[list[list[str]]] = [[]] * (self._devices - len(group))
         sizes = [np.array([len(s) for s in batch], int) for batch in [*group, *idle]]
         words = np.split(rows, np.cumsum([each.sum() for each in sizes])[:-1])
-        size = capacity(max(map(len, words)), self.batch_tokens)
+        size = word_capacity(max(map(len, words)), self.batch_tokens)
         vectors = run_batch(
             self.params,
             self._table.encoded(),
@@ -372,7 +372,7 @@ class Embedder:
         steps = 0
         for sentence in sentence_words(sentences):
             steps += len(sentence) + 1
-            if len(batch) == batch_size or (batch and steps > self._full):
+            if len(batch) == batch_size or (batch and steps > self._budget):
                 yield batch
                 batch, steps = [], len(sentence) + 1
             batch.append(sentence)

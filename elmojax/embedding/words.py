@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked, require, sentence_words
 from elmojax.config import EncoderConfig, WordTableConfig
-from elmojax.embedding.engine import on_each, whole
+from elmojax.embedding.engine import per_device, replicated
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
@@ -73,7 +73,7 @@ class EncodedWords:
         self._capacity = max(fitting, batch_words + len(MARKS))
         spare = self._blocks[-1]  # of the last, which may reach past the last word
         shape = (self._capacity + spare, width)
-        self._vectors = jnp.zeros(shape, jnp.float32, device=whole(mesh))
+        self._vectors = jnp.zeros(shape, jnp.float32, device=replicated(mesh))
         self._clear()
 
     def _clear(self) -> None:
@@ -158,8 +158,9 @@ def _encode_block(
             vectors = jax.lax.all_gather(vectors, "data", tiled=True)
         return jax.lax.dynamic_update_slice(table, vectors, (start, jnp.int32(0)))
 
-    takes = (P(), P(), P("data"), P())
-    return on_each(mesh, automatic(run), takes, P())(params, table, ids, start)
+    in_specs = (P(), P(), P("data"), P())
+    encode = per_device(mesh, automatic(run), in_specs, P())
+    return encode(params, table, ids, start)
 
 
 WordList: TypeAlias = Iterable[str] | Mapping[str, Any] | set[str] | frozenset[str]

@@ -27,7 +27,7 @@ from elmojax import __version__
 from elmojax.atomic import Lock, Taken
 from elmojax.config import UnicodeCnnConfig, WordTableConfig
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
-from elmojax.embedding.engine import Dtype, Select, local_mesh, whole
+from elmojax.embedding.engine import Dtype, Select, local_mesh, replicated
 from elmojax.embedding.export import named_weights, weights_hash
 from elmojax.embedding.pooling import Block, Pooling
 from elmojax.embedding.words import WordIndex
@@ -341,7 +341,7 @@ class Worker:
                     "JAX_PLATFORMS=cpu here."
                 )
             mesh = local_mesh()
-            params = jax.device_put(job.params, whole(mesh))
+            params = jax.device_put(job.params, replicated(mesh))
             self._job = replace(job, params=params, mesh=mesh)
         return self._job
 

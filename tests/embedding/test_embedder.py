@@ -21,14 +21,13 @@ import elmojax.embedding.words
 from elmojax import Embedder, InputError, batch_to_ids, encode
 from elmojax.embedding import documents, engine, words
 from elmojax.embedding import embedder as embedder_module
-from elmojax.embedding import engine as plan_module
 from elmojax.embedding.engine import (
-    capacity,
+    cut_runs,
     local_mesh,
     make_plan,
     possible_rows,
-    shapes,
-    windows,
+    program_shapes,
+    word_capacity,
 )
 
 WORDS = ["the", "bank", "of", "é", "中文", "", "x" * 30, "river", "<S>", "a b", "\x00"]
@@ -215,7 +214,7 @@ def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
     monkeypatch.setattr(documents, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
     monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 250,) * 2)
-    monkeypatch.setattr(plan_module, "ROW_CHOICES", (4,))  # few programs
+    monkeypatch.setattr(engine, "ROW_CHOICES", (4,))  # few programs
     mesh = jax.make_mesh((2, 4), ("model", "data"))
     sentences = [*text(6, 50), ["long"] * 70, *text(7, 7)]
     one = list(Embedder(params, batch_tokens=60).blocks(sentences))
@@ -238,7 +237,7 @@ def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
 def test_devices_share_the_words(params, monkeypatch):
     """And each has all their vectors; a mix is made where the sentences are."""
     monkeypatch.setattr(words, "BLOCKS", (8, 2))
-    monkeypatch.setattr(plan_module, "ROW_CHOICES", (4,))
+    monkeypatch.setattr(engine, "ROW_CHOICES", (4,))
     mesh = jax.make_mesh((3,), ("data",), devices=jax.devices()[:3])
     chosen = {"layers": "mix", "gammas": [0.5, -1.0, 2.0], "batch_tokens": 60}
     embedder = Embedder(params, **chosen, mesh=mesh)
@@ -284,19 +283,19 @@ def test_more_text_compiles_no_more_programs(params):
             yield [WORDS[i] for i in draw.integers(0, len(WORDS), size)]
 
     embedder = Embedder(params, batch_tokens=1024, layers="top")
-    start = engine.run._cache_size()
+    start = engine.read_steps._cache_size()
     for _ in embedder.blocks(sentences(1000)):
         pass
-    before = engine.run._cache_size()
+    before = engine.read_steps._cache_size()
     for _ in embedder.blocks(sentences(2000)):
         pass
     assert before - start <= 6
-    assert engine.run._cache_size() - before <= 2  # of a last, shorter batch
+    assert engine.read_steps._cache_size() - before <= 2  # of a last, shorter batch
 
 
 def test_any_text_runs_in_the_announced_shapes():
     draw = np.random.default_rng(1)
-    announced = set(shapes(2048))
+    announced = set(program_shapes(2048))
     assert len(announced) <= 24
     for _ in range(300):
         count = draw.integers(1, 400)
@@ -306,11 +305,11 @@ def test_any_text_runs_in_the_announced_shapes():
         words = draw.integers(2, 99, min(sizes.sum(), 2048))
         if len(words) != sizes.sum():
             continue
-        space = capacity(len(words), 2048)
+        space = word_capacity(len(words), 2048)
         plan = make_plan([words], [sizes], space)
-        assert plan.words.shape[2] in possible_rows(space)
-        for cut in windows(len(plan.words)):
-            assert (cut.stop - cut.start, plan.words.shape[2], space) in announced
+        assert plan.table_rows.shape[2] in possible_rows(space)
+        for cut in cut_runs(len(plan.table_rows)):
+            assert (cut.stop - cut.start, plan.table_rows.shape[2], space) in announced
 
 
 def test_a_plan_reads_every_word_once_in_both_directions():
@@ -318,11 +317,11 @@ def test_a_plan_reads_every_word_once_in_both_directions():
     words = np.arange(2, 2 + sizes.sum())
     plan = make_plan([words], [sizes], 1024)
     for direction, mark in ((0, 0), (1, 1)):
-        kept = plan.target[:, direction] < 1024
-        places = plan.target[:, direction][kept]
+        kept = plan.word_numbers[:, direction] < 1024
+        places = plan.word_numbers[:, direction][kept]
         assert sorted(places) == list(range(len(words)))
-        assert (plan.words[:, direction][kept] == words[places]).all()
-        assert (plan.words[:, direction][plan.begins[:, direction]] == mark).all()
+        assert (plan.table_rows[:, direction][kept] == words[places]).all()
+        assert (plan.table_rows[:, direction][plan.begins[:, direction]] == mark).all()
         assert plan.begins[:, direction].sum() == 6
 
 
