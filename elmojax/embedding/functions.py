@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -83,20 +83,20 @@ def encode(
     """
     require_own_process()
     tokens = checked_tokens(params.config, tokens)
-    return _encode(params, tokens, state, None, sentence_marks)
+    return Encoded(*_read_tokens(params, tokens, state, None, sentence_marks))
 
 
 @partial(jax.jit, static_argnums=4)
-def _encode(
+def _read_tokens(
     params: ElmoParams,
     tokens: Array,
     state: LstmState | None,
     gammas: Array | None,
     marks: bool,
-) -> Encoded:
+) -> Read:
     mask = tokens != 0 if tokens.ndim == 2 else (tokens != 0).any(axis=-1)
     words = encode_words(params, tokens)
-    return _contextualize(params, words, mask, state, gammas, marks)
+    return _read_words(params, words, mask, state, gammas, marks)
 
 
 @checked
@@ -125,7 +125,7 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
     if jnp.iinfo(words.dtype).bits < 32:
         words = words.astype(jnp.int32)
     split = jax.typeof(words).sharding.spec
-    places = P(*split[: words.ndim - characters])
+    as_words = P(*split[: words.ndim - characters])
 
     def run(params: ElmoParams, words: Array) -> Array:
         apply: Any = partial(BiLM(params.config).apply, method="encode_words")
@@ -134,7 +134,7 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
         # of its own making, and need not look at them.
         return jnp.where(_known(encoder, words)[..., None], vectors, jnp.nan)
 
-    return automatic(run, places)(params, words)
+    return automatic(run, as_words)(params, words)
 
 
 def _known(encoder: EncoderConfig, ids: Array) -> Array:
@@ -176,28 +176,31 @@ def contextualize(
       InputError: if `words`, `mask` or `state` have another shape.
     """
     words, mask = jnp.asarray(words), jnp.asarray(mask).astype(bool)
-    return _contextualize(params, words, mask, state, None, sentence_marks)
+    return Encoded(*_read_words(params, words, mask, state, None, sentence_marks))
 
 
-def _contextualize(
+Read: TypeAlias = tuple[Array, Mask, LstmState]
+"""Vectors, mask and state: the layers, as in `Encoded`, or where gammas [mixes, layers
++ 1] are given their mixes, [batch, mixes, time, vector]."""
+
+
+def _read_words(
     params: ElmoParams,
     words: Array,
     mask: Mask,
     state: LstmState | None,
     gammas: Array | None,
     marks: bool,
-) -> Encoded:
-    """`contextualize`; with gammas [mixes, layers + 1], mixes instead of layers."""
+) -> Read:
     _check_shapes(params.config.lstm, words, mask, state)
     split = jax.typeof(words).sharding.spec[0]
-    rows: Any = P(split)
-    carried: Any = P(None, None, split)
+    by_sentence, of_state = P(split), P(None, None, split)
     batch = words.shape[0]
     if state is not None and state.cell.ndim == 4 and state.cell.shape[2] > batch:
-        carried = P()  # of more rows, which need not be split evenly
+        of_state = P()  # of more rows, which need not be split evenly
     run = partial(_run_bilm, marks=marks)
-    places = Encoded(rows, rows, carried)
-    return automatic(run, places)(params, words, mask, state, gammas)
+    specs = (by_sentence, by_sentence, of_state)
+    return automatic(run, specs)(params, words, mask, state, gammas)
 
 
 def _run_bilm(
@@ -207,7 +210,7 @@ def _run_bilm(
     state: LstmState | None,
     gammas: Array | None,
     marks: bool,
-) -> Encoded:
+) -> Read:
     batch, lengths = mask.shape[0], mask.sum(axis=1, dtype=jnp.int32) + 2
     time = jnp.arange(words.shape[1] + 2, dtype=jnp.int32)[None]
     valid, last = time < lengths[:, None], time == lengths[:, None] - 1
@@ -234,20 +237,20 @@ def _run_bilm(
     if state is not None and state.cell.ndim == 4:  # rows beyond a smaller batch stay
         rest = jax.tree.map(lambda leaf: leaf[:, :, batch:], state)
         after = after.joined(rest)
-    layers = jnp.concatenate([inputs[None], outputs])
+    vectors = jnp.concatenate([inputs[None], outputs])
     if gammas is not None:  # mixed first, so that there is less to put in order
         # Not a matrix product, which rounds: a one-hot gamma picks a layer exactly.
         weights = gammas.T[..., None, None, None, None]
-        layers = reduce(jnp.add, map(jnp.multiply, weights, layers[:, None]))
-    layers = layers.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
-    backward = jnp.take_along_axis(layers[:, 1], flip[None], axis=2)
-    layers = jnp.concatenate([layers[:, 0], backward], axis=-1).swapaxes(0, 1)
+        vectors = reduce(jnp.add, map(jnp.multiply, weights, vectors[:, None]))
+    # To layers (or mixes), two, batch, time, projection.
+    vectors = vectors.transpose(0, 2, 3, 1, 4)
+    backward = jnp.take_along_axis(vectors[:, 1], flip[None], axis=2)
+    vectors = jnp.concatenate([vectors[:, 0], backward], axis=-1).swapaxes(0, 1)
     if marks:
         mask = valid
     else:
-        layers = layers[:, :, 1:-1]
-    layers = jnp.where(mask[:, None, :, None], layers, 0.0)
-    return Encoded(layers, mask, after)
+        vectors = vectors[:, :, 1:-1]
+    return jnp.where(mask[:, None, :, None], vectors, 0.0), mask, after
 
 
 @checked
@@ -292,7 +295,7 @@ def embed(
         )
     require_own_process()
     tokens = checked_tokens(params.config, tokens)
-    mixes = _encode(params, tokens, None, jnp.atleast_2d(gammas), False).layers
+    mixes, _, _ = _read_tokens(params, tokens, None, jnp.atleast_2d(gammas), False)
     mixes = mixes[:, 0] if gammas.ndim == 1 else mixes.swapaxes(0, 1)
     return mixes + jnp.broadcast_to(bias, gammas.shape[:-1])[..., None, None, None]
 

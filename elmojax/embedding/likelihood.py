@@ -92,10 +92,10 @@ def sentence_loss(
 
 @jax.jit
 def _loss(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:
-    rows: Any = P(jax.typeof(top).sharding.spec[0])
-    whole: Any = P()
-    places = SentenceLoss(whole, whole, rows, rows, rows)
-    return automatic(_losses, places)(head, top, mask, targets)
+    by_sentence: Any = P(jax.typeof(top).sharding.spec[0])
+    replicated: Any = P()
+    specs = SentenceLoss(*[replicated] * 2, *[by_sentence] * 3)
+    return automatic(_losses, specs)(head, top, mask, targets)
 
 
 def _losses(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:
