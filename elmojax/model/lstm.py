@@ -406,9 +406,10 @@ def _empty(layout: GateLayout, like: Array, width: int, dtype: Dtype) -> Array:
     shape = list(like.shape)
     shape[layout.features] = width
     known = all(isinstance(size, int) for size in shape)  # else a symbolic dimension
-    place = jax.typeof(like).sharding
-    place = place if place.mesh.explicit_axes else None
-    make = partial(lax.empty if known else jnp.zeros, dtype=dtype, out_sharding=place)
+    sharding = jax.typeof(like).sharding
+    sharding = sharding if sharding.mesh.explicit_axes else None
+    zeros = lax.empty if known else jnp.zeros
+    make = partial(zeros, dtype=dtype, out_sharding=sharding)
 
     @jax.custom_batching.custom_vmap  # in jax 0.10 `empty` is mapped where nothing is
     def empty(like: Array) -> Array:

@@ -68,13 +68,16 @@ def alike(tree: Tree) -> Tree:
     return jax.tree.map(functools.partial(varying_as, first), tree)
 
 
-def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., Result]:
+def automatic(
+    run: Callable[..., Result], out_specs: Any = None
+) -> Callable[..., Result]:
     """`run`, which then takes arrays on mesh axes of any type; for inside of `jit`.
 
     On axes of type Explicit (those of `jax.make_mesh` unless told otherwise) JAX wants
     to know of each operation where its result lies. Inside of `run` these axes are
-    Auto, so that the compiler works that out, and the results lie at `places`, a tree
-    of `PartitionSpec`s (None = whole on every device). Elsewhere `run` stays as it is.
+    Auto, so that the compiler works that out, and the results lie as `out_specs`, a
+    tree of `PartitionSpec`s, say (None = whole on every device). Elsewhere `run` stays
+    as it is.
 
     Positional arguments are arrays or trees of them; others go by name.
     """
@@ -85,18 +88,17 @@ def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., R
         mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
         if mesh is None:
             return run(*arrays, **others)
-        whole = NamedSharding(mesh, P())
+        replicated = out = NamedSharding(mesh, P())
 
-        def placed(leaf: Any) -> Any:
+        def on_mesh(leaf: Any) -> Any:
             nowhere = jax.typeof(leaf).sharding.mesh.empty
-            return jax.sharding.reshard(leaf, whole) if nowhere else leaf
+            return jax.sharding.reshard(leaf, replicated) if nowhere else leaf
 
-        there = whole
-        if places is not None:
-            there = jax.tree.map(functools.partial(NamedSharding, mesh), places)
+        if out_specs is not None:
+            out = jax.tree.map(functools.partial(NamedSharding, mesh), out_specs)
         axes = mesh.explicit_axes
-        inside = jax.sharding.auto_axes(run, axes=axes, out_sharding=there)
-        return inside(*jax.tree.map(placed, arrays), **others)
+        inside = jax.sharding.auto_axes(run, axes=axes, out_sharding=out)
+        return inside(*jax.tree.map(on_mesh, arrays), **others)
 
     return free
 

@@ -86,9 +86,9 @@ def _shares(mesh: Mesh | None, array: Array) -> Array:
         return array
     model, (shards, positions, *more) = mesh.shape["model"], array.shape
     array = filled(array, -(-positions // model) * model)
-    place = NamedSharding(mesh, P(("data", "model")))
+    sharding = NamedSharding(mesh, P(("data", "model")))
     array = array.reshape(shards * model, -1, *more)
-    return lax.with_sharding_constraint(array, place)
+    return lax.with_sharding_constraint(array, sharding)
 
 
 def _joined(array: Array, like: Array) -> Array:

@@ -53,7 +53,7 @@ from elmojax.training.record import (
     read_vocabulary,
 )
 from elmojax.training.remote import bring_model
-from elmojax.training.sharding import path_name, placed_shapes
+from elmojax.training.sharding import path_name, sharded_shapes
 
 GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
@@ -376,14 +376,15 @@ def read_run(
     run = bring_model(run, step)
     record = read_record(run)
     vocabulary = read_vocabulary(run, record)
-    places = placements(record.train.model, sharding)
+    wanted = placements(record.train.model, sharding)
     checkpoints = open_existing(run, record.train)
     try:
         step = checkpoints.steps[-1] if step is None else step
         lm = language_model(record)
         shapes = jax.eval_shape(lm.init, jax.random.key(0))
         shapes = {
-            part: placed_shapes(tree, places.get(part)) for part, tree in shapes.items()
+            part: sharded_shapes(tree, wanted.get(part))
+            for part, tree in shapes.items()
         }
         only = None if head else BODY
         return record, vocabulary, checkpoints.load(step, only, params=shapes)["params"]

@@ -33,7 +33,7 @@ from elmojax.text.vocabulary import (
     Vocabulary,
 )
 from elmojax.training.evaluate import compile_evaluation_step, not_a_number
-from elmojax.training.sharding import place
+from elmojax.training.sharding import put_on_mesh
 from elmojax.training.step import LanguageModel
 
 BLOCK = 32_768
@@ -184,7 +184,9 @@ class Scorer:
         rows, window = CARRYING if state is not None else _best_shape(lengths, devices)
         carry = state
         if carry is None:
-            carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
+            carry = put_on_mesh(
+                lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry."
+            )
         more = measures.entropy or measures.top_k > 0
         flat = np.zeros((2, positions), np.float32)
         width = lm.config.lstm.projection if more else 0
@@ -192,7 +194,7 @@ class Scorer:
         step, sizes = self._step(rows, more), _sizes(corpus, words, rows, window)
         for batch, places in heldout_batches(corpus, words, rows, window, sizes):
             here = None if state is not None else (places.at == 0) & places.counts
-            batch = place(lm.mesh, batch, "batch.")
+            batch = put_on_mesh(lm.mesh, batch, "batch.")
             (each, top), carry = step(
                 self.params, carry, batch, here, self.initial_state
             )

@@ -204,12 +204,12 @@ class LanguageModel:
         """Vectors [window, two, rows, width], each out of its shard's table."""
         if self.mesh is None:
             return words[rows]
-        table, places = P("data"), P(None, None, "data")
+        of_table, of_rows = P("data"), P(None, None, "data")
         return jax.shard_map(
             lambda words, rows: words[rows],
             mesh=self.mesh,
-            in_specs=(table, places),
-            out_specs=places,
+            in_specs=(of_table, of_rows),
+            out_specs=of_rows,
         )(words, rows)
 
     @property
@@ -385,10 +385,10 @@ def compile_train_step(
     drift from the sharding table, and the second step would be another program. The
     metrics lie whole on every device, for every process to read.
     """
-    places = jax.tree.map(lambda leaf: leaf.format, state)
-    whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
+    formats = jax.tree.map(lambda leaf: leaf.format, state)
+    replicated = None if lm.mesh is None else NamedSharding(lm.mesh, P())
     step = partial(train_step, lm, optimizer, guard=guard, only=only)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
+    return jax.jit(step, donate_argnums=0, out_shardings=(formats, replicated))
 
 
 def evaluation_step(

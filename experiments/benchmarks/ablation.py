@@ -38,7 +38,7 @@ from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.training.distributed import Stop
 from elmojax.training.prefetch import prefetched
-from elmojax.training.sharding import make_mesh, place
+from elmojax.training.sharding import make_mesh, put_on_mesh
 from elmojax.training.step import LanguageModel
 
 BASE = "everything on"
@@ -85,7 +85,7 @@ class Variant:
     def _batches(self, steps: int) -> Iterator[Any]:
         lm, text = self.steps.lm, self.text
         if not self.ahead:
-            return (place(lm.mesh, text.batch(n), "batch.") for n in range(steps))
+            return (put_on_mesh(lm.mesh, text.batch(n), "batch.") for n in range(steps))
         record = SimpleNamespace(train=SimpleNamespace(accumulate=1))
         run: Any = SimpleNamespace(record=record, lm=lm, text=text, steps=steps)
         return (ready.batch for ready in prefetched(run, 0, Stop()))

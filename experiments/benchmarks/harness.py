@@ -27,7 +27,7 @@ from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.choices import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import memory_layouts, placed_shapes, shardings
+from elmojax.training.sharding import memory_layouts, sharded_shapes, shardings
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 Row = dict[str, Any]
@@ -155,10 +155,10 @@ class Steps:
         if lm.mesh is not None:
             sampled = lm.head.kind == "sampled"
             places = shardings(lm.mesh, state, sampled=sampled)
-        state = placed_shapes(state, places)
+        state = sharded_shapes(state, places)
         places = memory_layouts(state)
         if shapes:
-            state = placed_shapes(state, places)
+            state = sharded_shapes(state, places)
         else:
             state = jax.jit(create, out_shardings=places)()
         return cls(lm, optimizer, state)

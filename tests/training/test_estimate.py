@@ -37,7 +37,7 @@ from elmojax.estimate import (
 from elmojax.training import memory, prefetch
 from elmojax.training import start as starting
 from elmojax.training.memory import StepMemory, explain_out_of_memory
-from elmojax.training.sharding import place
+from elmojax.training.sharding import put_on_mesh
 from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
@@ -188,7 +188,7 @@ def real(data, workdir, flags):
     started = start(asked.train_config(), "test")
     config = started.record.train
     microbatches = config.accumulate > 1
-    batch = place(
+    batch = put_on_mesh(
         started.lm.mesh, started.text.batch(0), "batch.", microbatches=microbatches
     )
     guard = Guard(config.skip_nonfinite, config.spike_guard)
