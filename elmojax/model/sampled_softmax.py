@@ -117,10 +117,10 @@ def _one_pass(
     drawn = [as_float32(a[rows]) for a in (kernel, shift)]
 
     def loss_of(drawn: Any, x: Array, own: Any, target: Array) -> Array:
-        (table, bias), (row, own_bias) = drawn, own
-        logits = contract("pd,sd->ps", x, table, dtype) + bias[None]
+        (kernels, biases), (own_kernel, own_bias) = drawn, own
+        logits = contract("pd,sd->ps", x, kernels, dtype) + biases[None]
         logits = jnp.where(target[:, None] == rows[None], NEVER, logits)
-        true = (x * row).sum(-1) + own_bias
+        true = (x * own_kernel).sum(-1) + own_bias
         largest = lax.stop_gradient(jnp.maximum(true, logits.max(-1)))
         total = jnp.exp(true - largest) + jnp.exp(logits - largest[:, None]).sum(-1)
         return largest + jnp.log(total) - true

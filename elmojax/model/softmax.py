@@ -385,8 +385,8 @@ def _cross_entropy(
     table, *bias = leaves
     dtype, axes = table.dtype, "nv" if x.shape[1] <= NARROW else "vn"
     logits = contract(f"pn,{axes}->pv", x, table, dtype)
-    for row in bias:
-        logits = logits + row.astype(jnp.float32)[None]
+    for vector in bias:  # one or none
+        logits = logits + vector.astype(jnp.float32)[None]
     largest = logits.max(-1)
     exponentials = jnp.exp(logits - largest[:, None])
     total = exponentials.sum(-1)

@@ -302,7 +302,7 @@ def _score(
         lengths = batch.weights.sum(1).astype(jnp.int32)
     else:
         reset = Reset(jnp.repeat(here.T[:, None], 2, axis=1), initial_state)
-    top, carry = lm.outputs(params, carry, batch, None, reset, lengths)
+    top, carry = lm.top_layer(params, carry, batch, None, reset, lengths)
     _, each = lm.nll(params["head"], top, batch, train=False)
     turned = top.transpose(1, 2, 0, 3) if hidden else None
     return (-each.transpose(1, 2, 0), turned), carry
