@@ -27,8 +27,8 @@ from elmojax.formats.manylangs import load_manylangs
 from elmojax.formats.tf_checkpoint import load_hub_module, load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
+from elmojax.model.cluster_loss import edges_of
 from elmojax.model.ops import DTYPES, Precision, cast
-from elmojax.model.softmax import edges_of
 from elmojax.shapes import Params
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import Errors, Oddities

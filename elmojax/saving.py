@@ -19,7 +19,7 @@ from elmojax.formats.hdf5 import save_hdf5
 from elmojax.formats.hugging_face import push_safetensors, save_safetensors
 from elmojax.loading import FULL, Model, open_model
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.softmax import edges_of
+from elmojax.model.cluster_loss import edges_of
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints
 from elmojax.training.record import RunRecord, create_run, fingerprint

@@ -21,8 +21,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from elmojax.model.cluster_loss import rounded
 from elmojax.model.ops import Dtype, Static, contract, filled, in_chunks, weighted_sum
-from elmojax.model.softmax import rounded
 from elmojax.shapes import Params
 
 TILE = 1 << 22
