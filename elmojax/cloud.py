@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from elmojax.atomic import local
+from elmojax.disk import local
 from elmojax.errors import InputError, one_line
 
 SCHEMES = ("gs", "s3")

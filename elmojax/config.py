@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from elmojax.arguments import Range, check_fields, checked, field_hints, shown
-from elmojax.atomic import parse_json
 from elmojax.cloud import address
+from elmojax.disk import parse_json
 from elmojax.errors import InputError
 
 MOST_WORDS = 2**25

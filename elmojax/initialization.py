@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.atomic import parse_json
 from elmojax.cloud import address, origin
 from elmojax.config import (
     PRESETS,
@@ -25,6 +24,7 @@ from elmojax.config import (
     WordTableConfig,
     from_json,
 )
+from elmojax.disk import parse_json
 from elmojax.errors import InputError, one_line, showable
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
@@ -83,14 +83,14 @@ def pretrain(
             remark(
                 f"{origin(config.workdir)} has no checkpoint yet; it begins at step 0."
             )
-        config, initialize = begun(config, remark)
+        config, initialize = with_start(config, remark)
     return loop.pretrain(config, trackers, __version__, initialize, stop)
 
 
-def begun(
+def with_start(
     config: TrainConfig, remark: Callable[[str], None]
 ) -> tuple[TrainConfig, Initialize | None]:
-    """A fresh run as its word vectors or the model it starts from make it."""
+    """A fresh run with its start: word vectors, the weights of a model, or neither."""
     if config.word_vectors is not None:
         return with_word_vectors(config, remark)
     if config.init_from is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from elmojax.atomic import check_out, local, read_object, replaced
+from elmojax.disk import check_out, local, read_object, replaced
 from elmojax.errors import InputError, one_line
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 
 import elmojax
 from elmojax.arguments import checked
-from elmojax.atomic import install, local, new_directory, replaced
 from elmojax.config import TrainConfig
+from elmojax.disk import install, local, new_directory, replaced
 from elmojax.errors import InputError, Remark
 from elmojax.formats.assembly import Stored
 from elmojax.formats.hdf5 import save_hdf5

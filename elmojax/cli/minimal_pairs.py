@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
-from elmojax.atomic import check_out, replaced
 from elmojax.cli import common
+from elmojax.disk import check_out, replaced
 from elmojax.errors import InputError
 from elmojax.text.pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
 

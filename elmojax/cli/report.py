@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from elmojax.atomic import check_out, replaced
 from elmojax.cli import common
+from elmojax.disk import check_out, replaced
 from elmojax.text.files import expand
 
 

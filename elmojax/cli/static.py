@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import arg
 
-from elmojax.atomic import check_out
 from elmojax.cli import common
 from elmojax.cli.embed import Gammas, mix_of
 from elmojax.config import BatchTokens, Count
+from elmojax.disk import check_out
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import frequent_words
 

@@ -17,7 +17,7 @@ import h5py
 import jax
 import numpy as np
 
-from elmojax.atomic import local, replaced, unfailing
+from elmojax.disk import local, replaced, unfailing
 from elmojax.errors import InputError
 from elmojax.text.files import read_blocks
 

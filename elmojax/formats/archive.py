@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from elmojax.atomic import Lock, install, new_directory
+from elmojax.disk import Lock, install, new_directory
 from elmojax.errors import InputError, one_line
 
 MAGIC = re.compile(

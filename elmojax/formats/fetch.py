@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from elmojax.atomic import Lock, sha256_of
 from elmojax.cloud import cache_directory, reason
+from elmojax.disk import Lock, sha256_of
 from elmojax.errors import InputError, one_line, showable
 
 SCHEMES = ("http", "https", "gs", "s3")

@@ -27,8 +27,8 @@ import h5py
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.atomic import local, replaced, unfailing
 from elmojax.config import WordTableConfig
+from elmojax.disk import local, replaced, unfailing
 from elmojax.errors import InputError
 from elmojax.formats.assembly import (
     Arrays,

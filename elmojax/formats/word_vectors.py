@@ -25,7 +25,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from elmojax.atomic import replaced
+from elmojax.disk import replaced
 from elmojax.errors import InputError
 from elmojax.text.packed import open_content
 

@@ -518,7 +518,7 @@ class BiLstm(nn.Module):
         return run(x, Weights(kernel, bias, projection), state, lengths, reset)
 
 
-def _sharded(run: Callable[..., Any], mesh: Mesh, begun: bool) -> Callable[..., Any]:
+def _sharded(run: Callable[..., Any], mesh: Mesh, resets: bool) -> Callable[..., Any]:
     """`recurrence` with rows split over `data` and cells over `model`."""
     rows: Any = P(None, None, "data")
     cell: Any = P(None, "data", "model")
@@ -528,7 +528,7 @@ def _sharded(run: Callable[..., Any], mesh: Mesh, begun: bool) -> Callable[..., 
     dim: Any = P(None, "model")
     whole: Any = P()
     state, weights = State(cell, hidden), Weights(kernel, bias, dim)
-    reset = Reset(rows, State(dim, whole)) if begun else None
+    reset = Reset(rows, State(dim, whole)) if resets else None
     return jax.shard_map(
         run,
         mesh=mesh,

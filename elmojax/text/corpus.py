@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from elmojax.atomic import Record, map_array, read_object, sha256_of
 from elmojax.cloud import bring
+from elmojax.disk import Record, map_array, read_object, sha256_of
 from elmojax.errors import InputError
 from elmojax.text.characters import byte_lengths
 from elmojax.text.vocabulary import Vocabulary, read_words

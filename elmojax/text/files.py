@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from elmojax.arguments import checked, require
-from elmojax.atomic import local
+from elmojax.disk import local
 from elmojax.errors import InputError
 from elmojax.text.characters import BEGIN, END, byte_limit
 from elmojax.text.formats import LONGEST, READERS, Format

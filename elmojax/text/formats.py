@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from elmojax.atomic import parse_json
+from elmojax.disk import parse_json
 from elmojax.errors import InputError
 
 if TYPE_CHECKING:

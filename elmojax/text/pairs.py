@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from elmojax.atomic import local, parse_json
+from elmojax.disk import local, parse_json
 from elmojax.errors import InputError, one_line
 from elmojax.text.files import expand, read_blocks, words_of
 

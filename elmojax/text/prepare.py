@@ -30,7 +30,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from elmojax import atomic
+from elmojax import disk
 from elmojax.arguments import checked
 from elmojax.errors import InputError, one_line
 from elmojax.text import characters, files
@@ -81,17 +81,17 @@ def build(
         vocabulary = Vocabulary.from_counts(types, counts, size, least)
     tokens = raw_words.stat().st_size // 4
     sentences = raw_offsets.stat().st_size // 8 - 1
-    ranked = (row[chunk] for chunk in atomic.read_chunks(raw_words, "<i4"))
-    offsets_read = atomic.read_chunks(raw_offsets, "<i8")
+    ranked = (row[chunk] for chunk in disk.read_chunks(raw_words, "<i4"))
+    offsets_read = disk.read_chunks(raw_offsets, "<i8")
     vocabulary_part, types_part, counts_part, words_part, offsets_part = (
         directory / name for name in PARTS
     )
     written = (
-        atomic.write_bytes(vocabulary_part, write_words(vocabulary.words)),
-        atomic.write_bytes(types_part, write_words(types)),
-        atomic.write_array(counts_part, "<i8", len(types), [counts]),
-        atomic.write_array(words_part, "<i4", tokens, ranked),
-        atomic.write_array(offsets_part, "<i8", sentences + 1, offsets_read),
+        disk.write_bytes(vocabulary_part, write_words(vocabulary.words)),
+        disk.write_bytes(types_part, write_words(types)),
+        disk.write_array(counts_part, "<i8", len(types), [counts]),
+        disk.write_array(words_part, "<i4", tokens, ranked),
+        disk.write_array(offsets_part, "<i8", sentences + 1, offsets_read),
     )
     raw_words.unlink()
     raw_offsets.unlink()
@@ -100,7 +100,7 @@ def build(
     info |= _figures(types, counts, vocabulary, request["max_characters"])
     info |= {**skipped, "parts": dict(zip(PARTS, written, strict=True))}
     summary = json.dumps(info, indent=2) + "\n"
-    atomic.write_bytes(directory / SUMMARY, summary.encode("ascii"))
+    disk.write_bytes(directory / SUMMARY, summary.encode("ascii"))
     return info, odd
 
 
@@ -155,7 +155,7 @@ def _ranked(
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Types by falling count, their counts, and the rank of each provisional id."""
     counts = np.zeros(len(seen), np.int64)
-    for chunk in atomic.read_chunks(raw_words, "<i4"):
+    for chunk in disk.read_chunks(raw_words, "<i4"):
         counts += np.bincount(chunk, minlength=len(seen))
     order = np.arange(len(seen))
     first = len(SPECIALS)
@@ -226,7 +226,7 @@ def prepare(
     replaces a prepared corpus, and nothing else.
     """
     started = time.perf_counter()
-    out = Path(os.path.realpath(atomic.local(out)))
+    out = Path(os.path.realpath(disk.local(out)))
     request, sources = _sources(patterns, tfds, errors, format)
     max_vocabulary, min_count = check_limits(max_vocabulary, min_count)
     if vocabulary is not None and (max_vocabulary, min_count) != (None, 1):
@@ -245,7 +245,7 @@ def prepare(
         **({"about": list(about)} if about else {}),
         **({"text_format": format} if format != "text" else {}),
     }
-    with atomic.new_directory(out) as partial:
+    with disk.new_directory(out) as partial:
         replaces = _check_out(out, request, overwrite)
         info, odd = build(partial, sources, request, given, progress)
         status = "replaced" if replaces else "written"
@@ -260,7 +260,7 @@ def prepare(
                 "Choose another --out, or add --overwrite."
             )
         else:
-            atomic.install(partial, out, replaces)
+            disk.install(partial, out, replaces)
     seconds = time.perf_counter() - started
     speed = info["tokens"] / seconds
     report = {"status": status, "seconds": seconds, "words_per_second": speed}
@@ -297,7 +297,7 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        info = atomic.read_object(out / SUMMARY)
+        info = disk.read_object(out / SUMMARY)
         known = info["format"] is not None
     except (OSError, ValueError, KeyError):
         known = False
@@ -388,7 +388,7 @@ def _require_own_features(path: Path) -> None:
     parse = partial(json.loads, object_pairs_hook=look)
     try:
         if path.exists():
-            atomic.parse_json(path.read_text("utf-8"), parse)
+            disk.parse_json(path.read_text("utf-8"), parse)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it.") from error
     for name in classes:
@@ -406,7 +406,7 @@ def _tfds_directory(text: TfdsText) -> str:
     nothing is ever downloaded.
     """
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = atomic.local(os.path.expanduser(text.data_dir or default))
+    root = disk.local(os.path.expanduser(text.data_dir or default))
     name, _, version = text.name.partition(":")
     found = sorted(path.parent for path in root.glob("*/**/dataset_info.json"))
     found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]

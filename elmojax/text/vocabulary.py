@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from elmojax.arguments import require
-from elmojax.atomic import replaced
 from elmojax.config import Count, VocabularySize
+from elmojax.disk import replaced
 from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from elmojax.atomic import read_object, replaced
 from elmojax.cloud import copy_of
 from elmojax.config import PRESETS, CharCnnConfig, TrainConfig, WordTableConfig
+from elmojax.disk import read_object, replaced
 from elmojax.errors import showable
 from elmojax.text.corpus import SUMMARY
 from elmojax.training.metrics import evaluations, read_metrics, step_seconds

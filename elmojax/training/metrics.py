@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from elmojax.atomic import parse_json, replaced
+from elmojax.disk import parse_json, replaced
 from elmojax.errors import InputError
 from elmojax.plots import can_draw, draw_losses, save
 

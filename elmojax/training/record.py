@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from elmojax.arguments import checked
-from elmojax.atomic import Lock, Taken, local, read_object, replaced
 from elmojax.cloud import bring, origin
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
+from elmojax.disk import Lock, Taken, local, read_object, replaced
 from elmojax.errors import InputError, showable
 from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.remote import RECORD

@@ -15,7 +15,6 @@ import secrets
 import socket
 from pathlib import Path
 
-from elmojax.atomic import replaced
 from elmojax.cloud import (
     OWNER,
     address,
@@ -29,6 +28,7 @@ from elmojax.cloud import (
     send,
     write,
 )
+from elmojax.disk import replaced
 from elmojax.errors import InputError
 
 RECORD = r"config\.json|vocabulary\.txt|card\.md"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elmojax.atomic import is_locked
 from elmojax.config import to_json
+from elmojax.disk import is_locked
 from elmojax.errors import InputError
 from elmojax.training.metrics import (
     MEASURE,

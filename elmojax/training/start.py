@@ -21,8 +21,8 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.atomic import Lock
 from elmojax.config import TrainConfig
+from elmojax.disk import Lock
 from elmojax.errors import InputError, TryAgain
 from elmojax.shapes import Params
 from elmojax.text.batches import TrainingText

@@ -69,8 +69,8 @@ def check_update(
     """Whether an update is bad, and what to remember after it."""
     bad = ~jnp.isfinite(loss + gradient_norm)
     if guard.spike:
-        begun = watch.mean_loss > 0
-        bad = bad | (begun & (loss > guard.spike * watch.mean_loss))
+        known = watch.mean_loss > 0
+        bad = bad | (known & (loss > guard.spike * watch.mean_loss))
     mean = MEMORY * watch.mean_loss + (1 - MEMORY) * loss
     mean = jnp.where(watch.mean_loss > 0, mean, loss)
     mean = jnp.where(bad, watch.mean_loss, mean)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from elmojax.atomic import replaced
 from elmojax.config import to_json
+from elmojax.disk import replaced
 from elmojax.errors import InputError, one_line
 from elmojax.training.metrics import Tracker
 from elmojax.training.record import read_record
@@ -46,10 +46,10 @@ def make_tracker(name: TrackerName, run: Path, warn: Callable[[str], None]) -> T
             f"--tracker {name} needs the extra: pip install 'elmojax[{name}]'."
         )
     kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
-    return Apart(name, kinds[name](run), warn)
+    return Threaded(name, kinds[name](run), warn)
 
 
-class Apart(Tracker):
+class Threaded(Tracker):
     """A tracker in a thread of its own, which hears nothing more once it has failed."""
 
     def __init__(

@@ -20,10 +20,10 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t, h5z
 
-from elmojax.atomic import map_array, sync, unfailing
+from elmojax.disk import map_array, sync, unfailing
 from elmojax.text.files import Text
 from elmojax.vectors.npy import RaggedWriter
-from elmojax.vectors.partial import Partial, write_at
+from elmojax.vectors.unfinished import Unfinished, write_at
 from elmojax.vectors.writer import Form, PlacedWriter
 
 MOST_KEPT = 4000
@@ -57,11 +57,11 @@ class Hdf5Writer(PlacedWriter):
     """
 
     def __init__(
-        self, partial: Partial, text: Text, form: Form, every: float = 10.0
+        self, output: Unfinished, text: Text, form: Form, every: float = 10.0
     ) -> None:
         """Raises `InputError` if there is no room or the file cannot be written."""
         more = len(text.sizes) * _HEADERS + 2 * text.bytes
-        super().__init__(partial, partial.result, text, form, every, more)
+        super().__init__(output, output.result, text, form, every, more)
 
     def _make(self) -> None:
         _write_skeleton(self._path, self._path.with_name(_PLACES), self.text, self.form)
@@ -100,16 +100,16 @@ class PackedHdf5Writer(RaggedWriter):
     """
 
     def __init__(
-        self, partial: Partial, text: Text, form: Form, every: float = 10.0
+        self, output: Unfinished, text: Text, form: Form, every: float = 10.0
     ) -> None:
         form.packing(COMPRESSIONS)
-        super().__init__(partial, text, form, every, partial.directory / "gathered")
+        super().__init__(output, text, form, every, output.directory / "gathered")
 
     def _complete(self) -> None:
         super()._complete()
         vectors = self.load()
         rows, at = self.form.rows(self.text), 0
-        with _new_file(self._partial.result, self.form) as (file, check):
+        with _new_file(self._unfinished.result, self.form) as (file, check):
             for number, words in enumerate(self.text.sentences()):
                 check()
                 data = _create(file, self.text, number, words, self.form, packed=True)

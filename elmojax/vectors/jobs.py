@@ -24,8 +24,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elmojax import __version__
-from elmojax.atomic import Lock, Taken
 from elmojax.config import UnicodeCnnConfig, WordTableConfig
+from elmojax.disk import Lock, Taken
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
 from elmojax.embedding.engine import Dtype, Select, local_mesh, replicated
 from elmojax.embedding.export import named_weights, weights_hash
@@ -39,7 +39,7 @@ from elmojax.text.formats import Format
 from elmojax.text.uses import Occurrences, occurrences_of
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.vectors.output import check_replaceable, open_output
-from elmojax.vectors.partial import TextProgress, writing
+from elmojax.vectors.unfinished import TextProgress, naming_output
 from elmojax.vectors.writer import Form
 
 ProgressCallback = Callable[[int, int], None]
@@ -376,7 +376,7 @@ def _alone(task: Task, number: int) -> Iterator[None]:
     path = task.directory / f"_{number:05d}.lock"
     died = path.with_suffix(".died")
     try:
-        with writing(task.directory):
+        with naming_output(task.directory):
             lock = Lock(path, _PATIENCE)
     except Taken as owner:
         raise InputError(
@@ -392,7 +392,7 @@ def _alone(task: Task, number: int) -> Iterator[None]:
                 "0): killed, or out of memory. Give fewer --workers or --batch-tokens, "
                 "and run the command again."
             )
-        with writing(task.directory), open(died, "a") as file:
+        with naming_output(task.directory), open(died, "a") as file:
             file.write(f"{place}\n")
         try:
             yield

@@ -23,12 +23,12 @@ from elmojax.embedding.engine import Dtype
 from elmojax.embedding.pooling import Block, Pooler, Pooling
 from elmojax.errors import InputError
 from elmojax.text.files import Text
-from elmojax.vectors.partial import (
-    Partial,
+from elmojax.vectors.unfinished import (
     TextProgress,
+    Unfinished,
     allocated,
+    naming_output,
     require_space,
-    writing,
 )
 
 
@@ -163,7 +163,7 @@ class Writer(abc.ABC):
         sizes = block.sizes if self._pooler is None else (1,) * len(vectors)
         if not np.isfinite(vectors).all():
             raise self._not_finite(sentence, sizes, vectors)
-        with writing(self._out):
+        with naming_output(self._out):
             self._put(sentence, word, sizes, vectors)
             if self._word == 0:
                 self._whole = self._sentence
@@ -187,7 +187,7 @@ class Writer(abc.ABC):
     def commit(self) -> None:
         """Brings the sentences so far to the disk; a later run goes on after them."""
         if self._whole > self._kept:
-            with writing(self._out):
+            with naming_output(self._out):
                 self._keep(self._whole)
             self._kept = self._whole
         self._last = time.monotonic()
@@ -197,7 +197,7 @@ class Writer(abc.ABC):
         if self._whole != len(self.text.sizes):
             raise self.text.changed()
         self.commit()
-        with writing(self._out):
+        with naming_output(self._out):
             self._complete()
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class PlacedWriter(Writer):
 
     def __init__(
         self,
-        partial: Partial,
+        output: Unfinished,
         path: Path,
         text: Text,
         form: Form,
@@ -279,18 +279,18 @@ class PlacedWriter(Writer):
         """
         self.text, self.form, self._rows = text, form, form.rows(text)
         needed = int(self._rows.sum(dtype=np.int64)) * form.row_bytes + more
-        require_space(partial.out, needed - allocated(path), partial.directory)
-        self._partial, self._path, self._handle = partial, path, -1
-        with writing(partial.out):
+        require_space(output.out, needed - allocated(path), output.directory)
+        self._unfinished, self._path, self._handle = output, path, -1
+        with naming_output(output.out):
             # That the text is another one, the request has told.
-            self._progress = TextProgress.begin(partial.directory, 0, text, True)
+            self._progress = TextProgress.begin(output.directory, 0, text, True)
             if not self._is_whole():
                 self._make()
                 self._places = self._read_places()
                 self._progress.done, self._progress.parts = 0, [self._frame(), [0]]
-                self._progress.write(partial.directory, 0)
+                self._progress.write(output.directory, 0)
             self._handle = os.open(path, os.O_WRONLY)
-        super().__init__(text, form, partial.out, self._progress.done, every)
+        super().__init__(text, form, output.out, self._progress.done, every)
 
     @abc.abstractmethod
     def _make(self) -> None:
@@ -345,7 +345,7 @@ class PlacedWriter(Writer):
         frame, (before,) = self._progress.parts
         vectors = self._sum(self._spans(self._kept, done), before)
         self._progress.done, self._progress.parts = done, [frame, [vectors]]
-        self._progress.write(self._partial.directory, 0)
+        self._progress.write(self._unfinished.directory, 0)
 
     def _complete(self) -> None:
         self.close()

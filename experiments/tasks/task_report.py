@@ -22,7 +22,7 @@ from task_options import FeatureOptions, run_command
 
 import elmojax
 from elmojax import InputError
-from elmojax.atomic import read_object, replaced
+from elmojax.disk import read_object, replaced
 
 Report = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Where files are written: whole or not at all, by one process, in no other place.
+"""The disk of this machine: files are written whole or not at all, by one process.
 
 Files and directories that are whole or not there (`replaced`, `new_directory`), locks
 (`Lock`), paths of this machine alone (`local`), and arrays written as a stream.

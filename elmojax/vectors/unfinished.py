@@ -18,14 +18,14 @@ from typing import Any
 import google_crc32c as crc32c
 import numpy as np
 
-from elmojax.atomic import Lock, Taken, linked, read_object, sync
+from elmojax.disk import Lock, Taken, linked, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 
 _LOCK, _REQUEST = "_lock", "_request.json"
 
 
-class Partial:
+class Unfinished:
     """`OUT.partial`, a directory in which one process at a time makes OUT.
 
         _lock           held by that process
@@ -49,7 +49,7 @@ class Partial:
         self.directory = out.with_name(f"{out.name}.partial")
         self.result = self.directory / "result"
         self._replaced = self.directory / "replaced"
-        with writing(out):
+        with naming_output(out):
             self._lock = self._take()
             there = (self.directory / _REQUEST).exists()
             try:
@@ -145,7 +145,7 @@ class Partial:
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
+def naming_output(out: Path) -> Iterator[None]:
     """Turns what a file system refuses into an `InputError` that names the output."""
     try:
         yield
@@ -158,7 +158,7 @@ def writing(out: Path) -> Iterator[None]:
 
 def require_space(out: Path, needed: int, directory: Path) -> None:
     """`InputError` unless `needed` bytes are free on the disk of a directory."""
-    with writing(out):
+    with naming_output(out):
         free = shutil.disk_usage(directory).free
     if needed > free:
         raise InputError(
@@ -270,18 +270,18 @@ class TextProgress:
         write_json(_file(directory, number), asdict(self))
 
 
-def forget(directory: Path, number: int) -> None:
+def forget_progress(directory: Path, number: int) -> None:
     """No line of this text is done."""
     _file(directory, number).unlink(missing_ok=True)
 
 
-def begun(directory: Path) -> bool:
+def has_progress(directory: Path) -> bool:
     """Whether lines of any text are on the disk."""
     paths = directory.glob("_[0-9]*.json")
     return any((read_json(path) or {}).get("done") for path in paths)
 
 
-def all_whole(directory: Path, names: Sequence[str]) -> list[TextProgress]:
+def finished_texts(directory: Path, names: Sequence[str]) -> list[TextProgress]:
     """The texts of an output, in order. `InputError` if lines of one are missing."""
     texts = []
     for number, name in enumerate(names):
