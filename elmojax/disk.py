@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from elmojax.errors import InputError, Remark
+from elmojax.errors import InputError, Remark, writing
 
 MOUNTED = (
     "this must be on this machine. Give a path: where that place is mounted, or "
@@ -159,19 +159,16 @@ def new_directory(out: Path) -> Iterator[Path]:
     file in the way) raises `InputError`; `out` is then as it was before.
     """
     partial = _hidden(local(out), "partial")
+    advice = "Choose another place, or make room there; nothing was left behind."
     try:
-        for parent in out.parents:
-            if parent.exists() and not parent.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no directory")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        partial.mkdir()
-        yield partial
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {error.strerror or error}. Choose another "
-            "place, or make room there; nothing was left behind."
-        ) from error
+        with writing(out, advice):
+            for parent in out.parents:
+                if parent.exists() and not parent.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no directory")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(out)
+            partial.mkdir()
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -412,6 +409,14 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"it holds no JSON object but a {type(found).__name__}")
     return found
+
+
+def read_utf8(path: Path, what: object, advice: str = "") -> str:
+    """The text of a file; `InputError`, with the advice, that `what` cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} cannot be read ({error}){advice}.") from error
 
 
 def sha256_of(path: Path) -> str:

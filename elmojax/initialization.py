@@ -24,7 +24,7 @@ from elmojax.config import (
     WordTableConfig,
     from_json,
 )
-from elmojax.disk import parse_json
+from elmojax.disk import parse_json, read_utf8
 from elmojax.errors import InputError, one_line, showable
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
@@ -217,16 +217,13 @@ def read_config(path: Path) -> TrainConfig:
 
 def _read_fields(path: Path) -> TrainConfig:
     """A TOML or JSON file with fields of TrainConfig, or with a RunRecord."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} cannot be read ({error}).") from error
+    what = f"--config {path}"
 
     def parse(text: str) -> Any:
         found = parse_json(text, tomllib.loads if path.suffix == ".toml" else None)
         return found.get("train", found)
 
-    return from_json(TrainConfig, text, f"--config {path}", parse)
+    return from_json(TrainConfig, read_utf8(path, what), what, parse)
 
 
 def _line_of(error: BaseException, path: Path) -> int | str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from elmojax import cloud
-from elmojax.errors import InputError, one_line
+from elmojax.errors import InputError, one_line, reading
 from elmojax.formats.archive import called, is_archive, unpacked, unpacked_once
 from elmojax.formats.fetch import (
     SCHEMES,
@@ -239,11 +239,9 @@ def form_of(path: Path) -> Form:
     Raises:
       InputError: if there is none; it says what is there.
     """
-    try:
+    with reading(path):
         form = _form_of_directory(path) if path.is_dir() else _form_of_file(path)
         what = "" if form else _what(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     if form is None:
         raise InputError(f"{path} {what}.")
     return form

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 
 from elmojax.disk import parse_json, replaced
-from elmojax.errors import InputError
+from elmojax.errors import reading, writing
 from elmojax.plots import can_draw, draw_losses, save
 
 
@@ -43,31 +43,25 @@ class JsonLines(Tracker):
         """Lines after step `resume_at` are dropped: they will be written again."""
         self.path = path
         kept = [line for line in read_metrics(path) if 0 < resume_at >= line["step"]]
-        try:
+        with self._writing():
             with replaced(path) as partial:
                 lines = (json.dumps(line) + "\n" for line in kept)
                 partial.write_text("".join(lines), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._full(error) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises `InputError` where the disk takes no more."""
-        try:
+        with self._writing():
             self._file.write(_line({"step": step, **metrics}))
             self._file.flush()
-        except OSError as error:
-            raise self._full(error) from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what was not written was said
             self._file.close()
 
-    def _full(self, error: OSError) -> InputError:
-        return InputError(
-            f"{self.path} cannot be written: {error.strerror or error}. Make room and "
-            "give the same command again; the run goes on from its last checkpoint."
-        )
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        advice = "Make room and give the same command again; the run goes on from its "
+        return writing(self.path, advice + "last checkpoint.")
 
 
 def _line(values: Mapping[str, float]) -> str:
@@ -87,12 +81,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     What was cut short or is no number is left out, and so are lines without a step.
     Raises `InputError` where the file is there and cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    with reading(path):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
     lines = []
     for line in text.splitlines():
         try:

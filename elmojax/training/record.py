@@ -13,7 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from typing import Any
 from elmojax.arguments import checked
 from elmojax.cloud import bring, origin
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
-from elmojax.disk import Lock, Taken, local, read_object, replaced
-from elmojax.errors import InputError, showable
+from elmojax.disk import Lock, Taken, local, read_object, read_utf8, replaced
+from elmojax.errors import InputError, showable, writing
 from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.remote import RECORD
 from elmojax.training.step import LanguageModel
@@ -104,12 +105,7 @@ def read_record(run: Path) -> RunRecord:
             f"{run} is not a run directory: it {what}. Give the --workdir of "
             "`elmojax pretrain`."
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); restore it from a copy."
-        ) from error
+    text = read_utf8(path, path, "; restore it from a copy")
     record = from_json(RunRecord, text, path)
     if record.format != FORMAT:
         raise InputError(
@@ -170,16 +166,8 @@ def checkpoint_steps(run: Path) -> list[int]:
     )
 
 
-@contextlib.contextmanager
-def _written(run: Path) -> Iterator[None]:
-    """Inside, a file system that refuses is an `InputError`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"The run directory {run} cannot be written: {error.strerror or error}. "
-            "Choose another --workdir."
-        ) from error
+def _writing(run: Path) -> AbstractContextManager[None]:
+    return writing(f"The run directory {run}", "Choose another --workdir.")
 
 
 def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> None:
@@ -189,7 +177,7 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> N
             f"{run} has checkpoints but no config.json; put its config.json back, or "
             "choose another --workdir."
         )
-    with _written(run):
+    with _writing(run):
         run.mkdir(parents=True, exist_ok=True)
         for left in run.glob(".*.partial*"):  # by a process that was killed here
             if left.is_file() or left.is_symlink():
@@ -206,7 +194,7 @@ def write_record(run: Path, record: RunRecord) -> None:
         train = replace(train, init_from=showable(source))
     train = replace(train, workdir=Path(origin(train.workdir)))  # where it is sent
     text = to_json(replace(record, train=train))
-    with _written(run), replaced(run / "config.json") as partial:
+    with _writing(run), replaced(run / "config.json") as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -223,7 +211,7 @@ def lock_run(run: Path, patience: float = 0.0) -> Lock:
     `InputError` if another process has it, naming that process.
     """
     try:
-        with _written(run):
+        with _writing(run):
             return Lock(run / LOCK, patience)
     except Taken as owner:
         raise InputError(

@@ -39,7 +39,7 @@ from elmojax.text.formats import Format
 from elmojax.text.uses import Occurrences, occurrences_of
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.vectors.output import check_replaceable, open_output
-from elmojax.vectors.unfinished import TextProgress, naming_output
+from elmojax.vectors.unfinished import TextProgress, writing_output
 from elmojax.vectors.writer import Form
 
 ProgressCallback = Callable[[int, int], None]
@@ -376,7 +376,7 @@ def _alone(task: Task, number: int) -> Iterator[None]:
     path = task.directory / f"_{number:05d}.lock"
     died = path.with_suffix(".died")
     try:
-        with naming_output(task.directory):
+        with writing_output(task.directory):
             lock = Lock(path, _PATIENCE)
     except Taken as owner:
         raise InputError(
@@ -392,7 +392,7 @@ def _alone(task: Task, number: int) -> Iterator[None]:
                 "0): killed, or out of memory. Give fewer --workers or --batch-tokens, "
                 "and run the command again."
             )
-        with naming_output(task.directory), open(died, "a") as file:
+        with writing_output(task.directory), open(died, "a") as file:
             file.write(f"{place}\n")
         try:
             yield

@@ -30,7 +30,7 @@ from elmojax.arguments import checked
 from elmojax.disk import local, map_array, parse_json, read_object, sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text, split
-from elmojax.vectors.unfinished import Unfinished, naming_output, write_at, write_json
+from elmojax.vectors.unfinished import Unfinished, write_at, write_json, writing_output
 from elmojax.vectors.writer import Form, PlacedWriter
 
 INFO, VECTORS, OFFSETS = "info.json", "vectors.npy", "offsets.npy"
@@ -56,7 +56,7 @@ class RaggedWriter(PlacedWriter):
         self._directory = directory or output.result
         path, more = self._directory / VECTORS, 8 * len(text.sizes) + text.bytes
         super().__init__(output, path, text, form, every, more)
-        with naming_output(output.out):  # what is quickly made is not taken up
+        with writing_output(output.out):  # what is quickly made is not taken up
             _write_text(self._directory, text, form)
 
     def _make(self) -> None:

@@ -21,7 +21,7 @@ from elmojax.errors import InputError
 from elmojax.text.files import Text
 from elmojax.vectors import hdf5
 from elmojax.vectors.npy import INFO, RaggedWriter
-from elmojax.vectors.unfinished import Unfinished, has_progress, naming_output
+from elmojax.vectors.unfinished import Unfinished, has_progress, writing_output
 from elmojax.vectors.writer import Form, Writer
 
 Kind = Literal["hdf5", "npy", "parquet"]
@@ -127,7 +127,7 @@ class Output(Unfinished):
         """Gives the output its name. `InputError` if it is not whole, cannot be
         renamed, or has meanwhile been made by someone else."""
         check_replaceable(self.out, self._overwrite)
-        with naming_output(self.out):
+        with writing_output(self.out):
             if kind_of(self.out) == "parquet":
                 from elmojax.vectors import parquet
 
@@ -137,7 +137,7 @@ class Output(Unfinished):
     def close(self) -> None:
         """Lets go of it. What is on the disk stays for a later run, if it is anything
         that need not be made again."""
-        with naming_output(self.out):
+        with writing_output(self.out):
             self.release(keep=has_progress(self.directory))
 
     def __enter__(self) -> Output:

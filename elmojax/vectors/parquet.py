@@ -29,10 +29,10 @@ from elmojax.vectors.unfinished import (
     TextProgress,
     finished_texts,
     forget_progress,
-    naming_output,
     require_space,
     sum_of,
     write_json,
+    writing_output,
 )
 from elmojax.vectors.writer import Form, Writer
 
@@ -88,7 +88,7 @@ class ParquetWriter(Writer):
         self._home, self._directory = directory, directory / "result"
         self._number = number
         out = directory.with_name(directory.name.removesuffix(".partial"))
-        with naming_output(out):
+        with writing_output(out):
             self._directory.mkdir(exist_ok=True)
             done = self._begin(directory, text, overwrite).done
         rows = form.rows(text)

@@ -10,7 +10,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import google_crc32c as crc32c
 import numpy as np
 
 from elmojax.disk import Lock, Taken, linked, read_object, sync
-from elmojax.errors import InputError
+from elmojax.errors import InputError, writing
 from elmojax.text.files import Text
 
 _LOCK, _REQUEST = "_lock", "_request.json"
@@ -49,7 +50,7 @@ class Unfinished:
         self.directory = out.with_name(f"{out.name}.partial")
         self.result = self.directory / "result"
         self._replaced = self.directory / "replaced"
-        with naming_output(out):
+        with writing_output(out):
             self._lock = self._take()
             there = (self.directory / _REQUEST).exists()
             try:
@@ -144,21 +145,15 @@ class Unfinished:
                 path.unlink()
 
 
-@contextlib.contextmanager
-def naming_output(out: Path) -> Iterator[None]:
+def writing_output(out: Path) -> AbstractContextManager[None]:
     """Turns what a file system refuses into an `InputError` that names the output."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {error.strerror or error}. Make room or put it "
-            "right, and run the same command again to go on; or choose another --out."
-        ) from error
+    advice = "Make room or put it right, and run the same command again to go on; "
+    return writing(out, advice + "or choose another --out.")
 
 
 def require_space(out: Path, needed: int, directory: Path) -> None:
     """`InputError` unless `needed` bytes are free on the disk of a directory."""
-    with naming_output(out):
+    with writing_output(out):
         free = shutil.disk_usage(directory).free
     if needed > free:
         raise InputError(

@@ -27,8 +27,8 @@ from elmojax.vectors.unfinished import (
     TextProgress,
     Unfinished,
     allocated,
-    naming_output,
     require_space,
+    writing_output,
 )
 
 
@@ -163,7 +163,7 @@ class Writer(abc.ABC):
         sizes = block.sizes if self._pooler is None else (1,) * len(vectors)
         if not np.isfinite(vectors).all():
             raise self._not_finite(sentence, sizes, vectors)
-        with naming_output(self._out):
+        with writing_output(self._out):
             self._put(sentence, word, sizes, vectors)
             if self._word == 0:
                 self._whole = self._sentence
@@ -187,7 +187,7 @@ class Writer(abc.ABC):
     def commit(self) -> None:
         """Brings the sentences so far to the disk; a later run goes on after them."""
         if self._whole > self._kept:
-            with naming_output(self._out):
+            with writing_output(self._out):
                 self._keep(self._whole)
             self._kept = self._whole
         self._last = time.monotonic()
@@ -197,7 +197,7 @@ class Writer(abc.ABC):
         if self._whole != len(self.text.sizes):
             raise self.text.changed()
         self.commit()
-        with naming_output(self._out):
+        with writing_output(self._out):
             self._complete()
 
     def close(self) -> None:
@@ -281,7 +281,7 @@ class PlacedWriter(Writer):
         needed = int(self._rows.sum(dtype=np.int64)) * form.row_bytes + more
         require_space(output.out, needed - allocated(path), output.directory)
         self._unfinished, self._path, self._handle = output, path, -1
-        with naming_output(output.out):
+        with writing_output(output.out):
             # That the text is another one, the request has told.
             self._progress = TextProgress.begin(output.directory, 0, text, True)
             if not self._is_whole():
