@@ -36,7 +36,7 @@ from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import Precision, cast, require_own_process
 from elmojax.shapes import Numbers
 from elmojax.text.characters import encoder_ids
-from elmojax.text.files import split
+from elmojax.text.formats import split
 from elmojax.text.vocabulary import Vocabulary
 
 BATCH_TOKENS = 32_768

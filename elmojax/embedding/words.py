@@ -29,7 +29,7 @@ from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.ops import automatic
-from elmojax.text.characters import BEGIN, END, encoder_ids, padded_ids
+from elmojax.text.characters import BEGIN, END, encoder_ids, narrow_columns, padded_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 
 BLOCKS = (512, 64, 16)
@@ -136,16 +136,11 @@ def _table_bytes() -> int:
 
 
 def _short_columns(encoder: EncoderConfig) -> int | None:
-    """Columns for short words: enough for one window of nothing but padding.
-
-    Max-pooling sees more such windows in the full width, and they are all the same.
-    """
+    """Columns of the ids of short words; None for an encoder of whole words."""
     if isinstance(encoder, WordTableConfig):
         return None
-    columns = SHORT_WORD + max(width for width, _ in encoder.filters)
-    if columns >= encoder.max_characters:
-        return None
-    return columns + encoder.id_shape[0] - encoder.max_characters
+    more = encoder.id_shape[0] - encoder.max_characters  # a word by its dictionary
+    return more + narrow_columns(encoder, SHORT_WORD)
 
 
 @partial(jax.jit, donate_argnums=1, static_argnums=4)

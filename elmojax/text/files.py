@@ -24,40 +24,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from elmojax.arguments import checked, require
 from elmojax.disk import local
 from elmojax.errors import InputError
-from elmojax.text.characters import BEGIN, END, byte_limit
-from elmojax.text.formats import LONGEST, READERS, Format
+from elmojax.text.characters import byte_limit
+from elmojax.text.formats import LONGEST, READERS, Format, TextBlock
 from elmojax.text.packed import open_content
 
 Errors = Literal["strict", "replace"]
 
 _BLOCK = 1 << 20
-
-
-class TextBlock(NamedTuple):
-    """Some successive lines of a text."""
-
-    first_line: int
-    """Number of the first line, from 1."""
-    lines: list[str]
-    replaced: int
-    """Lines with undecodable bytes, which became U+FFFD."""
-    position: int
-    """How far reading has come: bytes of the file as it lies on disk."""
-    tabs: bool = False
-    """Whether tabs alone set words apart, as where lines are made of other formats."""
-    names: list[str] | None = None
-    """The ids of the lines, in FASTA."""
-
-    def sentences(self) -> Iterator[list[str]]:
-        """The words of each line."""
-        return (words_of(line, self.tabs) for line in self.lines)
 
 
 Patterns: TypeAlias = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -104,26 +84,6 @@ def read_lines(
     """
     for block in read_blocks(path, errors):
         yield from enumerate(block.sentences(), block.first_line)
-
-
-def words_of(line: str, tabs: bool = False) -> list[str]:
-    """The words of a line: what spaces and tabs set apart, or `tabs` alone.
-
-    `<S>` at its beginning and `</S>` at its end are left out: elmojax puts them around
-    every sentence by itself, and twice they would change all numbers.
-    """
-    words = split(line) if not tabs else line.split("\t") if line else []
-    if words and words[0] == BEGIN:
-        del words[0]
-    if words and words[-1] == END:
-        del words[-1]
-    return words
-
-
-def split(line: str) -> list[str]:
-    """What spaces and tabs set apart in a line."""
-    parts = line.replace("\t", " ").split(" ")
-    return parts if "" not in parts else [part for part in parts if part]
 
 
 def read_blocks(

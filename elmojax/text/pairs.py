@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 
 from elmojax.disk import local, parse_json
 from elmojax.errors import InputError, one_line
-from elmojax.text.files import expand, read_blocks, words_of
+from elmojax.text.files import expand, read_blocks
+from elmojax.text.formats import words_of
 
 Split = Literal["blanks", "marks", "penn"]
 GROUPS = ("field", "linguistics_term", "UID")

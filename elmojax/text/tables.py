@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig
-from elmojax.text.characters import byte_lengths, character_ids
+from elmojax.text.characters import byte_lengths, character_ids, narrow_columns
 from elmojax.text.corpus import Corpus
 from elmojax.text.negatives import named
 from elmojax.text.vocabulary import Vocabulary
@@ -196,14 +196,9 @@ SORT_BELOW = 128
 """Types a position above which the distinct ones are found by sorting positions."""
 
 
-def columns_of(encoder: CharCnnConfig) -> tuple[int, int]:
-    """Columns of the table of short words and of that of long ones.
-
-    A word has two marks. One window of nothing but padding is as good for a maximum as
-    many, so columns past it say nothing.
-    """
-    widest = max(width for width, _ in encoder.filters)
-    return min(SHORT + 2 + widest, encoder.max_characters), encoder.max_characters
+def table_columns(encoder: CharCnnConfig) -> tuple[int, int]:
+    """Columns of the table of short words and of that of long ones."""
+    return narrow_columns(encoder, SHORT + 2), encoder.max_characters
 
 
 class Members(NamedTuple):
@@ -257,7 +252,7 @@ class WordTables:
         self._ids: tuple[np.ndarray, ...] = ((self.targets + 1).astype(np.int32),)
         if not isinstance(model.encoder, CharCnnConfig):
             return
-        short, full = columns_of(model.encoder)
+        short, full = table_columns(model.encoder)
         wide = character_ids(corpus.types, full).astype(np.uint16)
         long = byte_lengths(corpus.types) > SHORT
         if every or short == full:

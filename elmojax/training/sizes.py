@@ -20,7 +20,7 @@ from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
 from elmojax.text.batches import Batch, TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.text.negatives import Negatives, check_samples
-from elmojax.text.tables import Frequencies, Members, Sizes, WordTables, columns_of
+from elmojax.text.tables import Frequencies, Members, Sizes, WordTables, table_columns
 
 BENCHMARK_WORDS = 793_471
 BENCHMARK_POSITIONS = 768_648_884
@@ -169,7 +169,7 @@ def _frequencies(
     encoder = config.model.encoder
     if not isinstance(encoder, CharCnnConfig):
         return Frequencies((statistics.types,), targets), (0,)
-    tables = columns_of(encoder)
+    tables = table_columns(encoder)
     rank = np.arange(len(statistics.types))
     long = (rank >= LONG_AFTER) & (rank % LONG_EVERY == 0)
     if not (config.unique_words and long.any() and tables[0] < tables[1]):

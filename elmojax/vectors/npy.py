@@ -29,7 +29,8 @@ import numpy as np
 from elmojax.arguments import checked
 from elmojax.disk import local, map_array, parse_json, read_object, sync
 from elmojax.errors import InputError
-from elmojax.text.files import Text, split
+from elmojax.text.files import Text
+from elmojax.text.formats import split
 from elmojax.vectors.unfinished import Unfinished, write_at, write_json, writing_output
 from elmojax.vectors.writer import Form, PlacedWriter
 

@@ -29,7 +29,8 @@ from elmojax import disk
 from elmojax.errors import InputError
 from elmojax.text import files
 from elmojax.text.corpus import PARTS, Corpus
-from elmojax.text.prepare import TfdsText, prepare
+from elmojax.text.prepare import prepare
+from elmojax.text.tfds import TfdsText
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 TEXT = """\
@@ -534,7 +535,8 @@ USE = """
 import json, sys
 from pathlib import Path
 from elmojax.errors import InputError
-from elmojax.text.prepare import TfdsText, prepare
+from elmojax.text.prepare import prepare
+from elmojax.text.tfds import TfdsText
 
 data, out = sys.argv[1:]
 assert "tensorflow_datasets" not in sys.modules

@@ -25,7 +25,8 @@ import pytest
 
 from elmojax.embedding.pooling import Block, Pooler, pool
 from elmojax.errors import InputError
-from elmojax.text.files import Text, read_text, split
+from elmojax.text.files import Text, read_text
+from elmojax.text.formats import split
 from elmojax.vectors import hdf5, output, partial
 from elmojax.vectors.npy import read_vectors
 from elmojax.vectors.output import open_output
