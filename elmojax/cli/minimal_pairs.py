@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from elmojax.cli import common
 from elmojax.disk import check_out, replaced
 from elmojax.errors import InputError
-from elmojax.text.pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
+from elmojax.training.minimal_pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
 
 if TYPE_CHECKING:
     from elmojax.training.minimal_pairs import Judged

@@ -293,7 +293,7 @@ def test_dropout_is_on_inputs_and_on_the_top():
     words = WordTables(CORPUS, CORPUS.vocabulary, SMALL.config, 1)
     batch = TrainingText(CORPUS, words, 16, 8, seed=0).batch(0)
     carry = LstmState.zeros(SMALL.config.lstm, 16)
-    outputs = jax.jit(SMALL.outputs)
+    outputs = jax.jit(SMALL.top_layer)
     keys = row_keys(jax.random.key(1), jnp.arange(16))
 
     def ratios(table):
