@@ -97,11 +97,13 @@ def plot_senses(argv: list[str]) -> None:
     asked = common.parse(SensesArguments, "plot senses", argv)
     asked.check()
 
-    from elmojax.embedding.neighbours import nearest, use_vectors, word_vectors
-    from elmojax.embedding.projection import (
+    from elmojax.embedding.neighbours import (
+        nearest,
         principal_components,
         project,
         require_method,
+        use_vectors,
+        word_vectors,
     )
     from elmojax.plots import draw_senses
 

@@ -12,10 +12,10 @@ from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.neighbours import (
     cosines,
     nearest,
+    project,
     use_vectors,
     word_vectors,
 )
-from elmojax.embedding.projection import project
 from elmojax.errors import InputError
 from elmojax.text.uses import Use
 
