@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.embedding.engine import local_mesh
 from elmojax.errors import InputError
 from elmojax.loading import open_model
-from elmojax.model.ops import Precision
+from elmojax.model.ops import Precision, local_mesh
 from elmojax.text.characters import END
 from elmojax.training.minimal_pairs import Split, words
 from elmojax.training.score import Measures, Score

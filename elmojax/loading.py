@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from elmojax.arguments import checked
 from elmojax.config import CharCnnConfig, CountOrZero, HeadConfig
-from elmojax.embedding.engine import local_mesh, replicated
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
@@ -28,7 +27,7 @@ from elmojax.formats.tf_checkpoint import load_hub_module, load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
 from elmojax.model.cluster_loss import edges_of
-from elmojax.model.ops import DTYPES, Precision, cast
+from elmojax.model.ops import DTYPES, Precision, cast, local_mesh, replicated
 from elmojax.shapes import Params
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import Errors, Oddities

@@ -137,7 +137,7 @@ def embed(argv: list[str]) -> None:
 
         jax.config.update("jax_platforms", "cpu")
 
-    from elmojax.embedding.engine import local_mesh, replicated
+    from elmojax.model.ops import local_mesh, replicated
     from elmojax.vectors.jobs import Job
 
     started = time.perf_counter()

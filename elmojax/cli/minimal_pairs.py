@@ -50,7 +50,7 @@ class MinimalPairsArguments(common.ModelArguments):
 
 def minimal_pairs(argv: list[str]) -> None:
     """accuracy on minimal pairs (BLiMP), by phenomenon"""
-    from elmojax.embedding.engine import local_mesh
+    from elmojax.model.ops import local_mesh
     from elmojax.training.minimal_pairs import accuracies, judge
 
     asked = common.parse(MinimalPairsArguments, "minimal-pairs", argv)

@@ -56,9 +56,9 @@ def static(argv: list[str]) -> None:
     check_out(asked.out, asked.overwrite)
 
     from elmojax.embedding.embedder import Embedder
-    from elmojax.embedding.engine import local_mesh, replicated
     from elmojax.embedding.neighbours import mean_vectors
     from elmojax.formats.word_vectors import write_word_vectors
+    from elmojax.model.ops import local_mesh, replicated
 
     mesh = local_mesh()
     model = asked.open(head=False, sharding=replicated(mesh))

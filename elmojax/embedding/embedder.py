@@ -16,16 +16,16 @@ from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, sentence_words
 from elmojax.config import BatchTokens, Count
-from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
+    CHUNK,
     Dtype,
     Select,
-    along_data,
     make_plan,
     make_selection,
     program_shapes,
-    replicated,
+    read_document,
     run_batch,
+    skip_document,
     step_budget,
     word_capacity,
 )
@@ -33,7 +33,13 @@ from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords, WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import Precision, cast, require_own_process
+from elmojax.model.ops import (
+    Precision,
+    along_data,
+    cast,
+    replicated,
+    require_own_process,
+)
 from elmojax.shapes import Numbers
 from elmojax.text.characters import encoder_ids
 from elmojax.text.formats import split
@@ -308,9 +314,11 @@ class Embedder:
         words = list(chain.from_iterable(chain.from_iterable(group)))
         if self._is_document(group[0]):
             if ends[-1] <= skip:
-                pass_over(self._table, words)
+                skip_document(self._table, words)
             else:
-                yield from document(self.params, self._table, words, self._selection)
+                yield from read_document(
+                    self.params, self._table, words, self._selection
+                )
             return
         rows = self._table.rows(words)
         if ends[-1] <= skip:

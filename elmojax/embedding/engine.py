@@ -5,12 +5,15 @@ steps of its row: `<S>` and the words for the forward direction, `</S>` and the 
 from the last for the backward one. There is no padding but at the end of rows, so few
 shapes serve texts of any length. Of several devices each reads a batch of its own, and
 has the whole model. Nothing here waits for the device.
+
+A sentence that is longer than a batch is a document, which is read in chunks, exactly,
+in memory that does not grow with it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,70 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from elmojax.embedding.pooling import Block
+from elmojax.embedding.words import EncodedWords
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
 from elmojax.model.lstm import STEP_COST, Reset
-from elmojax.model.ops import automatic
+from elmojax.model.ops import automatic, per_device
 from elmojax.model.state import LstmState
 from elmojax.shapes import Numbers
-
-
-def local_mesh(rows: int = 0) -> Mesh | None:
-    """The devices of this process along `data`: all, or the most that share `rows`
-    evenly. None where there is a single one, or JAX was told which one to take."""
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
-    if count == 1 or jax.config.values["jax_default_device"]:
-        return None
-    return jax.make_mesh(
-        (count, 1),
-        ("data", "model"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[:count],
-    )
-
-
-def along_data(mesh: Mesh) -> Mesh:
-    """The devices along `data`, of other axes the first: a mesh of this axis alone.
-
-    Raises:
-      InputError: if there is no such axis, or it has devices of other processes.
-    """
-    if "data" not in mesh.axis_names:
-        raise InputError(
-            f"The mesh has the axes {', '.join(mesh.axis_names)} and none of the name "
-            "data, over which sentences are split; make one with "
-            "jax.make_mesh((jax.local_device_count(),), ('data',))."
-        )
-    first = tuple(slice(None) if name == "data" else 0 for name in mesh.axis_names)
-    devices = mesh.devices[first]
-    if {device.process_index for device in devices} != {jax.process_index()}:
-        raise InputError(
-            "The mesh has devices of other processes, and each process embeds "
-            "sentences of its own; make one of jax.local_devices()."
-        )
-    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
-
-
-def replicated(mesh: Mesh | None) -> NamedSharding | None:
-    """On every device; None without a mesh, for JAX's default one."""
-    return None if mesh is None else NamedSharding(mesh, P())
-
-
-def per_device(
-    mesh: Mesh | None, function: Callable[..., Any], in_specs: Any, out_specs: Any
-) -> Callable[..., Any]:
-    """`function` by every device for itself, with its share of the arrays as the
-    `PartitionSpec`s say; as it is without a mesh."""
-    if mesh is None:
-        return function
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
-
 
 STEP_CHOICES = (64, 8)
 """Steps of one run of the LSTM; longer rows go on from its state in the next."""
@@ -377,3 +327,97 @@ def join_directions(vectors: Array, mesh: Mesh | None = None) -> Array:
         return vectors.reshape(*vectors.shape[:-2], -1)
 
     return per_device(mesh, join, BY_WORDS, BY_WORDS)(vectors)
+
+
+CHUNK = 512
+"""Steps of one run of a document."""
+
+
+def read_document(
+    params: ElmoParams, table: EncodedWords, words: Sequence[str], selection: Selection
+) -> Iterator[Block]:
+    """The vectors of the words of a document of any length, exactly, chunk by chunk.
+
+    The backward direction needs the end of the document first. So it is read twice:
+    from right to left for the backward state at the end of every chunk, which is all
+    that is kept, then from left to right with both directions. The result is that of
+    one pass over the whole; the cost is half a pass more. Each block has unused rows at
+    the end.
+    """
+    start = params.initial_state.for_batch(1)
+    forward, after = _one_direction(start, 0), [_one_direction(start, 1)]
+    for number in range(_chunk_count(words) - 1, 0, -1):
+        plan, _ = _chunk_plan(table, words, number)
+        after.append(_backward_state(params, table.encoded(), after[-1], plan))
+    left = len(words)
+    for number in range(_chunk_count(words)):
+        plan, count = _chunk_plan(table, words, number)
+        vectors, _ = empty_vectors(params, CHUNK, 1, selection.layers, selection.dtype)
+        vectors, state = read_steps(
+            params,
+            table.encoded(),
+            vectors,
+            _both_directions(forward, after.pop()),
+            plan,
+            selection.gammas,
+            layers=selection.layers,
+        )
+        forward = _one_direction(state, 0)
+        left -= count
+        if count:
+            yield Block((count,), join_directions(vectors), left > 0)
+
+
+def skip_document(table: EncodedWords, words: Sequence[str]) -> None:
+    """Leaves the word table as `read_document` would, without reading the document."""
+    for number in [*range(_chunk_count(words) - 1, 0, -1), *range(_chunk_count(words))]:
+        _chunk_plan(table, words, number)
+
+
+def _chunk_count(words: Sequence[str]) -> int:
+    return -(-(len(words) + 2) // CHUNK)
+
+
+def _chunk_plan(
+    table: EncodedWords, words: Sequence[str], number: int
+) -> tuple[RowPlan, int]:
+    """A chunk as a single row, `CHUNK` positions of `<S>`, the words and `</S>`, and
+    how many words are in it.
+
+    Chunks end together with the document; the first begins with padding.
+    """
+    size = len(words)
+    last = size + 1 - (_chunk_count(words) - 1 - number) * CHUNK
+    positions = np.arange(last - CHUNK + 1, last + 1)
+    begins, ends = positions == 0, positions == size + 1
+    inside = (positions > 0) & (positions <= size)
+    table_rows, numbers = ends.astype(np.int32), np.full(CHUNK, CHUNK, np.int32)
+    table_rows[inside] = table.rows(words[max(last - CHUNK, 0) : last])
+    count = int(inside.sum())
+    numbers[inside] = np.arange(count)
+    both = ((table_rows, table_rows), (numbers, numbers), (begins, ends))
+    arrays = (np.stack([f, b[::-1]], axis=1)[..., None] for f, b in both)
+    return RowPlan(*arrays), count
+
+
+def _one_direction(state: LstmState, number: int) -> LstmState:
+    return jax.tree.map(lambda leaf: leaf[:, number : number + 1], state)
+
+
+@jax.jit
+def _both_directions(forward: LstmState, backward: LstmState) -> LstmState:
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), forward, backward)
+
+
+@jax.jit
+@automatic
+def _backward_state(
+    params: ElmoParams, table: Array, state: LstmState, plan: RowPlan
+) -> LstmState:
+    """The backward direction's state after a chunk; states have one direction here."""
+    lstm = jax.tree.map(lambda leaf: leaf[1:], params.lstm)
+    start = jax.tree.map(lambda leaf: leaf[:, 1:], params.initial_state)
+    starts = Reset(plan.begins[:, 1:], start)
+    apply: Any = BiLM(params.config, directions=1).apply
+    read = {"params": {"lstm": lstm}}, table[plan.table_rows[:, 1:]], state
+    return apply(*read, reset=starts, method="contextualize")[1]

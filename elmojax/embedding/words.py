@@ -24,11 +24,10 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked, require, sentence_words
 from elmojax.config import EncoderConfig, WordTableConfig
-from elmojax.embedding.engine import per_device, replicated
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import automatic
+from elmojax.model.ops import automatic, per_device, replicated
 from elmojax.text.characters import BEGIN, END, encoder_ids, narrow_columns, padded_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 

@@ -27,13 +27,13 @@ from elmojax import __version__
 from elmojax.config import UnicodeCnnConfig, WordTableConfig
 from elmojax.disk import Lock, Taken
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
-from elmojax.embedding.engine import Dtype, Select, local_mesh, replicated
+from elmojax.embedding.engine import Dtype, Select
 from elmojax.embedding.export import named_weights, weights_hash
 from elmojax.embedding.pooling import Block, Pooling
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import precision_of
+from elmojax.model.ops import local_mesh, precision_of, replicated
 from elmojax.text.files import Errors, Oddities, Text, read_text
 from elmojax.text.formats import Format
 from elmojax.text.uses import Occurrences, occurrences_of

@@ -19,16 +19,16 @@ from toys import TINY, tiny_params
 import elmojax
 import elmojax.embedding.words
 from elmojax import Embedder, InputError, batch_to_ids, encode
-from elmojax.embedding import documents, engine, words
 from elmojax.embedding import embedder as embedder_module
+from elmojax.embedding import engine, words
 from elmojax.embedding.engine import (
     cut_runs,
-    local_mesh,
     make_plan,
     possible_rows,
     program_shapes,
     word_capacity,
 )
+from elmojax.model.ops import local_mesh
 
 WORDS = ["the", "bank", "of", "é", "中文", "", "x" * 30, "river", "<S>", "a b", "\x00"]
 ROUNDING = 2e-6
@@ -88,7 +88,7 @@ def test_neither_order_nor_batch_nor_chunk_changes_a_vector(
     order = list(range(len(sentences)))
     random.Random(seed).shuffle(order)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "CHUNK", 8)
+        patch.setattr(engine, "CHUNK", 8)
         embedder = Embedder(params, batch_tokens=batch_tokens)
         got = embedder.embed_batch([sentences[i] for i in order])
     assert_same(got, of_encode(params, [sentences[i] for i in order]))
@@ -156,7 +156,7 @@ def test_words_are_encoded_once(params, monkeypatch):
 
 @pytest.mark.parametrize("words", [16, 63, 64, 400])
 def test_a_document_in_chunks_is_the_document_at_once(params, words, monkeypatch):
-    monkeypatch.setattr(documents, "CHUNK", 32)
+    monkeypatch.setattr(engine, "CHUNK", 32)
     draw = random.Random(words)
     document = [draw.choice(WORDS) for _ in range(words)]
     sentences = [["before"], document, [], ["after", "it"]]
@@ -174,7 +174,7 @@ def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
         for block in Embedder(params, batch_tokens=100).blocks([words])
     ]
     assert sum(size for size, _ in sizes) == 20_000
-    assert max(size for size, _ in sizes) <= documents.CHUNK
+    assert max(size for size, _ in sizes) <= engine.CHUNK
     assert [more for _, more in sizes] == [True] * (len(sizes) - 1) + [False]
 
 
@@ -183,7 +183,7 @@ def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
 
 @pytest.mark.parametrize("batch_tokens", [30, 200])
 def test_after_a_skip_the_same_bits(params, batch_tokens, monkeypatch):
-    monkeypatch.setattr(documents, "CHUNK", 16)
+    monkeypatch.setattr(engine, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
     monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 100,) * 2)
     sentences = text(4, 150)
@@ -211,7 +211,7 @@ def test_a_skip_inside_a_block_is_refused(params):
 def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
     """Short sentences and a document; a run goes on with other devices, and on the same
     ones to the bit, also amid the batches that they read at once."""
-    monkeypatch.setattr(documents, "CHUNK", 16)
+    monkeypatch.setattr(engine, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
     monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 250,) * 2)
     monkeypatch.setattr(engine, "ROW_CHOICES", (4,))  # few programs
