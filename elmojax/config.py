@@ -448,7 +448,11 @@ def from_json(
 
 def _build(hint: Any, value: Any) -> Any:
     """Dataclasses of dictionaries; all other values are checked by their owners."""
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if _is_config(kind)]
+    kinds = [
+        kind
+        for kind in typing.get_args(hint) or (hint,)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
     if not kinds:
         return value
     if not isinstance(value, dict):
@@ -458,7 +462,3 @@ def _build(hint: Any, value: Any) -> Any:
     if unknown := sorted(value.keys() - hints.keys()):
         raise TypeError(f"{kind.__name__} has no field {shown(unknown[0])}")
     return kind(**{name: _build(hints[name][1], v) for name, v in value.items()})
-
-
-def _is_config(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)

@@ -18,8 +18,8 @@ from elmojax.arguments import checked, require, sentence_words
 from elmojax.config import BatchTokens, Count
 from elmojax.embedding.engine import (
     CHUNK,
-    Dtype,
     Select,
+    VectorDtype,
     make_plan,
     make_selection,
     program_shapes,
@@ -76,7 +76,7 @@ class Embedder:
         *,
         layers: Select = "all",
         gammas: Numbers | None = None,
-        dtype: Dtype = "float32",
+        dtype: VectorDtype = "float32",
         precision: Precision | None = None,
         mesh: Mesh | None = None,
     ) -> None:

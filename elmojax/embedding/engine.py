@@ -177,7 +177,7 @@ def cut_runs(steps: int) -> list[slice]:
 
 
 Select = Literal["all", "top", "mix"]
-Dtype = Literal["float32", "float16", "bfloat16"]
+VectorDtype = Literal["float32", "float16", "bfloat16"]
 
 REPLICATED: P = P()
 BY_WORDS: P = P("data")
@@ -191,11 +191,11 @@ class Selection(NamedTuple):
     layers: Select
     gammas: Array | None
     """[layers + 1], of a mix."""
-    dtype: Dtype
+    dtype: VectorDtype
 
 
 def make_selection(
-    params: ElmoParams, layers: Select, gammas: Numbers | None, dtype: Dtype
+    params: ElmoParams, layers: Select, gammas: Numbers | None, dtype: VectorDtype
 ) -> Selection:
     """Checks what a user asked for; `InputError` says what would be right."""
     if (layers == "mix") != (gammas is not None):
@@ -256,7 +256,7 @@ def empty_vectors(
     words: int,
     rows: int,
     layers: Select,
-    dtype: Dtype,
+    dtype: VectorDtype,
     mesh: Mesh | None = None,
 ) -> tuple[Array, LstmState]:
     """Zeros for the vectors of `words` words, and the first state of `rows` rows; on a

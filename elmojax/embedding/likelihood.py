@@ -14,7 +14,8 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked
-from elmojax.embedding.functions import as_ids, encode
+from elmojax.embedding.functions import encode
+from elmojax.embedding.tokens import as_ids
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.bilm import ElmoParams

@@ -275,16 +275,11 @@ def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
     Raises:
       InputError: if `params` read word ids already, or words are not strings.
     """
-    config = params.config.encoder
-    if isinstance(config, WordTableConfig):
+    if isinstance(params.config.encoder, WordTableConfig):
         raise InputError("cache_words needs a model that reads characters.")
     index = word_index(words)
     table = EncodedWords(params, None, len(index))
     rows = table.rows(index.words)
-    return with_table(params, index, table.encoded()[rows])
-
-
-def with_table(params: ElmoParams, index: WordIndex, table: Array) -> ElmoParams:
-    """`params` with the vectors of words, [words, projection], as their encoder."""
-    config = replace(params.config, encoder=index.table(table.shape[1]))
-    return replace(params, encoder={"embedding": table}, config=config)
+    vectors = table.encoded()[rows]
+    config = replace(params.config, encoder=index.table(vectors.shape[1]))
+    return replace(params, encoder={"embedding": vectors}, config=config)

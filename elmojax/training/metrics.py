@@ -52,7 +52,9 @@ class JsonLines(Tracker):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises `InputError` where the disk takes no more."""
         with self._writing():
-            self._file.write(_line({"step": step, **metrics}))
+            # JSON knows no number that is not finite.
+            known = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            self._file.write(json.dumps({"step": step, **known}) + "\n")
             self._file.flush()
 
     def close(self) -> None:
@@ -62,12 +64,6 @@ class JsonLines(Tracker):
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         advice = "Make room and give the same command again; the run goes on from its "
         return writing(self.path, advice + "last checkpoint.")
-
-
-def _line(values: Mapping[str, float]) -> str:
-    """JSON knows no number that is not finite: null."""
-    known = {name: v if math.isfinite(v) else None for name, v in values.items()}
-    return json.dumps(known) + "\n"
 
 
 def readable(number: float, digits: int = 1) -> str:

@@ -369,15 +369,12 @@ def predictions(
     for start in range(0, count, size):
         block = [array[:, start : start + size] for array in (hidden, targets)]
         here = block[1].shape[1]
-        block = [_filled(array, size - here) for array in block]
+        missing = ((0, 0), (0, size - here), (0, 0))
+        block = [np.pad(array, missing[: array.ndim]) for array in block]
         found.append(jax.device_get(_predict(lm.dtype, k, head, *map(put, block))))
         progress(here)
     joined = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     return Predictions(*(array[:, :count] for array in joined))
-
-
-def _filled(array: np.ndarray, missing: int) -> np.ndarray:
-    return np.pad(array, ((0, 0), (0, missing), (0, 0))[: array.ndim])
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -27,7 +27,7 @@ from elmojax import __version__
 from elmojax.config import UnicodeCnnConfig, WordTableConfig
 from elmojax.disk import Lock, Taken
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
-from elmojax.embedding.engine import Dtype, Select
+from elmojax.embedding.engine import Select, VectorDtype
 from elmojax.embedding.export import named_weights, weights_hash
 from elmojax.embedding.pooling import Block, Pooling
 from elmojax.embedding.words import WordIndex
@@ -55,7 +55,7 @@ class Job:
     batch_tokens: int = BATCH_TOKENS
     layers: Select = "all"
     gammas: tuple[float, ...] | None = None
-    dtype: Dtype = "float32"
+    dtype: VectorDtype = "float32"
     pool: Pooling | None = None
     compression: str | None = None
     format: Format = "text"

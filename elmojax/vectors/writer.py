@@ -19,7 +19,7 @@ import google_crc32c as crc32c
 import ml_dtypes
 import numpy as np
 
-from elmojax.embedding.engine import Dtype
+from elmojax.embedding.engine import VectorDtype
 from elmojax.embedding.pooling import Block, Pooler, Pooling
 from elmojax.errors import InputError
 from elmojax.text.files import Text
@@ -39,7 +39,7 @@ class Form:
     shape: tuple[int, ...]
     """Of what blocks hold of a word: (layers + 1, vector), or (vector,) for one mix
     or the top layer."""
-    dtype: Dtype = "float32"
+    dtype: VectorDtype = "float32"
     pool: Pooling | None = None
     """One vector a sentence instead of one a word."""
     compression: str | None = None
@@ -49,7 +49,7 @@ class Form:
     positions a batch. Without paths and times, so that equal runs make equal bytes."""
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, get_args(Dtype))
+        _one_of("dtype", self.dtype, get_args(VectorDtype))
         if self.pool is not None:
             _one_of("pooling", self.pool, get_args(Pooling))
 
@@ -167,7 +167,8 @@ class Writer(abc.ABC):
             self._put(sentence, word, sizes, vectors)
             if self._word == 0:
                 self._whole = self._sentence
-                self._boundary()
+                if time.monotonic() - self._last >= self._every:
+                    self.commit()  # a later run could go on from here
 
     def _not_finite(
         self, sentence: int, sizes: Sequence[int], vectors: np.ndarray
@@ -229,11 +230,6 @@ class Writer(abc.ABC):
             self._word = int(sizes[-1]) + (start if count == 1 else 0)
         else:
             self._sentence, self._word = self._sentence + count, 0
-
-    def _boundary(self) -> None:
-        """Called wherever a later run could go on."""
-        if time.monotonic() - self._last >= self._every:
-            self.commit()
 
     @abc.abstractmethod
     def _put(
