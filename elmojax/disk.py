@@ -59,6 +59,11 @@ def check_out(out: Path, overwrite: bool = False) -> None:
             f"{out} is there already; give another --out, or --overwrite to replace "
             "it (a file only)."
         )
+    check_parent(out)
+
+
+def check_parent(out: Path) -> None:
+    """`InputError` unless there is a directory to make `out` in."""
     if not out.parent.is_dir():
         raise InputError(
             f"{out} cannot be written: there is no directory {out.parent}. Make it, or "

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from elmojax.cloud import cache_directory, reason
+from elmojax.cloud import cache_directory, lacks_extra, reason
 from elmojax.disk import Lock, sha256_of
 from elmojax.errors import InputError, one_line, showable
 
@@ -244,10 +244,7 @@ def _answering(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(
-            f"{url} cannot be downloaded without the extra `cloud`: pip install "
-            f"'elmojax[cloud]' ({error})."
-        ) from None
+        raise lacks_extra(f"{url} cannot be downloaded", error) from None
     except Exception as error:
         status, why = reason(error)
         why = one_line(f"{status} {why}")

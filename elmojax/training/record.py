@@ -151,16 +151,15 @@ def read_vocabulary(run: Path, record: RunRecord) -> Vocabulary | None:
             f"{path} is gone; put it back (the prepared corpus of the run has a copy)."
         )
     vocabulary = Vocabulary.read(path, trained=True)
-    if record.vocabulary and len(vocabulary) != record.vocabulary:
+    size, wrong = len(vocabulary), None
+    if record.vocabulary and size != record.vocabulary:
+        wrong = f"has {size} words and the run was trained with {record.vocabulary}"
+    elif record.words and fingerprint(vocabulary) != record.words:
+        wrong = "holds other words than the run was trained with"
+    if wrong is not None:
         raise InputError(
-            f"{path} has {len(vocabulary)} words and the run was trained with "
-            f"{record.vocabulary}; put the original file back (the prepared corpus of "
-            "the run has a copy)."
-        )
-    if record.words and fingerprint(vocabulary) != record.words:
-        raise InputError(
-            f"{path} holds other words than the run was trained with; put the "
-            "original file back (the prepared corpus of the run has a copy)."
+            f"{path} {wrong}; put the original file back (the prepared corpus of the "
+            "run has a copy)."
         )
     return vocabulary
 

@@ -61,6 +61,14 @@ def bring_model(run: str | os.PathLike[str], step: int | None = None) -> Path:
     return bring(found, wanted, FILES.fullmatch)  # none of an earlier run stays
 
 
+def just_begun(workdir: object) -> InputError:
+    """Where a fresh run was to begin, another one has."""
+    return InputError(
+        f"Another run has just begun in {workdir}; give the command again to go on "
+        "with it, or another --workdir."
+    )
+
+
 class Sending:
     """Sends a run directory that is the copy of one in an object store."""
 
@@ -87,10 +95,7 @@ class Sending:
         if before == self._owner:
             return []
         if not write(self._found, OWNER, self._owner, new=before is None):
-            raise InputError(
-                f"Another run has just begun in {self._found}; give the command again "
-                "to go on with it, or another --workdir."
-            )
+            raise just_begun(self._found)
         status = read(self._found, "status.json") or b""
         if before is None or b'"training"' not in status:
             return []

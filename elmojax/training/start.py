@@ -45,6 +45,7 @@ from elmojax.training.evaluate import Evaluator
 from elmojax.training.memory import explain_out_of_memory, require_room
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.record import RunRecord
+from elmojax.training.remote import just_begun
 from elmojax.training.sharding import (
     local_shards,
     make_mesh,
@@ -173,10 +174,7 @@ def _going_on(
 
 def _create(config: TrainConfig, record: RunRecord, corpus: Corpus) -> None:
     if (config.workdir / "config.json").exists():
-        raise InputError(
-            f"Another run has just begun in {config.workdir}; give the command "
-            "again to go on with it, or another --workdir."
-        )
+        raise just_begun(config.workdir)
     records.create_run(config.workdir, record, corpus.vocabulary)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from elmojax import __version__
-from elmojax.disk import local, read_object
+from elmojax.disk import check_parent, local, read_object
 from elmojax.embedding.allennlp import check_names
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
@@ -169,11 +169,7 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
     """
     if not local(out).name:
         raise InputError(f"--out {out} is not a name to make; give another --out.")
-    if not out.parent.is_dir():
-        raise InputError(
-            f"{out} cannot be written: there is no directory {out.parent}. Make it, or "
-            "choose another --out."
-        )
+    check_parent(out)
     kind = kind_of(out)
     if not os.path.lexists(out):
         return

@@ -197,9 +197,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(
-            f"{path} is damaged. Remove {path.parent} to start again."
-        ) from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged. Remove {path.parent} to start again.")
 
 
 def sum_of(path: Path) -> list[int]:
@@ -236,7 +238,7 @@ class TextProgress:
             return None
         kinds = {f.name: type(getattr(cls("", "", 0), f.name)) for f in fields(cls)}
         if {name: type(value) for name, value in found.items()} != kinds:
-            raise InputError(f"{path} is damaged. Remove {directory} to start again.")
+            raise _damaged(path)
         return cls(**found)
 
     @classmethod
