@@ -1,6 +1,6 @@
 """The disk of this machine: files are written whole or not at all, by one process.
 
-Files and directories that are whole or not there (`replaced`, `new_directory`), locks
+Files and directories that are whole or not there (`replacing`, `new_directory`), locks
 (`Lock`), paths of this machine alone (`local`), and arrays written as a stream.
 """
 
@@ -44,7 +44,7 @@ def local(path: str | os.PathLike[str], advice: str = MOUNTED) -> Path:
     return Path(path)
 
 
-def linked(path: Path) -> InputError:
+def symlink_error(path: Path) -> InputError:
     """The refusal to write where a symbolic link stands."""
     return InputError(
         f"{path} is a symbolic link, and nothing is written through it. Put what it "
@@ -72,7 +72,7 @@ def check_parent(out: Path) -> None:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A name in the same directory to write to, which `path` has after the block.
 
     Where the block fails, what it wrote is removed and `path` is as it was.
@@ -265,13 +265,13 @@ class Lock:
         """None once it is ours, else what the file says of who has it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
-            raise linked(path)
+            raise symlink_error(path)
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             return ""  # another process has just removed the directory
         try:
-            if not _locked(file, path):
+            if not _try_lock(file, path):
                 return os.read(file, 100).decode("utf-8", "replace").strip()
             # It may be a file that another process has removed meanwhile.
             if not os.fstat(file).st_nlink:
@@ -304,7 +304,7 @@ class Lock:
         self.release()
 
 
-def _locked(file: int, path: Path) -> bool:
+def _try_lock(file: int, path: Path) -> bool:
     """Whether no other process has the lock of an open file; never waits."""
     try:
         import filelock
@@ -393,12 +393,12 @@ def parse_json(text: str | bytes, parse: Callable[[Any], Any] | None = None) -> 
     than 20 digits among it.
     """
     try:
-        return parse(text) if parse else json.loads(text, parse_int=_whole)
+        return parse(text) if parse else json.loads(text, parse_int=_parse_int)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > 20:
         raise ValueError(f"it holds a number of {len(digits)} digits")
     return int(digits)

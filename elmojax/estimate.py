@@ -193,14 +193,14 @@ def _memory(plan: StepPlan, gradients: int) -> Memory:
         program = memory_of(plan.compile())
         temporary, total = program.temporary, program.total
     except jax.errors.JaxRuntimeError as error:
-        wanted = _wanted(str(error))
+        wanted = _bytes_refused(str(error))
         if wanted is None:
             raise
         temporary, total = wanted, parameters + optimizer + carry + batch + wanted
     return Memory(parameters, optimizer, carry, batch, temporary, gradients, total)
 
 
-def _wanted(error: str) -> int | None:
+def _bytes_refused(error: str) -> int | None:
     """Bytes that a program wants which a TPU's compiler refuses as too large."""
     found = re.search(r"RESOURCE_EXHAUSTED.*?([\d.]+)([MGT])", error, re.DOTALL)
     units = {"M": 2**20, "G": 2**30, "T": 2**40}

@@ -32,7 +32,7 @@ from elmojax.shapes import Params
 from elmojax.text.corpus import vocabulary_of
 from elmojax.training import loop
 from elmojax.training.choices import require_trainable
-from elmojax.training.distributed import Stop, in_turn, joined
+from elmojax.training.distributed import Stop, in_turn, is_multiprocess
 from elmojax.training.loop import Result
 from elmojax.training.metrics import Tracker
 from elmojax.training.record import checkpoint_steps, difference
@@ -70,7 +70,7 @@ def pretrain(
     """
     from elmojax import __version__
 
-    if joined() and address(origin(config.workdir)) is not None:
+    if is_multiprocess() and address(origin(config.workdir)) is not None:
         raise InputError(
             "Several processes of one run need a --workdir that all of them see, and "
             "each would have its own copy of this one; mount the bucket, and give the "

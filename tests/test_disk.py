@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from elmojax import disk
-from elmojax.disk import Lock, Taken, is_locked, local, replaced
+from elmojax.disk import Lock, Taken, is_locked, local, replacing
 from elmojax.errors import InputError, Remark
 from elmojax.training.metrics import JsonLines, plot_losses
 from elmojax.training.record import Status, lock_run
@@ -178,7 +178,7 @@ def test_an_output_is_made_through_no_link(tmp_path, secret, name):
 def test_what_is_replaced_is_the_link(tmp_path, secret):
     link = tmp_path / "link"
     link.symlink_to(secret)
-    with replaced(link) as partial:
+    with replacing(link) as partial:
         partial.write_text("new")
     assert not link.is_symlink() and link.read_text() == "new"
     assert secret.read_text() == "kept"

@@ -270,7 +270,7 @@ def _statistics(
         text = sample_corpora(config.workdir)[0]
         found = sizes.statistics_of(text, "the sample text inside the package")
         return replace(found, positions=asked.tokens or found.positions)
-    return sizes.assumed(asked.vocabulary or size, asked.tokens or positions)
+    return sizes.assumed_text(asked.vocabulary or size, asked.tokens or positions)
 
 
 def _on_chip(

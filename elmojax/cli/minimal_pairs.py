@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from elmojax.cli import common
-from elmojax.disk import check_out, replaced
+from elmojax.disk import check_out, replacing
 from elmojax.errors import InputError
 from elmojax.training.minimal_pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
 
@@ -89,7 +89,7 @@ def _cells(found: dict[str, Any]) -> list[str]:
 
 def _write(out: Path, pairs: Sequence[Pair], judged: Judged) -> None:
     """One JSON object a pair: its words, what it is about, and log-probabilities."""
-    with replaced(out) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
         for pair, log_probs, unknown in zip(pairs, *judged, strict=True):
             sentences = zip(SENTENCES, map(" ".join, pair[:2]), strict=True)
             numbers = {

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.disk import check_out, replaced
+from elmojax.disk import check_out, replacing
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError, writing
@@ -175,7 +175,7 @@ def write_export(
     record = _record(params, weights, version)
     with (
         writing(out, "Choose another --out, or free space."),
-        replaced(out) as partial,
+        replacing(out) as partial,
         zipfile.ZipFile(partial, "w") as file,
     ):
         _add(file, "config.json", json.dumps(record, indent=2).encode())

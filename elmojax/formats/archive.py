@@ -75,14 +75,14 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """A temporary directory with what an archive holds, see `unpack`."""
     with (
         tempfile.TemporaryDirectory(prefix="elmojax-") as temporary,
-        called(str(archive), temporary),
+        name_in_errors(str(archive), temporary),
     ):
         unpack(archive, Path(temporary))
         yield content(Path(temporary))
 
 
 @contextlib.contextmanager
-def called(name: str, directory: str) -> Iterator[None]:
+def name_in_errors(name: str, directory: str) -> Iterator[None]:
     """An `InputError` of the block names what is in `directory` as the user did."""
     try:
         yield

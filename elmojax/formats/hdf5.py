@@ -28,7 +28,7 @@ import numpy as np
 
 from elmojax.arguments import checked
 from elmojax.config import WordTableConfig
-from elmojax.disk import local, replaced, unfailing
+from elmojax.disk import local, replacing, unfailing
 from elmojax.errors import InputError, reading, writing
 from elmojax.formats.assembly import (
     Arrays,
@@ -82,7 +82,7 @@ def save_token_embeddings(
     if path.exists() and not overwrite:
         raise InputError(f"{path} is there already; choose another name.")
     table = np.asarray(params.encoder["embedding"])
-    with writing(path, ADVICE), replaced(path) as partial:
+    with writing(path, ADVICE), replacing(path) as partial:
         write_arrays(partial, {"embedding": table})
 
 

@@ -25,7 +25,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from elmojax.disk import replaced
+from elmojax.disk import replacing
 from elmojax.errors import InputError, writing
 from elmojax.text.packed import open_content
 
@@ -318,7 +318,7 @@ def write_word_vectors(
     form = " ".join(["%.9g"] * vectors.shape[1]) + "\n"
     with (
         writing(path, "Make room, or name another file."),
-        replaced(path) as partial,
+        replacing(path) as partial,
         open(partial, "xb") as file,
     ):
         file.write(f"{len(words)} {vectors.shape[1]}\n".encode())

@@ -41,7 +41,7 @@ def edges_of(params: Params) -> tuple[int, ...]:
     return tuple(itertools.accumulate([params["kernel"].shape[0] - tails, *sizes]))
 
 
-def rounded(params: Params, dtype: Dtype) -> Params:
+def round_matrices(params: Params, dtype: Dtype) -> Params:
     """Parameters as products take them: matrices in `dtype` (None = as they are)."""
     return {
         name: leaf if name == "bias" else leaf.astype(dtype or leaf.dtype)
@@ -124,7 +124,7 @@ def _clusters(
     members: TailPlan,
 ) -> tuple[Array, Params, Array | None]:
     (mesh, dtype), edges = static, edges_of(params)
-    params = rounded(params, dtype)
+    params = round_matrices(params, dtype)
     valid = (targets >= 0) & (targets < edges[-1])
     targets = jnp.where(valid, targets, 0).astype(jnp.int32)
     weights = jnp.where(valid, weights, jnp.nan)

@@ -35,9 +35,9 @@ from elmojax.model.ops import (
     Dtype,
     Platform,
     alike,
+    apply_dropout,
     by_platform,
     contract,
-    dropped,
     sum_over,
     varying_as,
 )
@@ -194,7 +194,7 @@ def _forward(
 
     def step(carry: Any, t: Array) -> tuple[Any, None]:
         state, last, stacks = carry
-        state = _begun(layout, reset, t, state)
+        state = _reset_rows(layout, reset, t, state)
         read = jnp.concatenate([x[t], state.hidden.astype(dtype)], layout.features)
         pairs = zip(kernels, biases, strict=True)
         z = [_times(layout, read, kernel, dtype) + bias for kernel, bias in pairs]
@@ -251,7 +251,7 @@ def _backward(
         i, j, f, o = _activated([gate[t] for gate in gates])
         before = cells[jnp.maximum(t - 1, 0)].astype(jnp.float32)
         before = jnp.where(t > 0, before, first.cell)
-        before = _begun(layout, reset, t, State(before, first.hidden)).cell
+        before = _reset_rows(layout, reset, t, State(before, first.hidden)).cell
         squashed = jnp.tanh(cells[t].astype(jnp.float32))
         d_hidden = d_hidden + d_outputs[t]
         if options.axis is not None:  # each device of the axis holds a share of it
@@ -389,7 +389,9 @@ def _over_positions(
     return contract("nki,nko->nio", by_position(left), by_position(right), dtype)
 
 
-def _begun(layout: GateLayout, reset: Reset | None, t: Array, state: State) -> State:
+def _reset_rows(
+    layout: GateLayout, reset: Reset | None, t: Array, state: State
+) -> State:
     """`state`, set back in the rows that begin anew at position t."""
     if reset is None:
         return state
@@ -471,7 +473,7 @@ class BiLstm(nn.Module):
             valid = (_numbers(x)[:, None] < lengths[None])[:, None, :, None]
         for number in range(self.config.layers):
             if self.dropout and row_keys is not None:
-                x = dropped(x, self.dropout, row_keys, number)
+                x = apply_dropout(x, self.dropout, row_keys, number)
             before = State(state.cell[number], state.hidden[number])
             again = reset
             if reset is not None:

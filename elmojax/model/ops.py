@@ -307,7 +307,7 @@ def row_keys(key: Array, rows: Array) -> Array:
     return jax.vmap(partial(jax.random.fold_in, key))(rows)
 
 
-def dropped(x: Array, rate: float, keys: Array, layer: int) -> Array:
+def apply_dropout(x: Array, rate: float, keys: Array, layer: int) -> Array:
     """x [time, two, rows, width] with a share `rate` of 0, the rest scaled up."""
 
     def draw(key: Array) -> Array:
@@ -377,7 +377,7 @@ def in_chunks(
     """
     positions = jax.tree.leaves(arrays)[0].shape[1]
     chunks = max(1, -(-positions // size))
-    arrays = jax.tree.map(lambda array: filled(array, chunks * size), arrays)
+    arrays = jax.tree.map(lambda array: pad_positions(array, chunks * size), arrays)
 
     def part(n: Any) -> Any:
         return jax.tree.map(
@@ -399,7 +399,7 @@ def in_chunks(
     return sums, jax.tree.map(lambda array: array[:, :positions], outputs)
 
 
-def filled(array: Array, length: int) -> Array:
+def pad_positions(array: Array, length: int) -> Array:
     """[shards, positions, ...] with zeros after the last position."""
     more = (0, length - array.shape[1])
     return jnp.pad(array, [(0, 0), more, *[(0, 0)] * (array.ndim - 2)])

@@ -21,8 +21,15 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.model.cluster_loss import rounded
-from elmojax.model.ops import Dtype, Static, contract, filled, in_chunks, weighted_sum
+from elmojax.model.cluster_loss import round_matrices
+from elmojax.model.ops import (
+    Dtype,
+    Static,
+    contract,
+    in_chunks,
+    pad_positions,
+    weighted_sum,
+)
 from elmojax.shapes import Params
 
 TILE = 1 << 22
@@ -70,7 +77,7 @@ def _everywhere(
     """All directions; on a mesh every device takes a share of their positions."""
     (mesh, dtype), (*arrays, candidates) = static, directions
     shares = jax.tree.map(partial(_shares, mesh), tuple(arrays))
-    run = partial(_one_pass, gradient, rounded(params, dtype))
+    run = partial(_one_pass, gradient, round_matrices(params, dtype))
     losses, d_params, d_x = zip(*map(run, candidates, *shares), strict=True)
     d_params = jax.tree.map(lambda *leaves: sum(leaves).sum(0), *d_params)
     d_hidden = jax.tree.map(_joined, d_x, arrays[0]) if gradient else None
@@ -85,7 +92,7 @@ def _shares(mesh: Mesh | None, array: Array) -> Array:
     if mesh is None:
         return array
     model, (shards, positions, *more) = mesh.shape["model"], array.shape
-    array = filled(array, -(-positions // model) * model)
+    array = pad_positions(array, -(-positions // model) * model)
     sharding = NamedSharding(mesh, P(("data", "model")))
     array = array.reshape(shards * model, -1, *more)
     return lax.with_sharding_constraint(array, sharding)

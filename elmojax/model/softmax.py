@@ -27,7 +27,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from elmojax.errors import InputError
-from elmojax.model.cluster_loss import TailPlan, edges_of, rounded, weighted_loss
+from elmojax.model.cluster_loss import TailPlan, edges_of, round_matrices, weighted_loss
 from elmojax.model.ops import Dtype, Static, contract, in_chunks
 from elmojax.shapes import Params, PerPosition, Positions, Targets
 
@@ -204,7 +204,7 @@ def log_prob_all(params: Params, hidden: Positions, dtype: Dtype = None) -> Arra
     Takes hidden [positions, projection] and gives [positions, vocabulary]; memory is
     positions x vocabulary. `dtype` is that of the products, None that of the weights.
     """
-    params, edges = rounded(params, dtype), edges_of(params)
+    params, edges = round_matrices(params, dtype), edges_of(params)
     kernel = params["kernel"]
     logits = contract("pd,vd->pv", hidden, kernel, kernel.dtype)
     if "bias" in params:

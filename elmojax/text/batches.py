@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from elmojax.text.corpus import Corpus
-from elmojax.text.negatives import Negatives, check_samples, filled, negatives
+from elmojax.text.negatives import Negatives, check_samples, negatives, pad_words
 from elmojax.text.tables import Members, Sizes, WordTables, each_size
 from elmojax.text.vocabulary import BEGIN_ID, END_ID
 
@@ -334,7 +334,7 @@ class _StepText:
         """The same drawn words for all microbatches, and the targets of each."""
         if self.drawn is None:
             return None
-        drawn = filled(self.drawn, self.words.vocabulary, size)
+        drawn = pad_words(self.drawn, self.words.vocabulary, size)
         same = (np.broadcast_to(array, (*lead, *array.shape)) for array in drawn)
         targets = split_rows(drawn.targets, 1, *self._split).reshape(shape)
         return Negatives(*same)._replace(targets=targets)

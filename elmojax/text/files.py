@@ -106,12 +106,12 @@ def _read_blocks(
 ) -> Iterator[TextBlock]:
     number, rest = 1, b""
     with contextlib.ExitStack() as stack:
-        with _named(path):
+        with _reading_text(path):
             raw, stream = stack.enter_context(open_content(path))
             if format == "text":
                 _refuse_columns(stream.peek(), path)
         while True:
-            with _named(path):
+            with _reading_text(path):
                 data = stream.read(_BLOCK)
                 position = raw.tell() if raw.seekable() else 0
             # Only what follows the last line feed is carried into the next block.
@@ -204,7 +204,7 @@ def _refuse_columns(head: bytes, path: object) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: object) -> Iterator[None]:
+def _reading_text(path: object) -> Iterator[None]:
     """Turns what reading can raise into an `InputError` that names the file."""
     try:
         yield

@@ -19,7 +19,7 @@ import numpy as np
 from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig
 from elmojax.text.characters import byte_lengths, character_ids, narrow_columns
 from elmojax.text.corpus import Corpus
-from elmojax.text.negatives import named
+from elmojax.text.negatives import expected_names
 from elmojax.text.vocabulary import Vocabulary
 
 RARE = 1e-5
@@ -139,7 +139,7 @@ class Frequencies:
             tails.append(2 * bound(mean, mean * (1 - tail), parts))
         names, all_names = 0, 0
         if samples:
-            found = named(self.targets, samples, draws * parts, seed)
+            found = expected_names(self.targets, samples, draws * parts, seed)
             names = bound(*found, 1)
             all_names = min(len(self.targets), 2 * (samples + rows * window))
         usual = Sizes(tuple(tables), tuple(tails), names).rounded(split)

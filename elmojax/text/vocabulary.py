@@ -21,7 +21,7 @@ import numpy as np
 
 from elmojax.arguments import require
 from elmojax.config import Count, VocabularySize
-from elmojax.disk import replaced
+from elmojax.disk import replacing
 from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")
@@ -131,7 +131,7 @@ class Vocabulary:
         """
         path = Path(path)
         try:
-            with replaced(path) as partial:
+            with replacing(path) as partial:
                 partial.write_bytes(write_words(self.words))
         except OSError as error:
             raise InputError(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from elmojax.disk import parse_json, replaced
+from elmojax.disk import parse_json, replacing
 from elmojax.errors import reading, writing
 from elmojax.plots import can_draw, draw_losses, save
 
@@ -44,7 +44,7 @@ class JsonLines(Tracker):
         self.path = path
         kept = [line for line in read_metrics(path) if 0 < resume_at >= line["step"]]
         with self._writing():
-            with replaced(path) as partial:
+            with replacing(path) as partial:
                 lines = (json.dumps(line) + "\n" for line in kept)
                 partial.write_text("".join(lines), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8")

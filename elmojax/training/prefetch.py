@@ -15,7 +15,7 @@ import jax
 
 from elmojax.text.batches import distinct_words
 from elmojax.text.tables import Sizes
-from elmojax.training.distributed import Stop, gathered
+from elmojax.training.distributed import Stop, gather
 from elmojax.training.sharding import (
     batch_shardings,
     local_shards,
@@ -77,7 +77,7 @@ def prefetched(
         return [thread.submit(make, step) for step in steps]
 
     def ask(block: list[Future[Ready]]) -> Callable[[], Any]:
-        return gathered(stop.signal or 0, *(made.result().level for made in block))
+        return gather(stop.signal or 0, *(made.result().level for made in block))
 
     thread = ThreadPoolExecutor(1)
     try:

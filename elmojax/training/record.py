@@ -23,7 +23,15 @@ from typing import Any
 from elmojax.arguments import checked
 from elmojax.cloud import bring, origin
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
-from elmojax.disk import Lock, Taken, is_locked, local, read_object, read_utf8, replaced
+from elmojax.disk import (
+    Lock,
+    Taken,
+    is_locked,
+    local,
+    read_object,
+    read_utf8,
+    replacing,
+)
 from elmojax.errors import InputError, showable, writing
 from elmojax.text.vocabulary import Vocabulary, write_words
 from elmojax.training.metrics import (
@@ -79,7 +87,7 @@ class RunRecord:
     """Devices that the run began on, in words."""
 
 
-def fixed(config: TrainConfig) -> TrainConfig:
+def fixed_fields(config: TrainConfig) -> TrainConfig:
     """Only what must not change, as each checkpoint holds it."""
     return TrainConfig(**{name: getattr(config, name) for name in FIXED})
 
@@ -200,7 +208,7 @@ def write_record(run: Path, record: RunRecord) -> None:
         train = replace(train, init_from=showable(source))
     train = replace(train, workdir=Path(origin(train.workdir)))  # where it is sent
     text = to_json(replace(record, train=train))
-    with _writing(run), replaced(run / "config.json") as partial:
+    with _writing(run), replacing(run / "config.json") as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -260,7 +268,7 @@ class Status:
     def write(self, run: Path) -> None:
         """Replaces status.json of a run; a disk that is full changes nothing else."""
         values = asdict(self) | {"written": time.time()}
-        with contextlib.suppress(OSError), replaced(run / FILE) as partial:
+        with contextlib.suppress(OSError), replacing(run / FILE) as partial:
             partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ from elmojax.cloud import (
     send,
     write,
 )
-from elmojax.disk import replaced
+from elmojax.disk import replacing
 from elmojax.errors import InputError
 
 RECORD = r"config\.json|vocabulary\.txt|card\.md"
@@ -88,7 +88,7 @@ class Sending:
         path = self._run / OWNER
         if not path.exists():
             name = f"a process on {socket.gethostname()} ({secrets.token_hex(8)})\n"
-            with replaced(path) as partial:
+            with replacing(path) as partial:
                 partial.write_text(name, encoding="utf-8")
         self._owner = path.read_bytes()
         before = read(self._found, OWNER)

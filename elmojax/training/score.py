@@ -206,7 +206,7 @@ class Scorer:
                 progress(len(where))
         if not np.isfinite(flat).all():
             raise not_a_number("a sentence")
-        turned = _turned(starts, lengths)
+        turned = _backward_order(starts, lengths)
         flat[1] = flat[1, turned]
         ids = words.targets[corpus.words[: corpus.offsets[-1]]]
         numbers, top_k = {"": flat}, measures.top_k
@@ -257,7 +257,7 @@ def _blocks(sentences: Iterable[Sequence[str]], most: int) -> Iterator[list[list
         yield block
 
 
-def _turned(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _backward_order(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Where the backward direction has each position: the words of a sentence from
     the last one to the first, then its beginning."""
     start, length = (np.repeat(each, lengths) for each in (starts, lengths))

@@ -68,7 +68,7 @@ def statistics_of(corpus: Corpus, source: str) -> TextStatistics:
     return TextStatistics(source, counts, types / types.sum(), positions, corpus)
 
 
-def assumed(vocabulary: int, positions: int) -> TextStatistics:
+def assumed_text(vocabulary: int, positions: int) -> TextStatistics:
     """A text of so many words and positions that nobody has at hand."""
     rank = np.arange(1.0, vocabulary + 1)
     share = np.where(rank < KNEE, 1 / rank, KNEE / rank**2)

@@ -40,7 +40,12 @@ from elmojax.training.choices import (
     scheduled,
 )
 from elmojax.training.damage import DamagedCheckpoint
-from elmojax.training.distributed import in_turn, is_first, joined, wait_for_all
+from elmojax.training.distributed import (
+    in_turn,
+    is_first,
+    is_multiprocess,
+    wait_for_all,
+)
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.memory import explain_out_of_memory, require_room
 from elmojax.training.optim import make_optimizer, make_schedule
@@ -120,7 +125,7 @@ def start(
     shapes, sampled = jax.eval_shape(create), lm.head.kind == "sampled"
     wanted = shardings(mesh, shapes, sampled=sampled)
     require_room(config, shapes, mesh.shape["data"])
-    patience = LOCK_PATIENCE if joined() else 0
+    patience = LOCK_PATIENCE if is_multiprocess() else 0
     lock = records.lock_run(config.workdir, patience) if is_first() else None
     try:
         if fresh:
@@ -202,7 +207,7 @@ def _resume(
             checkpoints, step, state = _newest(config, shapes, wanted)
             break
         except DamagedCheckpoint as error:
-            if error.path not in doubted and not joined():
+            if error.path not in doubted and not is_multiprocess():
                 # Once may be the machine's fault: look again.
                 what = f"The checkpoint {error.path} could not be read at first"
                 doubted[error.path] = f"{what} ({error.why})."
@@ -210,7 +215,7 @@ def _resume(
             doubted.pop(error.path, None)
             what = f"The checkpoint {error.path} is damaged ({error.why}); it is now "
             what += str(error.set_aside())
-            if joined():  # the others may not have seen it
+            if is_multiprocess():  # the others may not have seen it
                 raise TryAgain(
                     f"{what}; give the same command again to go on from the one before "
                     "it."

@@ -29,7 +29,7 @@ from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import softmax
 from elmojax.model.bilm import BiLM, init_tree
 from elmojax.model.lstm import Reset
-from elmojax.model.ops import Platform, dropped, row_keys
+from elmojax.model.ops import Platform, apply_dropout, row_keys
 from elmojax.model.sampled_softmax import Candidates, sampled_losses
 from elmojax.model.state import LstmState
 from elmojax.shapes import Params
@@ -197,7 +197,7 @@ class LanguageModel:
         layers, carry = apply(*read, method="contextualize")
         top = layers[-1]
         if dropout and keys is not None:
-            top = dropped(top, dropout, keys, self.config.lstm.layers)
+            top = apply_dropout(top, dropout, keys, self.config.lstm.layers)
         return top, carry
 
     @jax.named_scope("encoder")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from elmojax.config import to_json
-from elmojax.disk import replaced
+from elmojax.disk import replacing
 from elmojax.errors import InputError, one_line
 from elmojax.training.metrics import Tracker
 from elmojax.training.record import read_record
@@ -187,6 +187,6 @@ def _identity(run: Path) -> str:
     """What a run is known by, however often it goes on; made when it is first asked."""
     path = run / ID
     if not path.exists():
-        with replaced(path) as partial:
+        with replacing(path) as partial:
             partial.write_text(f"{secrets.token_hex(6)}\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()

@@ -19,7 +19,7 @@ from typing import Any
 import google_crc32c as crc32c
 import numpy as np
 
-from elmojax.disk import Lock, Taken, linked, read_object, sync
+from elmojax.disk import Lock, Taken, read_object, symlink_error, sync
 from elmojax.errors import InputError, writing
 from elmojax.text.files import Text
 
@@ -95,7 +95,7 @@ class Unfinished:
     def _take(self) -> Lock:
         ours = {_LOCK, _REQUEST, f"{_REQUEST}.new"}
         if self.directory.is_symlink():
-            raise linked(self.directory)
+            raise symlink_error(self.directory)
         if self.directory.is_dir():
             names = set(os.listdir(self.directory))
             if _REQUEST not in names and names - ours:
@@ -113,7 +113,7 @@ class Unfinished:
         for path in self.directory.rglob("*"):
             if path.is_symlink():
                 lock.release()
-                raise linked(path)
+                raise symlink_error(path)
         return lock
 
     def _begin(self, request: dict[str, Any], overwrite: bool) -> None:

@@ -32,7 +32,7 @@ from jax import Array
 
 from elmojax.config import ElmoConfig, MeshConfig
 from elmojax.model.bilm import BiLM
-from elmojax.model.ops import dropped
+from elmojax.model.ops import apply_dropout
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import Corpus
@@ -67,7 +67,7 @@ class Unstacked(LanguageModel):
         both = partial(jnp.concatenate, axis=1)
         top = both([each[-1] for each in layers])
         if dropout and keys is not None:
-            top = dropped(top, dropout, keys, self.config.lstm.layers)
+            top = apply_dropout(top, dropout, keys, self.config.lstm.layers)
         return top, jax.tree.map(lambda one, other: both([one, other]), *states)
 
 

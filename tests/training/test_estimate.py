@@ -41,7 +41,7 @@ from elmojax.training.sharding import put_on_mesh
 from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
-    assumed,
+    assumed_text,
     step_sizes,
 )
 from elmojax.training.start import start
@@ -75,7 +75,7 @@ def data(tmp_path_factory, sample_lines) -> Path:
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return assumed(BENCHMARK_WORDS, BENCHMARK_POSITIONS)
+    return assumed_text(BENCHMARK_WORDS, BENCHMARK_POSITIONS)
 
 
 # --- operations and least time -------------------------------------------------------

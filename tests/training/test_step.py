@@ -23,7 +23,7 @@ from elmojax.config import (
     OptimizerConfig,
     WordTableConfig,
 )
-from elmojax.model.ops import dropped, row_keys
+from elmojax.model.ops import apply_dropout, row_keys
 from elmojax.model.softmax import check_cutoffs
 from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
@@ -280,7 +280,7 @@ def test_dropout_does_not_hang_on_switches_of_jax():
 
     def draw():
         keys = row_keys(jax.random.wrap_key_data(key, impl=RANDOM), jnp.arange(4))
-        return np.asarray(dropped(x, 0.4, keys, 1))
+        return np.asarray(apply_dropout(x, 0.4, keys, 1))
 
     plain = draw()
     with jax.default_prng_impl("rbg"), jax.enable_x64(True):

@@ -243,7 +243,7 @@ def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
     monkeypatch.setattr(prefetch, "BLOCK", 3)
     monkeypatch.setattr(prefetch, "ASK", 2)
     monkeypatch.setattr(
-        prefetch, "gathered", lambda *mine: lambda: np.array([mine, next(others)])
+        prefetch, "gather", lambda *mine: lambda: np.array([mine, next(others)])
     )
     told = []
     made = list(prefetched(run, 0, Stop(), lambda *step: told.append(step)))
