@@ -48,7 +48,7 @@ BASE = "everything on"
 class Unstacked(LanguageModel):
     """Each direction in a loop of its own, one after the other."""
 
-    def outputs(
+    def top_layer(
         self, params: Any, carry: LstmState, batch: Any, keys: Any, reset: Any = None
     ) -> tuple[Array, LstmState]:
         dropout = 0.0 if keys is None else self.dropout

@@ -174,8 +174,8 @@ def test_a_step_is_compiled_for_the_chip_where_its_compiler_is(monkeypatch):
 
 def test_what_a_compiler_refuses_as_too_large_is_what_it_takes():
     said = "RESOURCE_EXHAUSTED: the memory required (25.04G) exceeds HBM (15.75G)."
-    assert estimating._wanted(said) == int(25.04 * 2**30)
-    assert estimating._wanted("INTERNAL: 3G") is None
+    assert estimating._bytes_refused(said) == int(25.04 * 2**30)
+    assert estimating._bytes_refused("INTERNAL: 3G") is None
 
 
 # --- memory, against real runs -------------------------------------------------------

@@ -27,7 +27,7 @@ from elmojax.embedding.pooling import Block, Pooler, pool
 from elmojax.errors import InputError
 from elmojax.text.files import Text, read_text
 from elmojax.text.formats import split
-from elmojax.vectors import hdf5, output, partial
+from elmojax.vectors import hdf5, output, unfinished
 from elmojax.vectors.npy import read_vectors
 from elmojax.vectors.output import open_output
 from elmojax.vectors.writer import Form
@@ -843,4 +843,4 @@ def test_installed_names_are_kept_apart(tmp_path):
     assert output.kind_of(Path("a.H5")) == output.kind_of(Path("b.hdf5")) == "hdf5"
     assert output.kind_of(Path("a.parquet")) == "parquet"
     assert output.kind_of(Path("vectors")) == "npy"
-    assert partial.allocated(tmp_path) == 0
+    assert unfinished.allocated(tmp_path) == 0
