@@ -114,7 +114,7 @@ def plot_senses(argv: list[str]) -> None:
     static = vectors.static
     if found.others:
         of_words = word_vectors(found.embedder, found.others)
-        close = [one.place for one in nearest(static[0], of_words, NEAR)]
+        close = [one.number for one in nearest(static[0], of_words, NEAR)]
         near = [found.others[index] for index in close]
         static = np.concatenate([static, of_words[close]])
     context = project(vectors.context, asked.method)

@@ -76,14 +76,14 @@ def mean_vectors(
       sentences: lists of words, read once.
       words: each once.
     """
-    place = {word: number for number, word in enumerate(words)}
+    row_of = {word: number for number, word in enumerate(words)}
     width = 2 * embedder.params.config.lstm.projection
     sums, counts = np.zeros((len(words), width)), np.zeros(len(words), np.int64)
     ahead: list[int] = []  # of words that were read and have no vectors yet
 
     def read() -> Iterator[Sequence[str]]:
         for sentence in sentences:
-            ahead.extend(place.get(word, -1) for word in sentence)
+            ahead.extend(row_of.get(word, -1) for word in sentence)
             yield sentence
 
     for block in embedder.blocks(read()):
@@ -114,7 +114,7 @@ def cosines(vector: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 class Neighbour(NamedTuple):
     """Something that is near."""
 
-    place: int
+    number: int
     """Its number among what was compared."""
     cosine: float
 

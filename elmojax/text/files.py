@@ -342,14 +342,14 @@ class Text:
         """The number of a line in the file, from 0."""
         return line if self.lines is None else int(self.lines[line])
 
-    def places(self, line: int) -> np.ndarray | None:
+    def positions_in(self, line: int) -> np.ndarray | None:
         """Of one line, where some are left out, the positions."""
         return None
 
     def kept(self, line: int, words: list[str]) -> list[str]:
         """Those of the words of a line that are not left out."""
-        places = self.places(line)
-        return words if places is None else [words[place] for place in places]
+        positions = self.positions_in(line)
+        return words if positions is None else [words[at] for at in positions]
 
     def changed(self) -> InputError:
         """The error for a file that is no longer what it was."""

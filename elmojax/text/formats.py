@@ -89,8 +89,8 @@ def conllu(blocks: Iterator[TextBlock], path: object) -> Iterator[TextBlock]:
         yield block._replace(lines=["\t".join(words)], replaced=0, tabs=True)
 
 
-def _form(row: str, place: int, where: str) -> str | None:
-    """The word of a row, which must be that of its place (from 1) in the sentence;
+def _form(row: str, number: int, where: str) -> str | None:
+    """The word of a row, which must be that of its number (from 1) in the sentence;
     None for a range and for an empty node."""
     columns = row.split("\t")
     if len(columns) != 10:
@@ -101,10 +101,10 @@ def _form(row: str, place: int, where: str) -> str | None:
     name, form = columns[:2]
     if re.fullmatch(r"[0-9]+[-.][0-9]+", name):
         return None
-    if name != str(place):
+    if name != str(number):
         raise InputError(
             f"{where} is word {name!r:.40}, and the next of its sentence is word "
-            f"{place}; number words from 1, and end each sentence by a blank line."
+            f"{number}; number words from 1, and end each sentence by a blank line."
         )
     if not form.strip(" ") or "\0" in form:
         raise InputError(f"{where} has no word in its column 2 (FORM); write one.")
@@ -136,11 +136,11 @@ def _listed(line: str, where: str) -> str:
             f"{where} is no list of words but {line:.40}; write each sentence as "
             '["The", "bank"], a list of strings and nothing around it.'
         )
-    for place, word in enumerate(words, 1):
+    for number, word in enumerate(words, 1):
         if not word.strip(" ") or _NO_LETTERS.search(word):
             what = "holds a tab, an end of line, a NUL or half a character"
             raise InputError(
-                f"{where}: word {place}, {word!r:.40}, "
+                f"{where}: word {number}, {word!r:.40}, "
                 f"{what if word.strip(' ') else 'is empty'}; mend it or leave it out."
             )
     return "\t".join(words)

@@ -303,16 +303,16 @@ class WordTables:
         """
         if self.every:
             return np.arange(types.size, dtype=np.int32).reshape(types.shape)
-        places = [
+        numbers = [
             begin + np.arange(len(some), dtype=np.int32)
             for begin, some in zip(np.cumsum([0, *sizes]), found, strict=False)
         ]
         if len(self.targets) > SORT_BELOW * types.size:
-            among, row = np.concatenate(found), np.concatenate(places)
+            among, row = np.concatenate(found), np.concatenate(numbers)
             order = np.argsort(among)
             return row[order][np.searchsorted(among[order], types)].astype(np.int32)
         row = np.empty(len(self.targets), np.int32)
-        for some, here in zip(found, places, strict=True):
+        for some, here in zip(found, numbers, strict=True):
             row[some] = here
         return row[types]
 
@@ -342,10 +342,10 @@ class WordTables:
         if len(self.edges) == 1:
             return []
         line = targets.transpose(2, 0, 1).ravel()
-        places = (line >= self.edges[0]).nonzero()[0]
-        rest = line[places]
+        tail = (line >= self.edges[0]).nonzero()[0]
+        rest = line[tail]
         clusters = []
         for low, high in pairwise(self.edges):
             here = ((rest >= low) & (rest < high)).nonzero()[0]
-            clusters.append((places[here], rest[here] - low))
+            clusters.append((tail[here], rest[here] - low))
         return clusters

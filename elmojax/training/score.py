@@ -192,16 +192,17 @@ class Scorer:
         width = lm.config.lstm.projection if more else 0
         hidden = np.zeros((2, positions, width), np.float32)
         step, sizes = self._step(rows, more), _sizes(corpus, words, rows, window)
-        for batch, places in heldout_batches(corpus, words, rows, window, sizes):
-            here = None if state is not None else (places.at == 0) & places.counts
+        for batch, origin in heldout_batches(corpus, words, rows, window, sizes):
+            real = origin.real
+            here = None if state is not None else (origin.position == 0) & real
             batch = put_on_mesh(lm.mesh, batch, "batch.")
             (each, top), carry = step(
                 self.params, carry, batch, here, self.initial_state
             )
-            where = (starts[places.sentence] + places.at)[places.counts]
-            flat[:, where] = np.asarray(each)[:, places.counts]
+            where = (starts[origin.sentence] + origin.position)[real]
+            flat[:, where] = np.asarray(each)[:, real]
             if more:
-                hidden[:, where] = np.asarray(top)[:, places.counts]
+                hidden[:, where] = np.asarray(top)[:, real]
             else:
                 progress(len(where))
         if not np.isfinite(flat).all():
@@ -311,8 +312,8 @@ def _score(
 def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:
     """Sentences in memory, as a prepared corpus has them on disk."""
     types = [*SPECIALS, *sorted(set(chain(*sentences)) - set(SPECIALS))]
-    place = {word: number for number, word in enumerate(types)}
-    running = np.fromiter(map(place.__getitem__, chain(*sentences)), np.int32)
+    row_of = {word: number for number, word in enumerate(types)}
+    running = np.fromiter(map(row_of.__getitem__, chain(*sentences)), np.int32)
     lengths = [len(sentence) for sentence in sentences]
     return Corpus(
         directory=Path("memory"),

@@ -84,7 +84,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def local_shards(mesh: Mesh) -> list[int]:
-    """The places along `data` of which this process has a device."""
+    """The shards along `data` of which this process has a device."""
     here = jax.process_index()
     owners = [{device.process_index for device in row} for row in mesh.devices]
     return [shard for shard, processes in enumerate(owners) if here in processes]

@@ -124,12 +124,12 @@ def _kept(blocks: Iterator[Block], text: Occurrences, line: int) -> Iterator[Blo
     for block in blocks:
         rows, sizes, begin, more = [], [], 0, False
         for number, size in enumerate(block.sizes):
-            places = text.places(line) - first
-            here = places[(places >= 0) & (places < size)]
+            positions = text.positions_in(line) - first
+            here = positions[(positions >= 0) & (positions < size)]
             if len(here):
                 rows.append(begin + here)
                 sizes.append(len(here))
-                more = bool(places[-1] >= size)
+                more = bool(positions[-1] >= size)
             begin += size
             ends = number < len(block.sizes) - 1 or not block.more
             line, first = (line + 1, 0) if ends else (line, first + size)

@@ -63,7 +63,7 @@ class RaggedWriter(PlacedWriter):
     def _make(self) -> None:
         _write_room(self._directory, int(self._rows.sum(dtype=np.int64)), self.form)
 
-    def _read_places(self) -> np.ndarray:
+    def _read_offsets(self) -> np.ndarray:
         sizes = self._rows.astype(np.int64) * self.form.row_bytes
         header = self._path.stat().st_size - int(sizes.sum())
         return header + np.cumsum(sizes) - sizes
@@ -75,8 +75,8 @@ class RaggedWriter(PlacedWriter):
     def _put(
         self, sentence: int, word: int, sizes: Sequence[int], vectors: np.ndarray
     ) -> None:
-        place = int(self._places[sentence]) + word * self.form.row_bytes
-        write_at(self._handle, vectors, place)
+        offset = int(self._offsets[sentence]) + word * self.form.row_bytes
+        write_at(self._handle, vectors, offset)
 
 
 def _write_room(directory: Path, rows: int, form: Form) -> None:

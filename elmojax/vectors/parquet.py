@@ -144,9 +144,9 @@ class ParquetWriter(Writer):
             row |= {"start": word, "words": self._current[word:end]}
             if self.text.names is not None:
                 row["id"] = self.text.names[line]
-            places = self.text.places(line)
-            if places is not None:
-                row["positions"] = places[word:end]
+            positions = self.text.positions_in(line)
+            if positions is not None:
+                row["positions"] = positions[word:end]
             self._rows.append(row)
             word = 0
         self._vectors.append(vectors)

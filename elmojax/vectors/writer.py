@@ -282,7 +282,7 @@ class PlacedWriter(Writer):
             self._progress = TextProgress.begin(output.directory, 0, text, True)
             if not self._is_whole():
                 self._make()
-                self._places = self._read_places()
+                self._offsets = self._read_offsets()
                 self._progress.done, self._progress.parts = 0, [self._frame(), [0]]
                 self._progress.write(output.directory, 0)
             self._handle = os.open(path, os.O_WRONLY)
@@ -293,7 +293,7 @@ class PlacedWriter(Writer):
         """Brings the file to the disk, whole but for the vectors."""
 
     @abc.abstractmethod
-    def _read_places(self) -> np.ndarray:
+    def _read_offsets(self) -> np.ndarray:
         """int64 [lines]: the byte at which the vectors of each line begin.
 
         Raises `OSError` or `ValueError` where the files do not tell.
@@ -305,7 +305,7 @@ class PlacedWriter(Writer):
         if not (self._progress.parts and 0 <= done <= len(self._rows)):
             return False
         try:
-            self._places = self._read_places()
+            self._offsets = self._read_offsets()
             vectors = self._sum(self._spans(0, done))
             return self._progress.parts == [self._frame(), [vectors]]
         except (OSError, ValueError):
@@ -313,7 +313,7 @@ class PlacedWriter(Writer):
 
     def _spans(self, first: int, last: int) -> list[tuple[int, int]]:
         """Bytes, from and to, of the vectors of some lines, in their order."""
-        begin = self._places[first:last]
+        begin = self._offsets[first:last]
         end = begin + self._rows[first:last].astype(np.int64) * self.form.row_bytes
         begin, end = begin[end > begin], end[end > begin]
         if len(begin):  # those that follow on each other are one
@@ -327,7 +327,7 @@ class PlacedWriter(Writer):
         size = self._path.stat().st_size
         ends, begins = zip((0, 0), *spans, (size, size), strict=True)
         between = zip(begins, ends[1:], strict=False)
-        return [size, self._sum(between, crc32c.value(self._places.astype("<i8")))]
+        return [size, self._sum(between, crc32c.value(self._offsets.astype("<i8")))]
 
     def _sum(self, spans: Iterable[tuple[int, int]], before: int = 0) -> int:
         """CRC-32C of some bytes of the file, after others."""
