@@ -302,10 +302,10 @@ class Embedder:
         """Starts batch after batch, one on each device."""
         done = 0
         for group in self._groups(self._batches(sentences, batch_size)):
-            yield from _in_turn(self._turn, self._begin(group, done, skip))
+            yield from _in_turn(self._turn, self._start_group(group, done, skip))
             done += sum(map(len, group))
 
-    def _begin(
+    def _start_group(
         self, group: list[list[list[str]]], done: int, skip: int
     ) -> Iterator[Block]:
         """The blocks of batches after sentence `done`. The caller holds the lock of the
@@ -325,7 +325,7 @@ class Embedder:
             return
         if skip > done and skip not in ends:
             raise InputError(f"No batch of this text ends at sentence {skip}.")
-        for end, block in zip(ends, self._run(group, rows), strict=True):
+        for end, block in zip(ends, self._run_group(group, rows), strict=True):
             if end > skip:
                 yield block
 
@@ -350,7 +350,7 @@ class Embedder:
         """Whether it is one sentence that is longer than a batch."""
         return len(batch) == 1 and len(batch[0]) + 1 > self._budget
 
-    def _run(self, group: list[list[list[str]]], rows: np.ndarray) -> list[Block]:
+    def _run_group(self, group: list[list[list[str]]], rows: np.ndarray) -> list[Block]:
         """The blocks of some batches, whose words have these rows of the table."""
         idle: list[list[list[str]]] = [[]] * (self._devices - len(group))
         sizes = [np.array([len(s) for s in batch], int) for batch in [*group, *idle]]

@@ -167,8 +167,7 @@ class Writer(abc.ABC):
             self._put(sentence, word, sizes, vectors)
             if self._word == 0:
                 self._whole = self._sentence
-                if time.monotonic() - self._last >= self._every:
-                    self.commit()  # a later run could go on from here
+                self._boundary()
 
     def _not_finite(
         self, sentence: int, sizes: Sequence[int], vectors: np.ndarray
@@ -230,6 +229,11 @@ class Writer(abc.ABC):
             self._word = int(sizes[-1]) + (start if count == 1 else 0)
         else:
             self._sentence, self._word = self._sentence + count, 0
+
+    def _boundary(self) -> None:
+        """Called wherever a later run could go on."""
+        if time.monotonic() - self._last >= self._every:
+            self.commit()
 
     @abc.abstractmethod
     def _put(
