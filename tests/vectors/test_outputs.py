@@ -798,6 +798,16 @@ def test_damaged_state(text, tmp_path):
         write(tmp_path / "v", text, ALL)
 
 
+def test_a_part_of_parquet_is_full_before_the_next(text, tmp_path, monkeypatch):
+    """However many blocks it comes from, and however long they take."""
+    pytest.importorskip("pyarrow")
+    from elmojax.vectors import parquet
+
+    monkeypatch.setattr(parquet, "_PART", 10_000)
+    write(tmp_path / "v.parquet", text, ALL)
+    assert len([*(tmp_path / "v.parquet").glob("00000-*")]) == 1
+
+
 # --- many texts, and pooling ---------------------------------------------------------
 
 
