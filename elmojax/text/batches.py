@@ -125,7 +125,7 @@ class TrainingText:
             parts=words.shards * microbatches,
             edges=words.edges,
             split=words.split,
-            every=words.every,
+            each_position=words.each_position,
             samples=samples,
             seed=seed,
         )

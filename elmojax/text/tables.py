@@ -111,7 +111,7 @@ class Frequencies:
         parts: int = 1,
         edges: Sequence[int] = (),
         split: int = 1,
-        every: bool = False,
+        each_position: bool = False,
         samples: int = 0,
         seed: int = 0,
     ) -> Capacities:
@@ -122,7 +122,7 @@ class Frequencies:
           parts: shards times microbatches.
           edges: where tail clusters of the softmax begin and end.
           split: devices along `model`.
-          every: tables have a row for each position.
+          each_position: tables have a row for each, also of a word seen before.
           samples, seed: of a sampled softmax.
         """
         positions = rows * window // parts
@@ -145,7 +145,7 @@ class Frequencies:
         usual = Sizes(tuple(tables), tuple(tails), names).rounded(split)
         words = tuple(min(len(table), both) for table in self.words)
         limit = Sizes(words, (both,) * len(tails), all_names).rounded(split)
-        if every:
+        if each_position:
             whole = (up(both, split),)
             usual, limit = (s._replace(words=whole) for s in (usual, limit))
         return Capacities(each_size(min, usual, limit), limit)
@@ -227,7 +227,7 @@ class WordTables:
         vocabulary: Vocabulary,
         model: ElmoConfig,
         shards: int = 1,
-        every: bool = False,
+        each_position: bool = False,
         head: HeadConfig | None = None,
         split: int = 1,
         any_text: bool = False,
@@ -235,13 +235,13 @@ class WordTables:
         """What a corpus needs.
 
         Args:
-          every: a row for every position, repeated words too; to measure by.
+          each_position: a row for each, repeated words too; to measure by.
           head: the softmax, of which the tail clusters count; None = one without.
           split: devices along `model`, over which the rows of a table are split.
           any_text: a table of long words even where there are none, for the same shapes
             whatever the text.
         """
-        self.corpus, self.every = corpus, every
+        self.corpus, self.each_position = corpus, each_position
         self.targets = corpus.targets(vocabulary)
         self.vocabulary = len(vocabulary)
         self.shards = shards
@@ -255,7 +255,7 @@ class WordTables:
         short, full = table_columns(model.encoder)
         wide = character_ids(corpus.types, full).astype(np.uint16)
         long = byte_lengths(corpus.types) > SHORT
-        if every or short == full:
+        if each_position or short == full:
             self.columns, self._ids = (full,), (wide,)
             return
         self.columns, self._ids = (short,), (wide[:, :short].copy(),)
@@ -280,7 +280,7 @@ class WordTables:
         What `np.unique` says, by marks in a table of all types, which is several times
         as fast unless there are few positions and very many types.
         """
-        if self.every:
+        if self.each_position:
             return (types.ravel(),)
         if len(self.targets) > SORT_BELOW * types.size:
             found = np.unique(types)
@@ -301,7 +301,7 @@ class WordTables:
         Args:
           found: what `distinct` says of `types`; sizes: rows of the tables.
         """
-        if self.every:
+        if self.each_position:
             return np.arange(types.size, dtype=np.int32).reshape(types.shape)
         numbers = [
             begin + np.arange(len(some), dtype=np.int32)

@@ -113,7 +113,7 @@ def step_sizes(
         parts=parts * rows // config.rows,
         edges=config.head.edges(statistics.vocabulary),
         split=config.mesh.model,
-        every=not config.unique_words,
+        each_position=not config.unique_words,
         samples=_samples(config),
         seed=config.seed,
     ).usual
@@ -147,7 +147,7 @@ def _word_tables(config: TrainConfig, corpus: Corpus, data: int) -> WordTables:
         corpus.vocabulary,
         config.model,
         shards=data,
-        every=not config.unique_words,
+        each_position=not config.unique_words,
         head=config.head,
         split=config.mesh.model,
     )

@@ -102,8 +102,8 @@ def variants(corpus: Corpus, args: Any) -> dict[str, Variant]:
     settings = (config, len(corpus.vocabulary), head, args.dropout, usual, mesh)
     lm = LanguageModel(*settings)
     plain, every = (
-        harness.reader(corpus, config, head, args.rows, args.window, every=every)
-        for every in (False, True)
+        harness.reader(corpus, config, head, args.rows, args.window, each_position=each)
+        for each in (False, True)
     )
     precision = "bf16 (emulated)" if on_cpu else "float32 instead of bf16"
     made = {

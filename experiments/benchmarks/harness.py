@@ -123,11 +123,13 @@ def reader(
     rows: int,
     window: int,
     mesh: tuple[int, int] = (1, 1),
-    every: bool = False,
+    each_position: bool = False,
 ) -> TrainingText:
     """The batches of a text; arguments as of `WordTables`."""
     data, model = mesh
-    words = WordTables(corpus, corpus.vocabulary, config, data, every, head, model)
+    words = WordTables(
+        corpus, corpus.vocabulary, config, data, each_position, head, model
+    )
     samples = head.samples if head.kind == "sampled" else 0
     return TrainingText(corpus, words, rows, window, 0, samples)
 
