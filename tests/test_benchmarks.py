@@ -27,7 +27,7 @@ from elmojax.config import (
     OptimizerConfig,
     WordTableConfig,
 )
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
 from elmojax.training.optim import make_optimizer

@@ -28,9 +28,9 @@ from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
-from elmojax.model.lstm import STEP_COST, Reset
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import automatic, per_device
-from elmojax.model.state import LstmState
+from elmojax.model.recurrence import STEP_COST, Reset
 from elmojax.shapes import Numbers
 
 STEP_CHOICES = (64, 8)

@@ -37,8 +37,8 @@ from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError, writing
 from elmojax.model.bilm import ElmoParams, from_tree
+from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
-from elmojax.model.state import LstmState
 from elmojax.text.vocabulary import Vocabulary
 
 FORMAT = "elmojax export 1"

@@ -29,8 +29,8 @@ from elmojax.config import (
 from elmojax.embedding.tokens import checked_tokens, mark_ids
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import automatic, cast, require_own_process, varying_as
-from elmojax.model.state import LstmState
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
 
 

@@ -26,7 +26,7 @@ from elmojax.formats.published import (
     layout,
 )
 from elmojax.model.bilm import ElmoParams, Placement, placements, tree_shapes
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
 
 HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}

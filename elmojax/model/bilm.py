@@ -17,9 +17,9 @@ from elmojax.arguments import checked, require, shown
 from elmojax.config import CharCnnConfig, ElmoConfig, UnicodeCnnConfig
 from elmojax.errors import InputError, one_line
 from elmojax.model.char_cnn import CharCnn, UnicodeCnn, WordTable
-from elmojax.model.lstm import BiLstm, Reset
+from elmojax.model.lstm import BiLstm, LstmState
 from elmojax.model.ops import Dtype, Platform, require_own_process
-from elmojax.model.state import LstmState
+from elmojax.model.recurrence import Reset
 from elmojax.shapes import Inputs, Key, Lengths, Params
 
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import InputError
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import heldout_batches, heldout_sizes
 from elmojax.text.corpus import Corpus

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from elmojax.arguments import sentence_words
 from elmojax.errors import InputError
 from elmojax.model import softmax
-from elmojax.model.lstm import STEP_COST, Reset
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import Dtype, require_own_process
-from elmojax.model.state import LstmState
+from elmojax.model.recurrence import STEP_COST, Reset
 from elmojax.shapes import Params
 from elmojax.text.batches import Batch, heldout_batches, heldout_sizes
 from elmojax.text.corpus import Corpus

@@ -28,10 +28,10 @@ from jax.sharding import PartitionSpec as P
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import softmax
 from elmojax.model.bilm import BiLM, init_tree
-from elmojax.model.lstm import Reset
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import Platform, apply_dropout, row_keys
+from elmojax.model.recurrence import Reset
 from elmojax.model.sampled_softmax import Candidates, sampled_losses
-from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
 from elmojax.training.sharding import path_name

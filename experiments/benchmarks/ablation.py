@@ -32,8 +32,8 @@ from jax import Array
 
 from elmojax.config import ElmoConfig, MeshConfig
 from elmojax.model.bilm import BiLM
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import apply_dropout
-from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.training.distributed import Stop

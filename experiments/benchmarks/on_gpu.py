@@ -62,7 +62,7 @@ from elmojax.config import (
 )
 from elmojax.estimate import estimate
 from elmojax.model.bilm import BiLM
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepare import sample_corpora
 from elmojax.text.tables import WordTables

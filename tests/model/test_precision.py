@@ -19,8 +19,8 @@ from elmojax.config import (
     MeshConfig,
     OptimizerConfig,
 )
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import contract
-from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
 from elmojax.training import step

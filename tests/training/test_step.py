@@ -23,9 +23,9 @@ from elmojax.config import (
     OptimizerConfig,
     WordTableConfig,
 )
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import apply_dropout, row_keys
 from elmojax.model.softmax import check_cutoffs
-from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
 from elmojax.training import evaluate
