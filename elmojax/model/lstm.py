@@ -128,7 +128,7 @@ class BiLstm(nn.Module):
         outputs, cells, hiddens = [], [], []
         x, valid = inputs, None
         if lengths is not None:
-            time = jnp.arange(len(x), dtype=jnp.int32)
+            time = jnp.arange(x.shape[0], dtype=jnp.int32)  # may be a symbol
             valid = (time[:, None] < lengths[None])[:, None, :, None]
         for number in range(self.config.layers):
             if self.dropout and row_keys is not None:
