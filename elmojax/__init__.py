@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from elmojax.initialization import pretrain
     from elmojax.loading import hub_mix, load, load_language_model, score
     from elmojax.model.bilm import ElmoParams, from_tree, init
+    from elmojax.model.lstm import LstmState
     from elmojax.model.mix import ScalarMix, mix_penalty, mix_weights
     from elmojax.model.ops import cast
-    from elmojax.model.state import LstmState
     from elmojax.saving import push_to_hub, save_pretrained
     from elmojax.text.characters import batch_to_ids, unicode_ids
     from elmojax.training.checkpoint import restore
@@ -91,7 +91,7 @@ _LAZY = {
     "Encoded": "elmojax.embedding.functions",
     "InputError": "elmojax.errors",
     "LanguageModelParams": "elmojax.embedding.likelihood",
-    "LstmState": "elmojax.model.state",
+    "LstmState": "elmojax.model.lstm",
     "ScalarMix": "elmojax.model.mix",
     "SentenceLoss": "elmojax.embedding.likelihood",
     "TrainConfig": "elmojax.config",

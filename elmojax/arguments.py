@@ -167,7 +167,10 @@ def _kind(hint: Any) -> tuple[Take, str]:
     if any(_holds_numbers(member) for member in members):
         # Python's numbers and lists of them are meant where arrays of them are.
         left = tuple(m for m in members if m in (None, type(None)))
-        kinds = [(_if(_is_numbers), "an array of numbers"), *map(_one, left)]
+        kinds = [
+            (_if(lambda value: _shape(value) is not None), "an array of numbers"),
+            *map(_one, left),
+        ]
     else:
         kinds = list(map(_one, members))
     *first, last = dict.fromkeys(words for _, words in kinds)
@@ -292,10 +295,6 @@ def _is_iterable(value: Any) -> bool:
 
 def _is_sequence(value: Any) -> bool:
     return _is_iterable(value) and isinstance(value, Sized)
-
-
-def _is_numbers(value: Any) -> bool:
-    return _shape(value) is not None
 
 
 def _shape(value: Any) -> tuple[Any, ...] | None:

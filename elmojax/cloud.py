@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from elmojax.atomic import local
+from elmojax.disk import local
 from elmojax.errors import InputError, one_line
 
 SCHEMES = ("gs", "s3")
@@ -282,16 +282,21 @@ def _files(found: str) -> Any:
     return fsspec.filesystem(scheme, use_listings_cache=False, **options)
 
 
+def lacks_extra(what: str, error: ImportError) -> InputError:
+    """`what` cannot be done as long as a library of the extra is not installed."""
+    return InputError(
+        f"{what} without the extra `cloud`: pip install 'elmojax[cloud]' "
+        f"({one_line(error)})."
+    )
+
+
 @contextlib.contextmanager
 def _answering(found: str, done: str) -> Iterator[None]:
     """What goes wrong in a library is `Unreachable`, in one sentence."""
     try:
         yield
     except ImportError as error:
-        raise InputError(
-            f"{found} cannot be {done} without the extra `cloud`: pip install "
-            f"'elmojax[cloud]' ({one_line(error)})."
-        ) from None
+        raise lacks_extra(f"{found} cannot be {done}", error) from None
     except Exception as error:
         status, why = reason(error)
         raise Unreachable(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from elmojax.arguments import Range, check_fields, checked, field_hints, shown
-from elmojax.atomic import parse_json
 from elmojax.cloud import address
+from elmojax.disk import parse_json
 from elmojax.errors import InputError
 
 MOST_WORDS = 2**25
@@ -255,7 +255,7 @@ class HeadConfig:
     """Factor by which each tail cluster is narrower than the one before (Grave et al.
     2017)."""
     bias: bool = True
-    """Add a bias to the logits of the head cluster."""
+    """Add a bias to the logits of the shortlist, the first cluster."""
     samples: Words = 8192
     """Negative samples of a step, for each direction, where the softmax is
     `sampled`."""
@@ -448,7 +448,11 @@ def from_json(
 
 def _build(hint: Any, value: Any) -> Any:
     """Dataclasses of dictionaries; all other values are checked by their owners."""
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if _is_config(kind)]
+    kinds = [
+        kind
+        for kind in typing.get_args(hint) or (hint,)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
     if not kinds:
         return value
     if not isinstance(value, dict):
@@ -458,7 +462,3 @@ def _build(hint: Any, value: Any) -> Any:
     if unknown := sorted(value.keys() - hints.keys()):
         raise TypeError(f"{kind.__name__} has no field {shown(unknown[0])}")
     return kind(**{name: _build(hints[name][1], v) for name, v in value.items()})
-
-
-def _is_config(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)

@@ -1,6 +1,8 @@
 """The exceptions of elmojax for what people can do something about."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _END = r"(?=['\"`<>(){}\[\],;:.]*(?:\s|$))"
 _ADDRESS = re.compile(
@@ -39,6 +41,27 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(showable(message))
+
+
+@contextmanager
+def writing(what: object, advice: str) -> Iterator[None]:
+    """What a file system refuses in the block is an `InputError`: that `what` cannot be
+    written, why, and the advice."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{what} cannot be written: {why}. {advice}") from error
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """What a file system refuses in the block is an `InputError` with the path."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{path} cannot be read: {why}.") from error
 
 
 class Remark(UserWarning):

@@ -31,7 +31,7 @@ from elmojax.training.optim import make_optimizer
 from elmojax.training.sharding import (
     batch_shardings,
     memory_layouts,
-    placed_shapes,
+    sharded_shapes,
     shardings,
 )
 from elmojax.training.sizes import StepSizes, TextStatistics, step_sizes
@@ -153,11 +153,11 @@ def plan_step(
     # How long the run is changes no shape.
     optimizer = make_optimizer(config.optimizer, 1, config.freeze_steps)
     state = jax.eval_shape(partial(init_state, lm, optimizer, share.rows, config.seed))
-    places = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
-    batch = placed_shapes(sizes.batch, places)
-    places = shardings(mesh, state, sampled=head.kind == "sampled")
-    state = placed_shapes(state, places)
-    state = placed_shapes(state, memory_layouts(state))
+    of_batch = batch_shardings(mesh, sizes.batch, config.accumulate > 1)
+    batch = sharded_shapes(sizes.batch, of_batch)
+    of_state = shardings(mesh, state, sampled=head.kind == "sampled")
+    state = sharded_shapes(state, of_state)
+    state = sharded_shapes(state, memory_layouts(state))
     return StepPlan(share, sizes, lm, optimizer, state, batch)
 
 
@@ -166,7 +166,7 @@ def _count(tree: Any) -> int:
 
 
 def _bytes(tree: Any) -> int:
-    """Of one device's share of a tree of shapes with places."""
+    """Of one device's share of a tree of shapes with shardings."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -179,8 +179,8 @@ def _moved(plan: StepPlan) -> tuple[int, int]:
     learned = (plan.state.params, plan.state.optimizer)
     if plan.batch.negatives is not None:
         rows = jax.ShapeDtypeStruct(plan.batch.negatives.words.shape[-1:], jnp.int32)
-        places = jax.tree.map(lambda leaf: leaf.sharding, learned)
-        learned = placed_shapes(jax.eval_shape(step.take, learned, rows), places)
+        kept = jax.tree.map(lambda leaf: leaf.sharding, learned)
+        learned = sharded_shapes(jax.eval_shape(step.take, learned, rows), kept)
     return _bytes(learned[0]), _bytes(learned[1])
 
 
@@ -193,14 +193,14 @@ def _memory(plan: StepPlan, gradients: int) -> Memory:
         program = memory_of(plan.compile())
         temporary, total = program.temporary, program.total
     except jax.errors.JaxRuntimeError as error:
-        wanted = _wanted(str(error))
+        wanted = _bytes_refused(str(error))
         if wanted is None:
             raise
         temporary, total = wanted, parameters + optimizer + carry + batch + wanted
     return Memory(parameters, optimizer, carry, batch, temporary, gradients, total)
 
 
-def _wanted(error: str) -> int | None:
+def _bytes_refused(error: str) -> int | None:
     """Bytes that a program wants which a TPU's compiler refuses as too large."""
     found = re.search(r"RESOURCE_EXHAUSTED.*?([\d.]+)([MGT])", error, re.DOTALL)
     units = {"M": 2**20, "G": 2**30, "T": 2**40}

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.embedding.engine import local_mesh
 from elmojax.errors import InputError
 from elmojax.loading import open_model
-from elmojax.model.ops import Precision
+from elmojax.model.ops import Precision, local_mesh
 from elmojax.text.characters import END
-from elmojax.text.pairs import Split, words
+from elmojax.training.minimal_pairs import Split, words
 from elmojax.training.score import Measures, Score
 
 try:
@@ -92,7 +91,7 @@ class ElmojaxLM(LM):
           step: which checkpoint of a run; None = the newest.
           precision: of matrix products, "float32" or "bf16".
           split: how text becomes words, "blanks", "marks" or "penn"; see
-            `elmojax.text.pairs.words`.
+            `elmojax.training.minimal_pairs.words`.
           others: batch_size, max_batch_size and device, which the harness hands over
             and elmojax finds out by itself.
 

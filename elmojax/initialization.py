@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.atomic import parse_json
 from elmojax.cloud import address, origin
 from elmojax.config import (
     PRESETS,
@@ -25,6 +24,7 @@ from elmojax.config import (
     WordTableConfig,
     from_json,
 )
+from elmojax.disk import parse_json, read_utf8
 from elmojax.errors import InputError, one_line, showable
 from elmojax.formats.word_vectors import read_word_vectors
 from elmojax.loading import open_model
@@ -33,7 +33,7 @@ from elmojax.shapes import Params
 from elmojax.text.corpus import vocabulary_of
 from elmojax.training import loop
 from elmojax.training.choices import require_trainable
-from elmojax.training.distributed import Stop, in_turn, joined
+from elmojax.training.distributed import Stop, in_turn, is_multiprocess
 from elmojax.training.loop import Result
 from elmojax.training.metrics import Tracker
 from elmojax.training.record import checkpoint_steps, difference
@@ -72,7 +72,7 @@ def pretrain(
     """
     from elmojax import __version__
 
-    if joined() and address(origin(config.workdir)) is not None:
+    if is_multiprocess() and address(origin(config.workdir)) is not None:
         raise InputError(
             "Several processes of one run need a --workdir that all of them see, and "
             "each would have its own copy of this one; mount the bucket, and give the "
@@ -85,14 +85,14 @@ def pretrain(
             remark(
                 f"{origin(config.workdir)} has no checkpoint yet; it begins at step 0."
             )
-        config, initialize = begun(config, remark)
+        config, initialize = with_start(config, remark)
     return loop.pretrain(config, trackers, __version__, initialize, stop)
 
 
-def begun(
+def with_start(
     config: TrainConfig, remark: Callable[[str], None]
 ) -> tuple[TrainConfig, Initialize | None]:
-    """A fresh run as its word vectors or the model it starts from make it."""
+    """A fresh run with its start: word vectors, the weights of a model, or neither."""
     if config.word_vectors is not None:
         return with_word_vectors(config, remark)
     if config.init_from is not None:
@@ -219,16 +219,13 @@ def read_config(path: Path) -> TrainConfig:
 
 def _read_fields(path: Path) -> TrainConfig:
     """A TOML or JSON file with fields of TrainConfig, or with a RunRecord."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} cannot be read ({error}).") from error
+    what = f"--config {path}"
 
     def parse(text: str) -> Any:
         found = parse_json(text, tomllib.loads if path.suffix == ".toml" else None)
         return found.get("train", found)
 
-    return from_json(TrainConfig, text, f"--config {path}", parse)
+    return from_json(TrainConfig, read_utf8(path, what), what, parse)
 
 
 def _line_of(error: BaseException, path: Path) -> int | str:

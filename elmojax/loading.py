@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from elmojax.arguments import checked
 from elmojax.config import CharCnnConfig, CountOrZero, HeadConfig
-from elmojax.embedding.engine import local_mesh, whole
 from elmojax.embedding.likelihood import LanguageModelParams
 from elmojax.errors import InputError
 from elmojax.formats import hdf5
@@ -27,8 +26,15 @@ from elmojax.formats.manylangs import load_manylangs
 from elmojax.formats.tf_checkpoint import load_hub_module, load_tf_checkpoint
 from elmojax.formats.verify import ArrayReport, check_hdf5
 from elmojax.model.bilm import ElmoParams, Placement, from_tree
-from elmojax.model.ops import DTYPES, Precision, cast, outside_meshes
-from elmojax.model.softmax import edges_of
+from elmojax.model.cluster_loss import edges_of
+from elmojax.model.ops import (
+    DTYPES,
+    Precision,
+    cast,
+    local_mesh,
+    outside_meshes,
+    replicated,
+)
 from elmojax.shapes import Params
 from elmojax.text.corpus import Corpus
 from elmojax.text.files import Errors, Oddities
@@ -98,7 +104,7 @@ class Model(NamedTuple):
         )
         params = {**self.params.tree, "head": self.head}
         if mesh is not None:
-            params = jax.device_put(params, whole(mesh))
+            params = jax.device_put(params, replicated(mesh))
         return lm, params, self.vocabulary
 
     def scorer(self, mesh: Mesh | None = None) -> Scorer:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from elmojax.atomic import check_out, local, read_object, replaced
+from elmojax.disk import check_out, local, read_object, replacing
 from elmojax.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ SETTINGS: dict[Any, Any] = {
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture, whose ending says its kind; `OSError` where that fails."""
     kind = path.suffix.lower().removeprefix(".")
-    with replaced(path) as partial:
+    with replacing(path) as partial:
         partial.write_bytes(_picture(figure, kind))
 
 

@@ -28,8 +28,7 @@ from elmojax.text.uses import sense_files
 from elmojax.text.vocabulary import SPECIALS
 from elmojax.training.card import Evaluations, facts, model_card
 from elmojax.training.metrics import read_metrics, readable
-from elmojax.training.record import RunRecord, Status, read_record
-from elmojax.training.runs import results
+from elmojax.training.record import RunRecord, Status, read_record, results
 from elmojax.training.score import Score
 
 SENTENCES = 4

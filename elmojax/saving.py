@@ -11,15 +11,15 @@ import numpy as np
 
 import elmojax
 from elmojax.arguments import checked
-from elmojax.atomic import install, local, new_directory, replaced
 from elmojax.config import TrainConfig
+from elmojax.disk import install, local, new_directory, replacing
 from elmojax.errors import InputError, Remark
 from elmojax.formats.assembly import Stored
 from elmojax.formats.hdf5 import save_hdf5
 from elmojax.formats.hugging_face import push_safetensors, save_safetensors
 from elmojax.loading import FULL, Model, open_model
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.softmax import edges_of
+from elmojax.model.cluster_loss import edges_of
 from elmojax.training.card import CARD
 from elmojax.training.checkpoint import Checkpoints
 from elmojax.training.record import RunRecord, create_run, fingerprint
@@ -46,7 +46,7 @@ def convert(
     if model.form == "run":
         save_hdf5(model.params, out, model.head, model.vocabulary, dtype=dtype)
         if model.card is not None:
-            with replaced(out / CARD) as partial:
+            with replacing(out / CARD) as partial:
                 partial.write_text(model.card, encoding="utf-8")
         return "HDF5"
     if dtype != "float32":
@@ -113,7 +113,7 @@ def save_pretrained(
       InputError: if the model cannot be read, a file is there already or cannot be
         written, a number is not finite, or safetensors is not installed.
     """
-    opened = _opened(model)
+    opened = _open(model)
     save_safetensors(
         opened.params,
         directory,
@@ -151,7 +151,7 @@ def push_to_hub(
     Raises:
       InputError: as `save_pretrained`; and if the Hub cannot be reached or refuses.
     """
-    opened = _opened(model)
+    opened = _open(model)
     return push_safetensors(
         opened.params,
         repository,
@@ -165,7 +165,7 @@ def push_to_hub(
     )
 
 
-def _opened(model: ElmoParams | Model | str | os.PathLike[str]) -> Model:
+def _open(model: ElmoParams | Model | str | os.PathLike[str]) -> Model:
     if isinstance(model, ElmoParams):
         return Model("params", model, None, None, FULL)
     opened = model if isinstance(model, Model) else open_model(model)

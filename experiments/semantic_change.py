@@ -39,8 +39,8 @@ import tyro
 import elmojax
 from elmojax import InputError
 from elmojax.arguments import check_fields
-from elmojax.atomic import parse_json, read_object
 from elmojax.config import Count, CountOrZero
+from elmojax.disk import parse_json, read_object
 from elmojax.text.files import read_blocks
 
 Output = Annotated[Path, tyro.conf.Positional]

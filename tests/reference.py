@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.model.lstm import State
 from elmojax.model.ops import contract
+from elmojax.model.recurrence import State
 from elmojax.model.softmax import log_prob_all
 
 Tree = dict[str, Any]

@@ -27,11 +27,11 @@ from elmojax.config import (
     OptimizerConfig,
     WordTableConfig,
 )
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import make_mesh, place, shardings
+from elmojax.training.sharding import make_mesh, put_on_mesh, shardings
 from elmojax.training.step import (
     LanguageModel,
     compile_train_step,
@@ -194,7 +194,7 @@ def test_only_gradients_travel_between_devices_along_data(benchmark, kind):
     samples = head.samples if kind == "sampled" else 0
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0, samples).batch(0)
     step = compile_train_step(lm, optimizer, state)
-    text = step.lower(state, place(mesh, batch, "batch.")).compile().as_text()
+    text = step.lower(state, put_on_mesh(mesh, batch, "batch.")).compile().as_text()
     found = benchmark("programs").Program(text).collectives(8)
     params = dict(shapes.params)
     if kind == "sampled":

@@ -260,7 +260,7 @@ def test_a_run_that_was_removed_stops_and_another_is_another(
 
 
 def test_several_processes_are_refused(world, store, elsewhere, monkeypatch):
-    monkeypatch.setattr(initialization, "joined", lambda: True)
+    monkeypatch.setattr(initialization, "is_multiprocess", lambda: True)
     command = ("pretrain", "--workdir", f"s3://{BUCKET}/runs/many", *FLAGS)
     refused(*command, says="need a --workdir that all of them see ... mount the bucket")
 

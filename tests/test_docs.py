@@ -229,7 +229,7 @@ def test_the_picture_of_the_packages_is_that_of_their_imports():
         "config",
         "errors",
         "shapes",
-        "atomic",
+        "disk",
         "arguments",
         "cloud",
     }

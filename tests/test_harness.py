@@ -21,8 +21,8 @@ from elmojax.config import HeadConfig
 from elmojax.loading import Model, open_model
 from elmojax.model.bilm import from_tree
 from elmojax.saving import convert
-from elmojax.text.pairs import words
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
+from elmojax.training.minimal_pairs import words
 from elmojax.training.step import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -29,9 +29,9 @@ from tyro.conf import (
 )
 
 from elmojax.arguments import check_fields
-from elmojax.atomic import local
 from elmojax.cloud import address, cache_directory
 from elmojax.config import CountOrZero
+from elmojax.disk import local
 from elmojax.errors import InputError, showable
 from elmojax.model.ops import Precision
 from elmojax.text.characters import BEGIN, END, byte_limit

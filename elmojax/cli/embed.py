@@ -137,12 +137,12 @@ def embed(argv: list[str]) -> None:
 
         jax.config.update("jax_platforms", "cpu")
 
-    from elmojax.embedding.engine import local_mesh, whole
+    from elmojax.model.ops import local_mesh, replicated
     from elmojax.vectors.jobs import Job
 
     started = time.perf_counter()
     mesh = None if by_ray else local_mesh()
-    model = asked.open(head=False, sharding=whole(mesh))
+    model = asked.open(head=False, sharding=replicated(mesh))
     layers, gammas = asked.selection(model.params.config.lstm.layers, model.mix)
     job = Job(
         model.params,

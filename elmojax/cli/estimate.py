@@ -154,7 +154,7 @@ def _report(asked: EstimateArguments, chip: Chip | None, named: bool) -> dict[st
     import jax.numpy as jnp
 
     from elmojax.estimate import estimate as estimated
-    from elmojax.initialization import begun
+    from elmojax.initialization import with_start
     from elmojax.training.choices import check_rows, complete, product_dtype, resolved
     from elmojax.training.record import checkpoint_steps
     from elmojax.training.utilization import CHIPS, chip_of
@@ -166,7 +166,7 @@ def _report(asked: EstimateArguments, chip: Chip | None, named: bool) -> dict[st
     with tempfile.TemporaryDirectory(prefix="elmojax-") as temporary:
         config = replace(config, workdir=Path(temporary))
         if fresh:
-            config, _ = begun(config, common.say)
+            config, _ = with_start(config, common.say)
         sizes = _statistics(asked, config, named)
         if sizes.corpus is None:
             config = resolved(config, sizes.counts)
@@ -270,7 +270,7 @@ def _statistics(
         text = sample_corpora(config.workdir)[0]
         found = sizes.statistics_of(text, "the sample text inside the package")
         return replace(found, positions=asked.tokens or found.positions)
-    return sizes.assumed(asked.vocabulary or size, asked.tokens or positions)
+    return sizes.assumed_text(asked.vocabulary or size, asked.tokens or positions)
 
 
 def _on_chip(

@@ -9,8 +9,8 @@ from pathlib import Path
 from tyro.conf import Positional
 
 import elmojax
-from elmojax.atomic import check_out
 from elmojax.cli import common
+from elmojax.disk import check_out
 
 
 @dataclass(frozen=True, kw_only=True)

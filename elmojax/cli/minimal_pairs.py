@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
-from elmojax.atomic import check_out, replaced
 from elmojax.cli import common
+from elmojax.disk import check_out, replacing
 from elmojax.errors import InputError
-from elmojax.text.pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
+from elmojax.training.minimal_pairs import GROUPS, SENTENCES, Pair, Split, read_pairs
 
 if TYPE_CHECKING:
     from elmojax.training.minimal_pairs import Judged
@@ -50,7 +50,7 @@ class MinimalPairsArguments(common.ModelArguments):
 
 def minimal_pairs(argv: list[str]) -> None:
     """accuracy on minimal pairs (BLiMP), by phenomenon"""
-    from elmojax.embedding.engine import local_mesh
+    from elmojax.model.ops import local_mesh
     from elmojax.training.minimal_pairs import accuracies, judge
 
     asked = common.parse(MinimalPairsArguments, "minimal-pairs", argv)
@@ -89,7 +89,7 @@ def _cells(found: dict[str, Any]) -> list[str]:
 
 def _write(out: Path, pairs: Sequence[Pair], judged: Judged) -> None:
     """One JSON object a pair: its words, what it is about, and log-probabilities."""
-    with replaced(out) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
         for pair, log_probs, unknown in zip(pairs, *judged, strict=True):
             sentences = zip(SENTENCES, map(" ".join, pair[:2]), strict=True)
             numbers = {

@@ -97,11 +97,13 @@ def plot_senses(argv: list[str]) -> None:
     asked = common.parse(SensesArguments, "plot senses", argv)
     asked.check()
 
-    from elmojax.embedding.neighbours import nearest, use_vectors, word_vectors
-    from elmojax.embedding.projection import (
+    from elmojax.embedding.neighbours import (
+        nearest,
         principal_components,
         project,
         require_method,
+        use_vectors,
+        word_vectors,
     )
     from elmojax.plots import draw_senses
 
@@ -112,7 +114,7 @@ def plot_senses(argv: list[str]) -> None:
     static = vectors.static
     if found.others:
         of_words = word_vectors(found.embedder, found.others)
-        close = [one.place for one in nearest(static[0], of_words, NEAR)]
+        close = [one.number for one in nearest(static[0], of_words, NEAR)]
         near = [found.others[index] for index in close]
         static = np.concatenate([static, of_words[close]])
     context = project(vectors.context, asked.method)

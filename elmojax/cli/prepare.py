@@ -16,6 +16,7 @@ from elmojax.errors import InputError
 from elmojax.text import prepare as preparing
 from elmojax.text.corpus import PARTS, SUMMARY, Corpus
 from elmojax.text.files import Oddities
+from elmojax.text.tfds import TfdsText
 from elmojax.training.choices import automatic_cutoffs
 
 
@@ -60,7 +61,7 @@ def prepare(argv: list[str]) -> None:
     tfds = None
     if asked.tfds is not None:
         of_set = (asked.tfds, asked.split, asked.data_dir, asked.feature)
-        tfds = preparing.TfdsText(*of_set)
+        tfds = TfdsText(*of_set)
     named = address(asked.out) or asked.out
     with (
         written(asked.out, (SUMMARY, *PARTS).__contains__) as out,

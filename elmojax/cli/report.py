@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from elmojax.atomic import check_out, replaced
 from elmojax.cli import common
+from elmojax.disk import check_out, replacing
 from elmojax.text.files import expand
 
 
@@ -55,7 +55,7 @@ def report(argv: list[str]) -> None:
         scores = dict(zip(common.names_of(paths), found, strict=True))
     make = model_card if out.suffix == ".md" else make_report
     page = make(asked.run, scores)
-    with replaced(out) as partial:
+    with replacing(out) as partial:
         partial.write_text(page, encoding="utf-8")
     size = out.stat().st_size
     common.show(

@@ -47,7 +47,7 @@ class RunsArguments:
 
 def runs(argv: list[str]) -> None:
     """list pretraining runs (step, perplexity, state), or compare them"""
-    from elmojax.training.runs import describe, find_runs
+    from elmojax.training.record import describe, find_runs
 
     asked = common.parse(RunsArguments, "runs", argv)
     paths = [run for directory in asked.directories for run in find_runs(directory)]
@@ -66,11 +66,11 @@ def runs(argv: list[str]) -> None:
 
 
 def _compare(paths: list[Path], as_json: bool) -> None:
-    from elmojax.training.runs import differences, results
+    from elmojax.training.record import compare_configs, results
 
     if len(paths) < 2:
         raise InputError(f"{paths[0]} is one run; name others that it is compared to.")
-    differ, found = differences(paths), [results(run) for run in paths]
+    differ, found = compare_configs(paths), [results(run) for run in paths]
     rows = [
         ("", *common.names_of(paths)),
         *((name, *map(_shown, values)) for name, values in differ.items()),

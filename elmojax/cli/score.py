@@ -93,7 +93,7 @@ class ScoreArguments(common.TextArguments, common.ModelArguments):
 
 def score(argv: list[str]) -> None:
     """log-probability of every word of a text, forward and backward"""
-    from elmojax.embedding.engine import local_mesh
+    from elmojax.model.ops import local_mesh
     from elmojax.training.score import Measures
 
     asked = common.parse(ScoreArguments, "score", argv)

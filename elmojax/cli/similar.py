@@ -12,7 +12,8 @@ from elmojax.arguments import shown
 from elmojax.cli import common
 from elmojax.config import Count, CountOrZero
 from elmojax.errors import InputError
-from elmojax.text.files import expand, split, words_of
+from elmojax.text.files import expand
+from elmojax.text.formats import split, words_of
 from elmojax.text.uses import Use, find_uses, sense_files, sense_words, use_in
 
 if TYPE_CHECKING:

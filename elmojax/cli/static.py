@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import arg
 
-from elmojax.atomic import check_out
 from elmojax.cli import common
 from elmojax.cli.embed import Gammas, mix_of
 from elmojax.config import BatchTokens, Count
+from elmojax.disk import check_out
 from elmojax.errors import InputError
 from elmojax.text.vocabulary import frequent_words
 
@@ -56,12 +56,12 @@ def static(argv: list[str]) -> None:
     check_out(asked.out, asked.overwrite)
 
     from elmojax.embedding.embedder import Embedder
-    from elmojax.embedding.engine import local_mesh, whole
     from elmojax.embedding.neighbours import mean_vectors
     from elmojax.formats.word_vectors import write_word_vectors
+    from elmojax.model.ops import local_mesh, replicated
 
     mesh = local_mesh()
-    model = asked.open(head=False, sharding=whole(mesh))
+    model = asked.open(head=False, sharding=replicated(mesh))
     top = model.params.config.lstm.layers
     layers, gammas = mix_of(asked.layers, asked.gammas, top, model.mix)
     embedder = Embedder(

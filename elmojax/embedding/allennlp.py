@@ -17,7 +17,7 @@ import h5py
 import jax
 import numpy as np
 
-from elmojax.atomic import local, replaced, unfailing
+from elmojax.disk import local, replacing, unfailing
 from elmojax.errors import InputError
 from elmojax.text.files import read_blocks
 
@@ -83,7 +83,7 @@ def write_sentences(
         )
     try:
         with (
-            replaced(out) as made,
+            replacing(out) as made,
             unfailing(made) as (plain, check),
             h5py.File(plain, "w") as file,
         ):

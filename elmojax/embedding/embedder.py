@@ -16,27 +16,34 @@ from jax.sharding import Mesh
 
 from elmojax.arguments import checked, require, sentence_words
 from elmojax.config import BatchTokens, Count
-from elmojax.embedding.documents import CHUNK, document, pass_over
 from elmojax.embedding.engine import (
-    Dtype,
+    CHUNK,
     Select,
-    along_data,
-    capacity,
-    full,
+    VectorDtype,
     make_plan,
     make_selection,
+    program_shapes,
+    read_document,
     run_batch,
-    shapes,
-    whole,
+    skip_document,
+    step_budget,
+    word_capacity,
 )
 from elmojax.embedding.pooling import Block
 from elmojax.embedding.words import EncodedWords, WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import Precision, cast, outside_meshes, require_own_process
+from elmojax.model.ops import (
+    Precision,
+    along_data,
+    cast,
+    outside_meshes,
+    replicated,
+    require_own_process,
+)
 from elmojax.shapes import Numbers
 from elmojax.text.characters import encoder_ids
-from elmojax.text.files import split
+from elmojax.text.formats import split
 from elmojax.text.vocabulary import Vocabulary
 
 BATCH_TOKENS = 32_768
@@ -71,7 +78,7 @@ class Embedder:
         *,
         layers: Select = "all",
         gammas: Numbers | None = None,
-        dtype: Dtype = "float32",
+        dtype: VectorDtype = "float32",
         precision: Precision | None = None,
         mesh: Mesh | None = None,
     ) -> None:
@@ -100,10 +107,10 @@ class Embedder:
         params = params if precision is None else cast(params, precision)
         if mesh is not None:
             mesh = along_data(mesh)
-            params = jax.device_put(params, whole(mesh))
+            params = jax.device_put(params, replicated(mesh))
         self.params, self.batch_tokens = params, batch_tokens
         self._mesh, self._devices = mesh, 1 if mesh is None else mesh.size
-        self._full, self._vocabulary = full(batch_tokens), vocabulary
+        self._budget, self._vocabulary = step_budget(batch_tokens), vocabulary
         self._selection = make_selection(params, layers, gammas, dtype)
         words = max(self._devices * batch_tokens, CHUNK)
         self._table = EncodedWords(params, vocabulary, words, mesh)
@@ -119,7 +126,7 @@ class Embedder:
     def shapes(self) -> list[tuple[int, int, int]]:
         """All (steps, rows, words) that batches are compiled for, whatever the text;
         rows and words of one device."""
-        return shapes(self.batch_tokens)
+        return program_shapes(self.batch_tokens)
 
     @checked
     def blocks(
@@ -297,10 +304,10 @@ class Embedder:
         """Starts batch after batch, one on each device."""
         done = 0
         for group in self._groups(self._batches(sentences, batch_size)):
-            yield from _in_turn(self._turn, self._begin(group, done, skip))
+            yield from _in_turn(self._turn, self._start_group(group, done, skip))
             done += sum(map(len, group))
 
-    def _begin(
+    def _start_group(
         self, group: list[list[list[str]]], done: int, skip: int
     ) -> Iterator[Block]:
         """The blocks of batches after sentence `done`. The caller holds the lock of the
@@ -309,16 +316,18 @@ class Embedder:
         words = list(chain.from_iterable(chain.from_iterable(group)))
         if self._is_document(group[0]):
             if ends[-1] <= skip:
-                pass_over(self._table, words)
+                skip_document(self._table, words)
             else:
-                yield from document(self.params, self._table, words, self._selection)
+                yield from read_document(
+                    self.params, self._table, words, self._selection
+                )
             return
         rows = self._table.rows(words)
         if ends[-1] <= skip:
             return
         if skip > done and skip not in ends:
             raise InputError(f"No batch of this text ends at sentence {skip}.")
-        for end, block in zip(ends, self._run(group, rows), strict=True):
+        for end, block in zip(ends, self._run_group(group, rows), strict=True):
             if end > skip:
                 yield block
 
@@ -341,14 +350,14 @@ class Embedder:
 
     def _is_document(self, batch: list[list[str]]) -> bool:
         """Whether it is one sentence that is longer than a batch."""
-        return len(batch) == 1 and len(batch[0]) + 1 > self._full
+        return len(batch) == 1 and len(batch[0]) + 1 > self._budget
 
-    def _run(self, group: list[list[list[str]]], rows: np.ndarray) -> list[Block]:
+    def _run_group(self, group: list[list[list[str]]], rows: np.ndarray) -> list[Block]:
         """The blocks of some batches, whose words have these rows of the table."""
         idle: list[list[list[str]]] = [[]] * (self._devices - len(group))
         sizes = [np.array([len(s) for s in batch], int) for batch in [*group, *idle]]
         words = np.split(rows, np.cumsum([each.sum() for each in sizes])[:-1])
-        size = capacity(max(map(len, words)), self.batch_tokens)
+        size = word_capacity(max(map(len, words)), self.batch_tokens)
         vectors = run_batch(
             self.params,
             self._table.encoded(),
@@ -373,7 +382,7 @@ class Embedder:
         steps = 0
         for sentence in sentence_words(sentences):
             steps += len(sentence) + 1
-            if len(batch) == batch_size or (batch and steps > self._full):
+            if len(batch) == batch_size or (batch and steps > self._budget):
                 yield batch
                 batch, steps = [], len(sentence) + 1
             batch.append(sentence)

@@ -32,14 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from elmojax.atomic import check_out, replaced
+from elmojax.disk import check_out, replacing
 from elmojax.embedding.functions import encode
 from elmojax.embedding.words import WordIndex
-from elmojax.errors import InputError
+from elmojax.errors import InputError, writing
 from elmojax.model.bilm import ElmoParams, from_tree
+from elmojax.model.lstm import LstmState
 from elmojax.model.mix import mix_layers
 from elmojax.model.ops import outside_meshes
-from elmojax.model.state import LstmState
 from elmojax.text.vocabulary import Vocabulary
 
 FORMAT = "elmojax export 1"
@@ -175,20 +175,18 @@ def write_export(
     check_out(out, overwrite)
     programs, weights = export_programs(params), named_weights(params)
     record = _record(params, weights, version)
-    try:
-        with replaced(out) as partial, zipfile.ZipFile(partial, "w") as file:
-            _add(file, "config.json", json.dumps(record, indent=2).encode())
-            for name, program in programs.items():
-                _add(file, f"{name}.jax_export", program)
-            if vocabulary is not None and not params.config.encoder.id_shape:
-                _add(file, "words.json", json.dumps(vocabulary.words).encode())
-            for name, leaf in weights.items():
-                _add(file, f"weights/{name}.npy", _plain(np.asarray(leaf)))
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {error.strerror or error}. Choose another "
-            "--out, or free space."
-        ) from error
+    with (
+        writing(out, "Choose another --out, or free space."),
+        replacing(out) as partial,
+        zipfile.ZipFile(partial, "w") as file,
+    ):
+        _add(file, "config.json", json.dumps(record, indent=2).encode())
+        for name, program in programs.items():
+            _add(file, f"{name}.jax_export", program)
+        if vocabulary is not None and not params.config.encoder.id_shape:
+            _add(file, "words.json", json.dumps(vocabulary.words).encode())
+        for name, leaf in weights.items():
+            _add(file, f"weights/{name}.npy", _plain(np.asarray(leaf)))
     return record
 
 

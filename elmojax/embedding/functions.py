@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,14 @@ from jax.sharding import PartitionSpec as P
 from elmojax.arguments import checked
 from elmojax.config import (
     CharCnnConfig,
-    ElmoConfig,
     EncoderConfig,
     LstmConfig,
-    UnicodeCnnConfig,
     WordTableConfig,
 )
+from elmojax.embedding.tokens import checked_tokens, mark_ids
 from elmojax.errors import InputError
 from elmojax.model.bilm import BiLM, ElmoParams
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import (
     automatic,
     cast,
@@ -37,9 +37,7 @@ from elmojax.model.ops import (
     require_own_process,
     varying_as,
 )
-from elmojax.model.state import LstmState
 from elmojax.shapes import Layers, Mask, Mix, Numbers, Tokens
-from elmojax.text.characters import BEGIN, END, PADDING, encoder_ids
 
 
 class Encoded(NamedTuple):
@@ -89,20 +87,20 @@ def encode(
     """
     require_own_process()
     tokens = checked_tokens(params.config, tokens)
-    return _encode(params, tokens, state, None, sentence_marks)
+    return Encoded(*_read_tokens(params, tokens, state, None, sentence_marks))
 
 
 @partial(jax.jit, static_argnums=4)
-def _encode(
+def _read_tokens(
     params: ElmoParams,
     tokens: Array,
     state: LstmState | None,
     gammas: Array | None,
     marks: bool,
-) -> Encoded:
+) -> Read:
     mask = tokens != 0 if tokens.ndim == 2 else (tokens != 0).any(axis=-1)
     words = encode_words(params, tokens)
-    return _contextualize(params, words, mask, state, gammas, marks)
+    return _read_words(params, words, mask, state, gammas, marks)
 
 
 @checked
@@ -131,7 +129,7 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
     if jnp.iinfo(words.dtype).bits < 32:
         words = words.astype(jnp.int32)
     split = jax.typeof(words).sharding.spec
-    places = P(*split[: words.ndim - characters])
+    as_words = P(*split[: words.ndim - characters])
 
     def run(params: ElmoParams, words: Array) -> Array:
         apply: Any = partial(BiLM(params.config).apply, method="encode_words")
@@ -140,7 +138,7 @@ def encode_words(params: ElmoParams, words: Tokens) -> Array:
         # of its own making, and need not look at them.
         return jnp.where(_known(encoder, words)[..., None], vectors, jnp.nan)
 
-    return automatic(run, places)(params, words)
+    return automatic(run, as_words)(params, words)
 
 
 def _known(encoder: EncoderConfig, ids: Array) -> Array:
@@ -182,28 +180,31 @@ def contextualize(
       InputError: if `words`, `mask` or `state` have another shape.
     """
     words, mask = jnp.asarray(words), jnp.asarray(mask).astype(bool)
-    return _contextualize(params, words, mask, state, None, sentence_marks)
+    return Encoded(*_read_words(params, words, mask, state, None, sentence_marks))
 
 
-def _contextualize(
+Read: TypeAlias = tuple[Array, Mask, LstmState]
+"""Vectors, mask and state: the layers, as in `Encoded`, or where gammas [mixes, layers
++ 1] are given their mixes, [batch, mixes, time, vector]."""
+
+
+def _read_words(
     params: ElmoParams,
     words: Array,
     mask: Mask,
     state: LstmState | None,
     gammas: Array | None,
     marks: bool,
-) -> Encoded:
-    """`contextualize`; with gammas [mixes, layers + 1], mixes instead of layers."""
+) -> Read:
     _check_shapes(params.config.lstm, words, mask, state)
     split = jax.typeof(words).sharding.spec[0]
-    rows: Any = P(split)
-    carried: Any = P(None, None, split)
+    by_sentence, of_state = P(split), P(None, None, split)
     batch = words.shape[0]
     if state is not None and state.cell.ndim == 4 and state.cell.shape[2] > batch:
-        carried = P()  # of more rows, which need not be split evenly
+        of_state = P()  # of more rows, which need not be split evenly
     run = partial(_run_bilm, marks=marks)
-    places = Encoded(rows, rows, carried)
-    return automatic(run, places)(params, words, mask, state, gammas)
+    specs = (by_sentence, by_sentence, of_state)
+    return automatic(run, specs)(params, words, mask, state, gammas)
 
 
 def _run_bilm(
@@ -213,11 +214,11 @@ def _run_bilm(
     state: LstmState | None,
     gammas: Array | None,
     marks: bool,
-) -> Encoded:
+) -> Read:
     batch, lengths = mask.shape[0], mask.sum(axis=1, dtype=jnp.int32) + 2
     time = jnp.arange(words.shape[1] + 2, dtype=jnp.int32)[None]
     valid, last = time < lengths[:, None], time == lengths[:, None] - 1
-    begin, end = encode_words(params, _mark_ids(params.config))
+    begin, end = encode_words(params, mark_ids(params.config))
     # Not `.at[:, 0].set(begin)`: jax 0.10 on a CPU writes that to a wrong place where
     # the axis of time is split over devices.
     words = jnp.pad(words.astype(jnp.float32), ((0, 0), (1, 1), (0, 0)))
@@ -240,20 +241,20 @@ def _run_bilm(
     if state is not None and state.cell.ndim == 4:  # rows beyond a smaller batch stay
         rest = jax.tree.map(lambda leaf: leaf[:, :, batch:], state)
         after = after.joined(rest)
-    layers = jnp.concatenate([inputs[None], outputs])
+    vectors = jnp.concatenate([inputs[None], outputs])
     if gammas is not None:  # mixed first, so that there is less to put in order
         # Not a matrix product, which rounds: a one-hot gamma picks a layer exactly.
         weights = gammas.T[..., None, None, None, None]
-        layers = reduce(jnp.add, map(jnp.multiply, weights, layers[:, None]))
-    layers = layers.transpose(0, 2, 3, 1, 4)  # layers, two, batch, time, projection
-    backward = jnp.take_along_axis(layers[:, 1], flip[None], axis=2)
-    layers = jnp.concatenate([layers[:, 0], backward], axis=-1).swapaxes(0, 1)
+        vectors = reduce(jnp.add, map(jnp.multiply, weights, vectors[:, None]))
+    # To layers (or mixes), two, batch, time, projection.
+    vectors = vectors.transpose(0, 2, 3, 1, 4)
+    backward = jnp.take_along_axis(vectors[:, 1], flip[None], axis=2)
+    vectors = jnp.concatenate([vectors[:, 0], backward], axis=-1).swapaxes(0, 1)
     if marks:
         mask = valid
     else:
-        layers = layers[:, :, 1:-1]
-    layers = jnp.where(mask[:, None, :, None], layers, 0.0)
-    return Encoded(layers, mask, after)
+        vectors = vectors[:, :, 1:-1]
+    return jnp.where(mask[:, None, :, None], vectors, 0.0), mask, after
 
 
 @checked
@@ -298,75 +299,9 @@ def embed(
         )
     require_own_process()
     tokens = checked_tokens(params.config, tokens)
-    mixes = _encode(params, tokens, None, jnp.atleast_2d(gammas), False).layers
+    mixes, _, _ = _read_tokens(params, tokens, None, jnp.atleast_2d(gammas), False)
     mixes = mixes[:, 0] if gammas.ndim == 1 else mixes.swapaxes(0, 1)
     return mixes + jnp.broadcast_to(bias, gammas.shape[:-1])[..., None, None, None]
-
-
-def as_ids(name: str, ids: Any, axes: int, wanted: str) -> Array:
-    """Ids from outside as an array of JAX; `InputError` for another form."""
-    if not isinstance(ids, jax.Array):
-        ids = np.asarray(ids)
-        if ids.dtype.kind in "iu" and ids.dtype.itemsize > 4:
-            # JAX would keep the lower half of a number, which may be that of a row.
-            least, most = max(-1, np.iinfo(ids.dtype).min), np.iinfo(np.int32).max
-            ids = ids.clip(least, most).astype(np.int32)
-    if ids.ndim != axes:
-        raise InputError(
-            f"{name} have shape {ids.shape}; this model takes ids {wanted}."
-        )
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise InputError(f"{name} are {ids.dtype}; give int32 ids {wanted}.")
-    return jnp.asarray(ids)
-
-
-def checked_tokens(config: ElmoConfig, tokens: Tokens) -> Array:
-    """Ids of sentences; `InputError` if they cannot be what the model reads.
-
-    Shapes are always checked; numbers where they are known, not while JAX traces them
-    and not where other processes hold some of them.
-    """
-    encoder = config.encoder
-    if isinstance(encoder, CharCnnConfig):
-        tokens = as_ids("tokens", tokens, 3, "[batch, time, characters]")
-        columns, most = tokens.shape[-1], encoder.max_characters
-        widest = max(max(width for width, _ in encoder.filters), 4)
-        if columns < widest:
-            raise InputError(
-                f"tokens have {columns} character columns; the model needs at least "
-                f"{widest} (batch_to_ids(sentences, {most}) makes {most})."
-            )
-        if columns > most:
-            raise InputError(
-                f"tokens have {columns} character columns, and this model reads {most} "
-                f"of a word; make them with batch_to_ids(sentences, {most}), where "
-                f"{most} is params.config.encoder.max_characters."
-            )
-    elif isinstance(encoder, UnicodeCnnConfig):
-        (columns,) = encoder.id_shape
-        wanted = f"[batch, time, {columns}] of unicode_ids(params.config.encoder, ...)"
-        tokens = as_ids("tokens", tokens, 3, wanted)
-        if tokens.shape[-1] != columns:
-            raise InputError(
-                f"tokens have {tokens.shape[-1]} columns; this model has dictionaries "
-                f"and takes ids {wanted}."
-            )
-    else:
-        tokens = as_ids("tokens", tokens, 2, "[batch, time]")
-    if isinstance(tokens, jax.core.Tracer) or not tokens.is_fully_addressable:
-        return tokens
-    ids = np.asarray(jax.device_get(tokens))
-    if isinstance(encoder, CharCnnConfig):
-        # Max-pooling sees windows of nothing but padding in the full width. In fewer
-        # columns a word has them too, or it would get other vectors.
-        if columns < most and not np.isin(ids[..., -widest:], (0, PADDING + 1)).all():
-            raise InputError(
-                f"tokens have {columns} character columns, too few for the longest of "
-                f"these words; this model reads {most}: make them with "
-                f"batch_to_ids(sentences, {most})."
-            )
-    _refuse_marks(config, ids)
-    return tokens
 
 
 def _check_shapes(
@@ -391,38 +326,6 @@ def _check_shapes(
             f"[{lstm.layers}, 2, batch, {lstm.dim}] and [{lstm.layers}, 2, batch, "
             f"{lstm.projection}], as it returns them."
         )
-
-
-def _refuse_marks(config: ElmoConfig, ids: np.ndarray) -> None:
-    """`InputError` where every sentence is already `<S> ... </S>`."""
-    begin, end = _mark_ids(config)
-    if ids.ndim == 3:  # what is left out is padding
-        begin, end = begin[: ids.shape[2]], end[: ids.shape[2]]
-    real = (ids > 0).any(axis=-1) if ids.ndim == 3 else ids > 0
-    lengths = real.sum(axis=1)
-    ids, lengths = ids[lengths > 0], lengths[lengths > 0]
-    if not len(ids) or np.any(ids[:, 0] != begin):
-        return
-    if np.any(ids[np.arange(len(ids)), lengths - 1] != end):
-        return
-    where = f"tokens[:, 1:] == {end}"
-    if ids.ndim == 3:
-        place = 2 if isinstance(config.encoder, UnicodeCnnConfig) else 1
-        where = f"tokens[:, 1:, {place}:{place + 1}] == {end[place]}"
-    raise InputError(
-        "Every sentence of tokens begins with <S> and ends with </S> (as from the "
-        "Batcher of bilm-tf); embed and encode add these themselves. Make ids of the "
-        "words alone, or take the marks out: "
-        f"`np.where({where}, 0, tokens[:, 1:])`."
-    )
-
-
-def _mark_ids(config: ElmoConfig) -> np.ndarray:
-    """Ids of `<S>` and `</S>`: [2, characters], or [2] for a model of word ids."""
-    encoder = config.encoder
-    if isinstance(encoder, WordTableConfig):
-        return np.array([encoder.begin_row, encoder.end_row], np.int32) + 1
-    return encoder_ids(encoder, (BEGIN, END))
 
 
 @checked

@@ -14,7 +14,8 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked
-from elmojax.embedding.functions import as_ids, encode
+from elmojax.embedding.functions import encode
+from elmojax.embedding.tokens import as_ids
 from elmojax.errors import InputError
 from elmojax.model import softmax
 from elmojax.model.bilm import ElmoParams
@@ -92,10 +93,10 @@ def sentence_loss(
 
 @jax.jit
 def _loss(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:
-    rows: Any = P(jax.typeof(top).sharding.spec[0])
-    whole: Any = P()
-    places = SentenceLoss(whole, whole, rows, rows, rows)
-    return automatic(_losses, places)(head, top, mask, targets)
+    by_sentence: Any = P(jax.typeof(top).sharding.spec[0])
+    replicated: Any = P()
+    specs = SentenceLoss(*[replicated] * 2, *[by_sentence] * 3)
+    return automatic(_losses, specs)(head, top, mask, targets)
 
 
 def _losses(head: Params, top: Array, mask: Array, targets: Array) -> SentenceLoss:

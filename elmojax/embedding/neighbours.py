@@ -1,4 +1,4 @@
-"""Vectors of words, and what is near: in context, and without it.
+"""Vectors of words and of their uses: what is near, and as points of a plane.
 
 Layer 0 sees the letters of a word and never its sentence, so there all uses of a word
 are the same; the layers above it are what context adds. `mean_vectors` makes one
@@ -7,9 +7,10 @@ vector a word of those, as Bommasani et al. (2020) pool them, with the mean over
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -75,14 +76,14 @@ def mean_vectors(
       sentences: lists of words, read once.
       words: each once.
     """
-    place = {word: number for number, word in enumerate(words)}
+    row_of = {word: number for number, word in enumerate(words)}
     width = 2 * embedder.params.config.lstm.projection
     sums, counts = np.zeros((len(words), width)), np.zeros(len(words), np.int64)
     ahead: list[int] = []  # of words that were read and have no vectors yet
 
     def read() -> Iterator[Sequence[str]]:
         for sentence in sentences:
-            ahead.extend(place.get(word, -1) for word in sentence)
+            ahead.extend(row_of.get(word, -1) for word in sentence)
             yield sentence
 
     for block in embedder.blocks(read()):
@@ -113,7 +114,7 @@ def cosines(vector: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 class Neighbour(NamedTuple):
     """Something that is near."""
 
-    place: int
+    number: int
     """Its number among what was compared."""
     cosine: float
 
@@ -123,3 +124,78 @@ def nearest(vector: np.ndarray, vectors: np.ndarray, k: int) -> list[Neighbour]:
     each = cosines(vector, vectors)
     order = np.argsort(-each, kind="stable")[:k]
     return [Neighbour(int(index), float(each[index])) for index in order]
+
+
+Method = Literal["pca", "tsne", "umap"]
+PACKAGES = {"tsne": ("sklearn", "scikit-learn"), "umap": ("umap", "umap-learn")}
+LEAST = 5
+"""Vectors that neighbour embeddings need."""
+
+
+class Points(NamedTuple):
+    """Vectors in a plane."""
+
+    points: np.ndarray
+    """float64 [n, 2]."""
+    axes: tuple[str, str]
+    """What the two axes are."""
+
+
+def require_method(method: Method) -> None:
+    """`InputError` where the library of a method is not installed."""
+    module, package = PACKAGES.get(method, ("numpy", "numpy"))
+    if importlib.util.find_spec(module) is None:
+        raise InputError(
+            f"--method {method} needs {package}: pip install 'elmojax[{method}]'; "
+            "--method pca needs nothing more."
+        )
+
+
+def project(vectors: np.ndarray, method: Method = "pca") -> Points:
+    """[n, vector] in a plane, the same every time.
+
+    Raises:
+      InputError: if the library of a method is not installed, or the vectors are too
+        few for it.
+    """
+    require_method(method)
+    vectors = vectors.astype(np.float64)
+    if method == "pca":
+        return principal_components(vectors)
+    if len(vectors) < LEAST:
+        raise InputError(
+            f"--method {method} needs at least {LEAST} uses, and there are "
+            f"{len(vectors)}; take --method pca."
+        )
+    reducer: Any
+    if method == "tsne":
+        from sklearn.manifold import TSNE
+
+        near = min(30.0, (len(vectors) - 1) / 3)
+        reducer = TSNE(perplexity=near, init="pca", metric="cosine", random_state=0)
+    else:
+        from umap import UMAP
+
+        near = min(15, len(vectors) - 1)
+        reducer = UMAP(n_neighbors=near, init="pca", metric="cosine", random_state=0)
+    name = {"tsne": "t-SNE", "umap": "UMAP"}[method]
+    points = np.asarray(reducer.fit_transform(vectors), np.float64)
+    return Points(points, (f"{name} 1", f"{name} 2"))
+
+
+def principal_components(vectors: np.ndarray) -> Points:
+    """The two directions in which vectors differ most; the axes name their shares."""
+    centred = vectors - vectors.mean(axis=0)
+    rotated, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    points, shares = np.zeros((len(vectors), 2)), np.zeros(2)
+    for axis in range(min(2, len(sizes))):
+        # The sign is free: what weighs most in a direction is positive.
+        weights = directions[axis]
+        sign = np.sign(weights[np.abs(weights).argmax()]) or 1.0
+        points[:, axis] = sign * rotated[:, axis] * sizes[axis]
+        shares[axis] = sizes[axis] ** 2 / max((sizes**2).sum(), 1e-300)
+    one, other = (
+        f"principal component {axis + 1} ({share:.0%} of the variance)"
+        for axis, share in enumerate(shares)
+    )
+    return Points(points, (one, other))

@@ -24,12 +24,11 @@ from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked, require, sentence_words
 from elmojax.config import EncoderConfig, WordTableConfig
-from elmojax.embedding.engine import on_each, whole
 from elmojax.embedding.functions import encode_words
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import automatic, outside_meshes
-from elmojax.text.characters import BEGIN, END, encoder_ids, padded_ids
+from elmojax.model.ops import automatic, outside_meshes, per_device, replicated
+from elmojax.text.characters import BEGIN, END, encoder_ids, narrow_columns, padded_ids
 from elmojax.text.vocabulary import SPECIALS, Vocabulary, listed_words
 
 BLOCKS = (512, 64, 16)
@@ -73,7 +72,7 @@ class EncodedWords:
         self._capacity = max(fitting, batch_words + len(MARKS))
         spare = self._blocks[-1]  # of the last, which may reach past the last word
         shape = (self._capacity + spare, width)
-        self._vectors = jnp.zeros(shape, jnp.float32, device=whole(mesh))
+        self._vectors = jnp.zeros(shape, jnp.float32, device=replicated(mesh))
         self._clear()
 
     def _clear(self) -> None:
@@ -136,16 +135,11 @@ def _table_bytes() -> int:
 
 
 def _short_columns(encoder: EncoderConfig) -> int | None:
-    """Columns for short words: enough for one window of nothing but padding.
-
-    Max-pooling sees more such windows in the full width, and they are all the same.
-    """
+    """Columns of the ids of short words; None for an encoder of whole words."""
     if isinstance(encoder, WordTableConfig):
         return None
-    columns = SHORT_WORD + max(width for width, _ in encoder.filters)
-    if columns >= encoder.max_characters:
-        return None
-    return columns + encoder.id_shape[0] - encoder.max_characters
+    more = encoder.id_shape[0] - encoder.max_characters  # a word by its dictionary
+    return more + narrow_columns(encoder, SHORT_WORD)
 
 
 @partial(jax.jit, donate_argnums=1, static_argnums=4)
@@ -158,8 +152,9 @@ def _encode_block(
             vectors = jax.lax.all_gather(vectors, "data", tiled=True)
         return jax.lax.dynamic_update_slice(table, vectors, (start, jnp.int32(0)))
 
-    takes = (P(), P(), P("data"), P())
-    return on_each(mesh, automatic(run), takes, P())(params, table, ids, start)
+    in_specs = (P(), P(), P("data"), P())
+    encode = per_device(mesh, automatic(run), in_specs, P())
+    return encode(params, table, ids, start)
 
 
 WordList: TypeAlias = Iterable[str] | Mapping[str, Any] | set[str] | frozenset[str]
@@ -281,16 +276,11 @@ def cache_words(params: ElmoParams, words: Words) -> ElmoParams:
     Raises:
       InputError: if `params` read word ids already, or words are not strings.
     """
-    config = params.config.encoder
-    if isinstance(config, WordTableConfig):
+    if isinstance(params.config.encoder, WordTableConfig):
         raise InputError("cache_words needs a model that reads characters.")
     index = word_index(words)
     table = EncodedWords(params, None, len(index))
     rows = table.rows(index.words)
-    return with_table(params, index, table.encoded()[rows])
-
-
-def with_table(params: ElmoParams, index: WordIndex, table: Array) -> ElmoParams:
-    """`params` with the vectors of words, [words, projection], as their encoder."""
-    config = replace(params.config, encoder=index.table(table.shape[1]))
-    return replace(params, encoder={"embedding": table}, config=config)
+    vectors = table.encoded()[rows]
+    config = replace(params.config, encoder=index.table(vectors.shape[1]))
+    return replace(params, encoder={"embedding": vectors}, config=config)

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from elmojax.atomic import Lock, install, new_directory
-from elmojax.errors import InputError, one_line
+from elmojax.disk import Lock, install, new_directory
+from elmojax.errors import InputError, one_line, writing
 
 MAGIC = re.compile(
     rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh[1-9]|\xfd7zXZ\x00|(?s:.{257})ustar"
@@ -75,14 +75,14 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """A temporary directory with what an archive holds, see `unpack`."""
     with (
         tempfile.TemporaryDirectory(prefix="elmojax-") as temporary,
-        called(str(archive), temporary),
+        name_in_errors(str(archive), temporary),
     ):
         unpack(archive, Path(temporary))
         yield content(Path(temporary))
 
 
 @contextlib.contextmanager
-def called(name: str, directory: str) -> Iterator[None]:
+def name_in_errors(name: str, directory: str) -> Iterator[None]:
     """An `InputError` of the block names what is in `directory` as the user did."""
     try:
         yield
@@ -100,8 +100,12 @@ def unpacked_once(archive: Path) -> Path:
     folder = archive.with_name(f"{archive.name}.{stat.st_size}-{stat.st_mtime_ns}")
     if folder.is_dir():
         return content(folder)
+    advice = "Name another directory, with room in it, in ELMOJAX_CACHE."
     try:
-        with Lock(Path(f"{archive}.lock"), math.inf):
+        with (
+            writing(archive.parent, advice),
+            Lock(Path(f"{archive}.lock"), math.inf),
+        ):
             if not folder.is_dir():  # another process may have made it
                 with new_directory(folder) as partly:
                     unpack(archive, partly)
@@ -109,11 +113,6 @@ def unpacked_once(archive: Path) -> Path:
     except BadArchive as error:
         archive.unlink()
         raise InputError(f"{error} It is not kept.") from error
-    except OSError as error:
-        raise InputError(
-            f"{archive.parent} cannot be written: {error.strerror or error}. Name "
-            "another directory, with room in it, in ELMOJAX_CACHE."
-        ) from error
     return content(folder)
 
 

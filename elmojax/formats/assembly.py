@@ -26,7 +26,7 @@ from elmojax.formats.published import (
     layout,
 )
 from elmojax.model.bilm import ElmoParams, Placement, placements, tree_shapes
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
 
 HEAD_NAMES = {"kernel": "softmax/W", "bias": "softmax/b"}
@@ -117,7 +117,7 @@ def assemble(options: Options, arrays: Arrays, sharding: Placement) -> ElmoParam
       sharding: as for `load_hdf5`.
     """
     config = config_of(options, arrays.shapes)
-    places = placements(config, sharding)
+    shardings = placements(config, sharding)
     shapes = dict(tree_shapes(config))
     shapes["state"] = vars(LstmState.zeros(config.lstm))
     tree = {
@@ -136,18 +136,20 @@ def assemble(options: Options, arrays: Arrays, sharding: Placement) -> ElmoParam
                 target = target[entry.direction]
             target[...] = array.reshape(target.shape)
     arrays.end(MODEL_PART.match)
-    placed = {part: to_jax(leaves, places.get(part)) for part, leaves in tree.items()}
+    placed = {
+        part: to_jax(leaves, shardings.get(part)) for part, leaves in tree.items()
+    }
     return ElmoParams(
         placed["encoder"], placed["lstm"], LstmState(**placed["state"]), config
     )
 
 
 def to_jax(
-    leaves: dict[str, np.ndarray], places: dict[str, Any] | None = None
+    leaves: dict[str, np.ndarray], shardings: dict[str, Any] | None = None
 ) -> dict[str, jax.Array]:
     """Leaf by leaf, so that both copies are never there as a whole."""
-    places = places or {}
-    return {n: jax.device_put(leaves.pop(n), places.get(n)) for n in list(leaves)}
+    where = shardings or {}
+    return {n: jax.device_put(leaves.pop(n), where.get(n)) for n in list(leaves)}
 
 
 def head_of(arrays: Arrays, projection: int) -> Params:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from elmojax.atomic import Lock, sha256_of
-from elmojax.cloud import cache_directory, reason
+from elmojax.cloud import cache_directory, lacks_extra, reason
+from elmojax.disk import Lock, sha256_of
 from elmojax.errors import InputError, one_line, showable
 
 SCHEMES = ("http", "https", "gs", "s3")
@@ -50,13 +50,13 @@ def fetch(url: str) -> Path:
         connection breaks off, or the file has another SHA-256 (it is not kept); if the
         cache cannot be written or is full.
     """
-    url, sha256 = expected(url)
+    url, sha256 = split_address(url)
     ending = re.search(r"(\.\w{1,8})?$", url.partition("?")[0], flags=re.ASCII)
     name = f"{cached_name(url)}{ending and ending[0]}"
     return fetch_first(cache_directory() / name, [url], sha256)
 
 
-def expected(url: str) -> tuple[str, str | None]:
+def split_address(url: str) -> tuple[str, str | None]:
     """The address without `#sha256=...`, and the SHA-256 that its file must have."""
     url, mark, sha256 = url.partition("#sha256=")
     if mark and not re.fullmatch("[0-9a-fA-F]{64}", sha256.strip()):
@@ -244,10 +244,7 @@ def _answering(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(
-            f"{url} cannot be downloaded without the extra `cloud`: pip install "
-            f"'elmojax[cloud]' ({error})."
-        ) from None
+        raise lacks_extra(f"{url} cannot be downloaded", error) from None
     except Exception as error:
         status, why = reason(error)
         why = one_line(f"{status} {why}")

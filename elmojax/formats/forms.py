@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from elmojax import cloud
-from elmojax.errors import InputError, one_line
-from elmojax.formats.archive import called, is_archive, unpacked, unpacked_once
+from elmojax.errors import InputError, one_line, reading
+from elmojax.formats.archive import is_archive, name_in_errors, unpacked, unpacked_once
 from elmojax.formats.fetch import (
     SCHEMES,
     Missing,
     cached_name,
-    expected,
     fetch,
     fetch_first,
+    split_address,
 )
 from elmojax.formats.hdf5 import OPTIONS, SOFTMAX, VOCABULARY, WEIGHTS
 from elmojax.formats.hugging_face import (
@@ -50,7 +50,7 @@ BUNDLED = Path(__file__).parent.with_name("models")
 """Directory of the models that ship with elmojax, as HDF5."""
 
 
-def bundled() -> list[str]:
+def bundled_models() -> list[str]:
     """Names of the models that ship with elmojax; a directory of such a name is
     `./NAME`."""
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{OPTIONS}"))
@@ -62,7 +62,7 @@ def located(model: str | os.PathLike[str], step: int | None = None) -> Iterator[
     None = the newest), and unpacked for the time of the block."""
     if is_repository(model):
         path = fetch_repository(str(model))
-        with called(str(model), str(path)):
+        with name_in_errors(str(model), str(path)):
             yield path
         return
     if (copy := _brought(model, step)) is not None:
@@ -70,7 +70,7 @@ def located(model: str | os.PathLike[str], step: int | None = None) -> Iterator[
     elif is_url(model):
         path = fetch_model(str(model))
     else:
-        path = BUNDLED / model if model in bundled() else Path(model)
+        path = BUNDLED / model if model in bundled_models() else Path(model)
     if is_archive(path):
         with unpacked(path) as directory:
             yield directory
@@ -179,7 +179,7 @@ def fetch_model(url: str) -> Path:
         is not found, or what came is not JSON, not HDF5 or no sound archive (then it is
         not kept).
     """
-    address, sha256 = expected(url)
+    address, sha256 = split_address(url)
     if ARCHIVE.search(address):
         return unpacked_once(fetch(url))
     options, weights = _files(address)
@@ -239,11 +239,9 @@ def form_of(path: Path) -> Form:
     Raises:
       InputError: if there is none; it says what is there.
     """
-    try:
+    with reading(path):
         form = _form_of_directory(path) if path.is_dir() else _form_of_file(path)
         what = "" if form else _what(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     if form is None:
         raise InputError(f"{path} {what}.")
     return form
@@ -277,7 +275,8 @@ def _form_of_file(path: Path) -> Form | None:
         raise InputError(
             f"There is no model {str(path)!r}: give a run directory of `elmojax "
             "pretrain`, a directory or archive with options.json and weights.hdf5, or "
-            f"the name of a model that ships with elmojax ({', '.join(bundled())})."
+            "the name of a model that ships with elmojax "
+            f"({', '.join(bundled_models())})."
         )
     return None
 

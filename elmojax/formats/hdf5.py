@@ -21,15 +21,15 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 import h5py
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.atomic import local, replaced, unfailing
 from elmojax.config import WordTableConfig
-from elmojax.errors import InputError
+from elmojax.disk import local, replacing, unfailing
+from elmojax.errors import InputError, reading, writing
 from elmojax.formats.assembly import (
     Arrays,
     Stored,
@@ -43,6 +43,9 @@ from elmojax.formats.published import Shape, options_of, read_options
 from elmojax.model.bilm import ElmoParams, Placement
 from elmojax.shapes import Params
 from elmojax.text.vocabulary import Vocabulary
+
+ADVICE = "Choose another place, or free space."
+"""Where a file cannot be written."""
 
 
 def load_head(softmax_file: PathLike, projection: int) -> Params:
@@ -79,11 +82,8 @@ def save_token_embeddings(
     if path.exists() and not overwrite:
         raise InputError(f"{path} is there already; choose another name.")
     table = np.asarray(params.encoder["embedding"])
-    try:
-        with replaced(path) as partial:
-            write_arrays(partial, {"embedding": table})
-    except OSError as error:
-        unwritable(path, error)
+    with writing(path, ADVICE), replacing(path) as partial:
+        write_arrays(partial, {"embedding": table})
 
 
 OPTIONS, WEIGHTS = "options.json", "weights.hdf5"
@@ -132,11 +132,8 @@ def open_hdf5(path: Path, options: object = "") -> Iterator[Arrays]:
       path: the file.
       options: as for `Arrays`.
     """
-    try:
-        with open(path, "rb") as plain:
-            start = plain.read(8)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    with reading(path), open(path, "rb") as plain:
+        start = plain.read(8)
     if not h5py.is_hdf5(path):
         what = "text" if start.strip() and start.isascii() else "something else"
         raise InputError(
@@ -263,7 +260,7 @@ def staged(
             "--overwrite (overwrite=True) to replace the model in it."
         )
     stage, made = directory / f".partial-{os.getpid()}", not directory.exists()
-    try:
+    with writing(directory, ADVICE):
         stage.mkdir(parents=True)
         try:
             yield stage
@@ -281,12 +278,3 @@ def staged(
             shutil.rmtree(stage, ignore_errors=True)
             if made:
                 directory.rmdir()
-    except OSError as error:
-        unwritable(directory, error)
-
-
-def unwritable(path: Path, error: OSError) -> NoReturn:
-    raise InputError(
-        f"{path} cannot be written: {error.strerror or error}. Choose another place, "
-        "or free space."
-    ) from error

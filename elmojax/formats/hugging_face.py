@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from elmojax.atomic import local, read_object
+from elmojax.disk import local, read_object
 from elmojax.errors import InputError, one_line
 from elmojax.formats.assembly import (
     Arrays,

@@ -101,14 +101,14 @@ def load_manylangs(path: Path, *, sharding: Placement = None) -> ElmoParams:
     options = _shape(path)
     words = _entries(path / WORDS, WORD_MARKS)
     config = _config(options, words, _entries(path / CHARACTERS, CHARACTER_MARKS))
-    places = placements(config, sharding)
+    shardings = placements(config, sharding)
     needs = f"{options.where}, with the dictionaries,"
     embedder, encoder = (
         Arrays.of(read_torch(path / name), path / name, needs)
         for name in (EMBEDDER, ENCODER)
     )
     tree = {"encoder": _encoder(embedder, config), "lstm": _lstm(encoder, config.lstm)}
-    placed = {part: to_jax(leaves, places[part]) for part, leaves in tree.items()}
+    placed = {part: to_jax(leaves, shardings[part]) for part, leaves in tree.items()}
     return from_tree(config, placed)
 
 
@@ -120,14 +120,14 @@ def _shape(path: Path) -> Options:
     if not name:
         raise config.wrong("config_path", f"the name of a file such as {SHAPE}")
     here = path.resolve()
-    places = [
+    folders = [
         directory / below
         for directory in (here, here.parent, here.parent.parent)
         for below in ("", "configs")
     ]
-    for place in places:
-        if (place / name).is_file():
-            return read_options(place / name)
+    for folder in folders:
+        if (folder / name).is_file():
+            return read_options(folder / name)
     if name == SHAPE:
         return Options(PUBLISHED, f"{SHAPE} as published")
     raise InputError(

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from elmojax.arguments import require, shown
-from elmojax.atomic import parse_json
 from elmojax.config import (
     CharCnnConfig,
     ElmoConfig,
@@ -30,6 +29,7 @@ from elmojax.config import (
     LstmConfig,
     WordTableConfig,
 )
+from elmojax.disk import parse_json
 from elmojax.errors import InputError
 
 GATES = ("i", "j", "f", "o")  # order of the column blocks of W_0 and of B

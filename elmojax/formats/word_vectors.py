@@ -25,8 +25,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from elmojax.atomic import replaced
-from elmojax.errors import InputError
+from elmojax.disk import replacing
+from elmojax.errors import InputError, writing
 from elmojax.text.packed import open_content
 
 LONGEST = 1 << 22
@@ -316,17 +316,15 @@ def write_word_vectors(
       InputError: if it cannot be written.
     """
     form = " ".join(["%.9g"] * vectors.shape[1]) + "\n"
-    try:
-        with replaced(path) as partial, open(partial, "xb") as file:
-            file.write(f"{len(words)} {vectors.shape[1]}\n".encode())
-            for word, row in zip(words, vectors, strict=True):
-                values = row.astype("<f4")
-                data = values.tobytes() + b"\n"
-                if not binary:
-                    data = (form % tuple(values.tolist())).encode()
-                file.write(word.encode() + b" " + data)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}. Make room, or name "
-            "another file."
-        ) from error
+    with (
+        writing(path, "Make room, or name another file."),
+        replacing(path) as partial,
+        open(partial, "xb") as file,
+    ):
+        file.write(f"{len(words)} {vectors.shape[1]}\n".encode())
+        for word, row in zip(words, vectors, strict=True):
+            values = row.astype("<f4")
+            data = values.tobytes() + b"\n"
+            if not binary:
+                data = (form % tuple(values.tolist())).encode()
+            file.write(word.encode() + b" " + data)

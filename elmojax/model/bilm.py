@@ -17,9 +17,9 @@ from elmojax.arguments import checked, require, shown
 from elmojax.config import CharCnnConfig, ElmoConfig, UnicodeCnnConfig
 from elmojax.errors import InputError, one_line
 from elmojax.model.char_cnn import CharCnn, UnicodeCnn, WordTable
-from elmojax.model.lstm import BiLstm, Reset
+from elmojax.model.lstm import BiLstm, LstmState
 from elmojax.model.ops import Dtype, Platform, require_own_process
-from elmojax.model.state import LstmState
+from elmojax.model.recurrence import Reset
 from elmojax.shapes import Inputs, Key, Lengths, Params
 
 
@@ -186,14 +186,14 @@ def placements(config: ElmoConfig, sharding: Placement) -> Params:
     """
     shapes = tree_shapes(config)
 
-    def fitting(leaf: Any, place: Any) -> Any:
-        if place is not None:
-            place.shard_shape(leaf.shape)
-        return place
+    def fitting(leaf: Any, sharding: Any) -> Any:
+        if sharding is not None:
+            sharding.shard_shape(leaf.shape)
+        return sharding
 
     try:
         full = from_tree(config, shapes)
-        full = jax.tree.broadcast(sharding, full, is_leaf=lambda place: place is None)
+        full = jax.tree.broadcast(sharding, full, is_leaf=lambda leaf: leaf is None)
         return jax.tree.map(fitting, shapes, full.tree)
     except (ValueError, AttributeError) as error:
         why = one_line(error)

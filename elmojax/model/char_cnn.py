@@ -276,8 +276,8 @@ class CharCnn(nn.Module):
         run = self._encode
         if self.mesh is not None:
             words = P(("data", "model"))
-            places: Any = {"in_specs": (P(), words), "out_specs": words}
-            run = jax.shard_map(run, mesh=self.mesh, check_vma=False, **places)
+            specs: Any = {"in_specs": (P(), words), "out_specs": words}
+            run = jax.shard_map(run, mesh=self.mesh, check_vma=False, **specs)
         x = _shards_together(
             self.mesh, run((table, convolutions, highways, last), tables)
         )

@@ -100,7 +100,7 @@ class ScalarMix(nn.Module):
         mixed = mix_layers(layers, mix_weights(s, gamma))
         # The mask apart: it may lie otherwise on a mesh than what is mixed.
         kept = jnp.ones(mixed.shape, mixed.dtype)
-        rate: Any = np.float32(self.dropout)  # as in `ops.dropped`
+        rate: Any = np.float32(self.dropout)  # as in `ops.apply_dropout`
         return mixed * nn.Dropout(rate)(kept, deterministic=deterministic)
 
 

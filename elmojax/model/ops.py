@@ -6,8 +6,9 @@ the run; sums are float32, and so is what leaves it: activations, and in the bac
 pass the gradients of weights and of activations, whose products are rounded the same
 way. Weights, biases, states, clips and sums over devices are float32 throughout.
 
-Beside it: where values lie on a mesh, `cast`, forms of one computation for CPUs and for
-accelerators (the numbers are the same), dropout, and sums over chunks of positions.
+Beside it: meshes of this process and where values lie on them, `cast`, forms of one
+computation for CPUs and for accelerators (the numbers are the same), dropout, and sums
+over chunks of positions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.arguments import checked, shown
@@ -70,13 +71,16 @@ def alike(tree: Tree) -> Tree:
     return jax.tree.map(functools.partial(varying_as, first), tree)
 
 
-def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., Result]:
+def automatic(
+    run: Callable[..., Result], out_specs: Any = None
+) -> Callable[..., Result]:
     """`run`, which then takes arrays on mesh axes of any type; for inside of `jit`.
 
     On axes of type Explicit (those of `jax.make_mesh` unless told otherwise) JAX wants
     to know of each operation where its result lies. Inside of `run` these axes are
-    Auto, so that the compiler works that out, and the results lie at `places`, a tree
-    of `PartitionSpec`s (None = whole on every device). Elsewhere `run` stays as it is.
+    Auto, so that the compiler works that out, and the results lie as `out_specs`, a
+    tree of `PartitionSpec`s, say (None = whole on every device). Elsewhere `run` stays
+    as it is.
 
     Positional arguments are arrays or trees of them; others go by name.
     """
@@ -87,18 +91,17 @@ def automatic(run: Callable[..., Result], places: Any = None) -> Callable[..., R
         mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
         if mesh is None:
             return run(*arrays, **others)
-        whole = NamedSharding(mesh, P())
+        replicated = out = NamedSharding(mesh, P())
 
-        def placed(leaf: Any) -> Any:
+        def on_mesh(leaf: Any) -> Any:
             nowhere = jax.typeof(leaf).sharding.mesh.empty
-            return jax.sharding.reshard(leaf, whole) if nowhere else leaf
+            return jax.sharding.reshard(leaf, replicated) if nowhere else leaf
 
-        there = whole
-        if places is not None:
-            there = jax.tree.map(functools.partial(NamedSharding, mesh), places)
+        if out_specs is not None:
+            out = jax.tree.map(functools.partial(NamedSharding, mesh), out_specs)
         axes = mesh.explicit_axes
-        inside = jax.sharding.auto_axes(run, axes=axes, out_sharding=there)
-        return inside(*jax.tree.map(placed, arrays), **others)
+        inside = jax.sharding.auto_axes(run, axes=axes, out_sharding=out)
+        return inside(*jax.tree.map(on_mesh, arrays), **others)
 
     return free
 
@@ -127,6 +130,60 @@ def outside_meshes(run: Callable[Arguments, Result]) -> Callable[Arguments, Resu
             return run(*args, **kwargs)
 
     return alone
+
+
+def local_mesh(rows: int = 0) -> Mesh | None:
+    """The devices of this process along `data`: all, or the most that share `rows`
+    evenly. None where there is a single one, or JAX was told which one to take."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+    if count == 1 or jax.config.values["jax_default_device"]:
+        return None
+    return jax.make_mesh(
+        (count, 1),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[:count],
+    )
+
+
+def along_data(mesh: Mesh) -> Mesh:
+    """The devices along `data`, of other axes the first: a mesh of this axis alone.
+
+    Raises:
+      InputError: if there is no such axis, or it has devices of other processes.
+    """
+    if "data" not in mesh.axis_names:
+        raise InputError(
+            f"The mesh has the axes {', '.join(mesh.axis_names)} and none of the name "
+            "data, over which sentences are split; make one with "
+            "jax.make_mesh((jax.local_device_count(),), ('data',))."
+        )
+    first = tuple(slice(None) if name == "data" else 0 for name in mesh.axis_names)
+    devices = mesh.devices[first]
+    if {device.process_index for device in devices} != {jax.process_index()}:
+        raise InputError(
+            "The mesh has devices of other processes, and each process embeds "
+            "sentences of its own; make one of jax.local_devices()."
+        )
+    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+    """On every device; None without a mesh, for JAX's default one."""
+    return None if mesh is None else NamedSharding(mesh, P())
+
+
+def per_device(
+    mesh: Mesh | None, function: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`function` by every device for itself, with its share of the arrays as the
+    `PartitionSpec`s say; as it is without a mesh."""
+    if mesh is None:
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
 Dtype: TypeAlias = Any
@@ -278,7 +335,7 @@ def row_keys(key: Array, rows: Array) -> Array:
     return jax.vmap(partial(jax.random.fold_in, key))(rows)
 
 
-def dropped(x: Array, rate: float, keys: Array, layer: int) -> Array:
+def apply_dropout(x: Array, rate: float, keys: Array, layer: int) -> Array:
     """x [time, two, rows, width] with a share `rate` of 0, the rest scaled up."""
 
     def draw(key: Array) -> Array:
@@ -348,7 +405,7 @@ def in_chunks(
     """
     positions = jax.tree.leaves(arrays)[0].shape[1]
     chunks = max(1, -(-positions // size))
-    arrays = jax.tree.map(lambda array: filled(array, chunks * size), arrays)
+    arrays = jax.tree.map(lambda array: pad_positions(array, chunks * size), arrays)
 
     def part(n: Any) -> Any:
         return jax.tree.map(
@@ -371,7 +428,7 @@ def in_chunks(
     return sums, jax.tree.map(lambda array: array[:, :positions], outputs)
 
 
-def filled(array: Array, length: int) -> Array:
+def pad_positions(array: Array, length: int) -> Array:
     """[shards, positions, ...] with zeros after the last position."""
     more = (0, length - array.shape[1])
     return jnp.pad(array, [(0, 0), more, *[(0, 0)] * (array.ndim - 2)])

@@ -21,8 +21,15 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.model.ops import Dtype, Static, contract, filled, in_chunks, weighted_sum
-from elmojax.model.softmax import rounded
+from elmojax.model.cluster_loss import round_matrices
+from elmojax.model.ops import (
+    Dtype,
+    Static,
+    contract,
+    in_chunks,
+    pad_positions,
+    weighted_sum,
+)
 from elmojax.shapes import Params
 
 TILE = 1 << 22
@@ -70,7 +77,7 @@ def _everywhere(
     """All directions; on a mesh every device takes a share of their positions."""
     (mesh, dtype), (*arrays, candidates) = static, directions
     shares = jax.tree.map(partial(_shares, mesh), tuple(arrays))
-    run = partial(_one_pass, gradient, rounded(params, dtype))
+    run = partial(_one_pass, gradient, round_matrices(params, dtype))
     losses, d_params, d_x = zip(*map(run, candidates, *shares), strict=True)
     d_params = jax.tree.map(lambda *leaves: sum(leaves).sum(0), *d_params)
     d_hidden = jax.tree.map(_joined, d_x, arrays[0]) if gradient else None
@@ -85,10 +92,10 @@ def _shares(mesh: Mesh | None, array: Array) -> Array:
     if mesh is None:
         return array
     model, (shards, positions, *more) = mesh.shape["model"], array.shape
-    array = filled(array, -(-positions // model) * model)
-    place = NamedSharding(mesh, P(("data", "model")))
+    array = pad_positions(array, -(-positions // model) * model)
+    sharding = NamedSharding(mesh, P(("data", "model")))
     array = array.reshape(shards * model, -1, *more)
-    return lax.with_sharding_constraint(array, place)
+    return lax.with_sharding_constraint(array, sharding)
 
 
 def _joined(array: Array, like: Array) -> Array:
@@ -117,10 +124,10 @@ def _one_pass(
     drawn = [as_float32(a[rows]) for a in (kernel, shift)]
 
     def loss_of(drawn: Any, x: Array, own: Any, target: Array) -> Array:
-        (table, bias), (row, own_bias) = drawn, own
-        logits = contract("pd,sd->ps", x, table, dtype) + bias[None]
+        (kernels, biases), (own_kernel, own_bias) = drawn, own
+        logits = contract("pd,sd->ps", x, kernels, dtype) + biases[None]
         logits = jnp.where(target[:, None] == rows[None], NEVER, logits)
-        true = (x * row).sum(-1) + own_bias
+        true = (x * own_kernel).sum(-1) + own_bias
         largest = lax.stop_gradient(jnp.maximum(true, logits.max(-1)))
         total = jnp.exp(true - largest) + jnp.exp(logits - largest[:, None]).sum(-1)
         return largest + jnp.log(total) - true

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from elmojax.text.corpus import Corpus
-from elmojax.text.negatives import Negatives, check_samples, filled, negatives
+from elmojax.text.negatives import Negatives, check_samples, negatives, pad_words
 from elmojax.text.tables import Members, Sizes, WordTables, each_size
 from elmojax.text.vocabulary import BEGIN_ID, END_ID
 
@@ -125,7 +125,7 @@ class TrainingText:
             parts=words.shards * microbatches,
             edges=words.edges,
             split=words.split,
-            every=words.every,
+            each_position=words.each_position,
             samples=samples,
             seed=seed,
         )
@@ -201,15 +201,15 @@ def steps_of(positions: int, rows: int, window: int, epochs: float) -> int:
     return max(1, round(-(-epochs * row_positions // window)))
 
 
-class Places(NamedTuple):
+class HeldoutPositions(NamedTuple):
     """Where the positions of a held-out batch come from; [rows, window]."""
 
-    counts: np.ndarray
+    real: np.ndarray
     """bool: whether it is a position of the text, and no filling."""
     sentence: np.ndarray
     """Number of its sentence."""
-    at: np.ndarray
-    """Position in its sentence, from 0."""
+    position: np.ndarray
+    """In its sentence, from 0."""
 
 
 def heldout_batches(
@@ -218,15 +218,15 @@ def heldout_batches(
     rows: int,
     window: int,
     sizes: Sizes | None = None,
-) -> Iterator[tuple[Batch, Places]]:
+) -> Iterator[tuple[Batch, HeldoutPositions]]:
     """All positions once, in file order: whole sentences, dealt to rows in stretches.
 
     Rows end at different steps; positions past the end of a row weigh 0. Arrays have
     the sizes of `heldout_sizes`, unless larger ones are given.
     """
     sizes = sizes or heldout_sizes(corpus, words, rows, window)
-    for text, places in _heldout(corpus, words, rows, window):
-        yield text.batch(sizes), places
+    for text, positions in _heldout(corpus, words, rows, window):
+        yield text.batch(sizes), positions
 
 
 def heldout_sizes(corpus: Corpus, words: WordTables, rows: int, window: int) -> Sizes:
@@ -237,7 +237,7 @@ def heldout_sizes(corpus: Corpus, words: WordTables, rows: int, window: int) -> 
 
 def _heldout(
     corpus: Corpus, words: WordTables, rows: int, window: int
-) -> Iterator[tuple[_StepText, Places]]:
+) -> Iterator[tuple[_StepText, HeldoutPositions]]:
     sentences = len(corpus.offsets) - 1
     order = _order(corpus, np.arange(sentences))
     marks = np.arange(rows + 1) * order.starts[-1] // rows
@@ -250,7 +250,7 @@ def _heldout(
         types = np.where(counts, _types_at(corpus, order, where), BEGIN_ID)
         text = _StepText(words, types, counts.astype(np.float32), words.shards)
         sentence = np.searchsorted(order.starts, where, side="right") - 1
-        yield text, Places(counts, sentence, where - order.starts[sentence])
+        yield text, HeldoutPositions(counts, sentence, where - order.starts[sentence])
 
 
 class _StepText:
@@ -291,7 +291,7 @@ class _StepText:
         tails = zip(*self._members, strict=True)
         return Sizes(
             tuple(max(map(len, table)) for table in words),
-            tuple(max(len(places) for places, _ in tail) for tail in tails),
+            tuple(max(len(positions) for positions, _ in tail) for tail in tails),
             0 if self.drawn is None else len(self.drawn.words),
         )
 
@@ -323,9 +323,9 @@ class _StepText:
         """One tail cluster of all pieces, which have this shape."""
         positions = np.full((len(pieces), size), self._inputs[0].size, np.int32)
         targets = np.zeros((len(pieces), size), np.int32)
-        for piece, (places, names) in enumerate(pieces):
-            positions[piece, : len(places)] = places
-            targets[piece, : len(places)] = names
+        for piece, (here, names) in enumerate(pieces):
+            positions[piece, : len(here)] = here
+            targets[piece, : len(here)] = names
         return Members(*(a.reshape(*shape, size) for a in (positions, targets)))
 
     def _negatives(
@@ -334,7 +334,7 @@ class _StepText:
         """The same drawn words for all microbatches, and the targets of each."""
         if self.drawn is None:
             return None
-        drawn = filled(self.drawn, self.words.vocabulary, size)
+        drawn = pad_words(self.drawn, self.words.vocabulary, size)
         same = (np.broadcast_to(array, (*lead, *array.shape)) for array in drawn)
         targets = split_rows(drawn.targets, 1, *self._split).reshape(shape)
         return Negatives(*same)._replace(targets=targets)

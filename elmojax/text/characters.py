@@ -97,6 +97,16 @@ def byte_lengths(words: Sequence[str]) -> np.ndarray:
     return np.fromiter(sizes, np.int64, len(words))
 
 
+def narrow_columns(encoder: CharCnnConfig | UnicodeCnnConfig, characters: int) -> int:
+    """Columns that words of so many characters need, their two marks counted.
+
+    One window of nothing but padding is as good for a maximum as many, so columns past
+    it say nothing.
+    """
+    widest = max(width for width, _ in encoder.filters)
+    return min(characters + widest, encoder.max_characters)
+
+
 @checked
 def batch_to_ids(
     batch: Iterable[Sequence[str]], max_characters: int = 50

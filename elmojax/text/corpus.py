@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from elmojax.atomic import Record, map_array, read_object, sha256_of
 from elmojax.cloud import bring
-from elmojax.errors import InputError
+from elmojax.disk import Record, map_array, read_object, sha256_of
+from elmojax.errors import InputError, reading
 from elmojax.text.characters import byte_lengths
 from elmojax.text.vocabulary import Vocabulary, read_words
 
@@ -152,15 +152,13 @@ def _damaged(path: Path, what: str) -> InputError:
 
 def _check_part(path: Path, part: Record) -> None:
     """`InputError` unless a file is the one that was written, to the bit."""
-    try:
+    with reading(path):
         size = path.stat().st_size if path.is_file() else None
         if size != part["bytes"]:
             was = "is missing" if size is None else f"has {size} bytes"
             raise _damaged(path, f"{was}, and should have {part['bytes']}")
         if sha256_of(path) != part["sha256"]:
             raise _damaged(path, "has changed since it was made: its SHA-256 differs")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _read_types(path: Path, count: int) -> list[str]:

@@ -24,40 +24,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from elmojax.arguments import checked, require
-from elmojax.atomic import local
+from elmojax.disk import local
 from elmojax.errors import InputError
-from elmojax.text.characters import BEGIN, END, byte_limit
-from elmojax.text.formats import LONGEST, READERS, Format
+from elmojax.text.characters import byte_limit
+from elmojax.text.formats import LONGEST, READERS, Format, TextBlock
 from elmojax.text.packed import open_content
 
 Errors = Literal["strict", "replace"]
 
 _BLOCK = 1 << 20
-
-
-class TextBlock(NamedTuple):
-    """Some successive lines of a text."""
-
-    first_line: int
-    """Number of the first line, from 1."""
-    lines: list[str]
-    replaced: int
-    """Lines with undecodable bytes, which became U+FFFD."""
-    position: int
-    """How far reading has come: bytes of the file as it lies on disk."""
-    tabs: bool = False
-    """Whether tabs alone set words apart, as where lines are made of other formats."""
-    names: list[str] | None = None
-    """The ids of the lines, in FASTA."""
-
-    def sentences(self) -> Iterator[list[str]]:
-        """The words of each line."""
-        return (words_of(line, self.tabs) for line in self.lines)
 
 
 Patterns: TypeAlias = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -106,26 +86,6 @@ def read_lines(
         yield from enumerate(block.sentences(), block.first_line)
 
 
-def words_of(line: str, tabs: bool = False) -> list[str]:
-    """The words of a line: what spaces and tabs set apart, or `tabs` alone.
-
-    `<S>` at its beginning and `</S>` at its end are left out: elmojax puts them around
-    every sentence by itself, and twice they would change all numbers.
-    """
-    words = split(line) if not tabs else line.split("\t") if line else []
-    if words and words[0] == BEGIN:
-        del words[0]
-    if words and words[-1] == END:
-        del words[-1]
-    return words
-
-
-def split(line: str) -> list[str]:
-    """What spaces and tabs set apart in a line."""
-    parts = line.replace("\t", " ").split(" ")
-    return parts if "" not in parts else [part for part in parts if part]
-
-
 def read_blocks(
     path: str | os.PathLike[str], errors: Errors = "strict", format: Format = "text"
 ) -> Iterator[TextBlock]:
@@ -146,12 +106,12 @@ def _read_blocks(
 ) -> Iterator[TextBlock]:
     number, rest = 1, b""
     with contextlib.ExitStack() as stack:
-        with _named(path):
+        with _reading_text(path):
             raw, stream = stack.enter_context(open_content(path))
             if format == "text":
                 _refuse_columns(stream.peek(), path)
         while True:
-            with _named(path):
+            with _reading_text(path):
                 data = stream.read(_BLOCK)
                 position = raw.tell() if raw.seekable() else 0
             # Only what follows the last line feed is carried into the next block.
@@ -244,7 +204,7 @@ def _refuse_columns(head: bytes, path: object) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: object) -> Iterator[None]:
+def _reading_text(path: object) -> Iterator[None]:
     """Turns what reading can raise into an `InputError` that names the file."""
     try:
         yield
@@ -382,14 +342,14 @@ class Text:
         """The number of a line in the file, from 0."""
         return line if self.lines is None else int(self.lines[line])
 
-    def places(self, line: int) -> np.ndarray | None:
+    def positions_in(self, line: int) -> np.ndarray | None:
         """Of one line, where some are left out, the positions."""
         return None
 
     def kept(self, line: int, words: list[str]) -> list[str]:
         """Those of the words of a line that are not left out."""
-        places = self.places(line)
-        return words if places is None else [words[place] for place in places]
+        positions = self.positions_in(line)
+        return words if positions is None else [words[at] for at in positions]
 
     def changed(self) -> InputError:
         """The error for a file that is no longer what it was."""

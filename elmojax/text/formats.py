@@ -16,19 +16,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-from elmojax.atomic import parse_json
+from elmojax.disk import parse_json
 from elmojax.errors import InputError
-
-if TYPE_CHECKING:
-    from elmojax.text.files import TextBlock
+from elmojax.text.characters import BEGIN, END
 
 Format = Literal["text", "conllu", "jsonl", "fasta"]
-Reader: TypeAlias = "Callable[[Iterator[TextBlock], object], Iterator[TextBlock]]"
-
 LONGEST = 64 << 20
 """Bytes of a line, and letters of a protein."""
+
+
+class TextBlock(NamedTuple):
+    """Some successive lines of a text."""
+
+    first_line: int
+    """Number of the first line, from 1."""
+    lines: list[str]
+    replaced: int
+    """Lines with undecodable bytes, which became U+FFFD."""
+    position: int
+    """How far reading has come: bytes of the file as it lies on disk."""
+    tabs: bool = False
+    """Whether tabs alone set words apart, as where lines are made of other formats."""
+    names: list[str] | None = None
+    """The ids of the lines, in FASTA."""
+
+    def sentences(self) -> Iterator[list[str]]:
+        """The words of each line."""
+        return (words_of(line, self.tabs) for line in self.lines)
+
+
+def words_of(line: str, tabs: bool = False) -> list[str]:
+    """The words of a line: what spaces and tabs set apart, or `tabs` alone.
+
+    `<S>` at its beginning and `</S>` at its end are left out: elmojax puts them around
+    every sentence by itself, and twice they would change all numbers.
+    """
+    words = split(line) if not tabs else line.split("\t") if line else []
+    if words and words[0] == BEGIN:
+        del words[0]
+    if words and words[-1] == END:
+        del words[-1]
+    return words
+
+
+def split(line: str) -> list[str]:
+    """What spaces and tabs set apart in a line."""
+    parts = line.replace("\t", " ").split(" ")
+    return parts if "" not in parts else [part for part in parts if part]
+
+
+Reader: TypeAlias = Callable[[Iterator[TextBlock], object], Iterator[TextBlock]]
 
 
 def conllu(blocks: Iterator[TextBlock], path: object) -> Iterator[TextBlock]:
@@ -50,8 +89,8 @@ def conllu(blocks: Iterator[TextBlock], path: object) -> Iterator[TextBlock]:
         yield block._replace(lines=["\t".join(words)], replaced=0, tabs=True)
 
 
-def _form(row: str, place: int, where: str) -> str | None:
-    """The word of a row, which must be that of its place (from 1) in the sentence;
+def _form(row: str, number: int, where: str) -> str | None:
+    """The word of a row, which must be that of its number (from 1) in the sentence;
     None for a range and for an empty node."""
     columns = row.split("\t")
     if len(columns) != 10:
@@ -62,10 +101,10 @@ def _form(row: str, place: int, where: str) -> str | None:
     name, form = columns[:2]
     if re.fullmatch(r"[0-9]+[-.][0-9]+", name):
         return None
-    if name != str(place):
+    if name != str(number):
         raise InputError(
             f"{where} is word {name!r:.40}, and the next of its sentence is word "
-            f"{place}; number words from 1, and end each sentence by a blank line."
+            f"{number}; number words from 1, and end each sentence by a blank line."
         )
     if not form.strip(" ") or "\0" in form:
         raise InputError(f"{where} has no word in its column 2 (FORM); write one.")
@@ -97,11 +136,11 @@ def _listed(line: str, where: str) -> str:
             f"{where} is no list of words but {line:.40}; write each sentence as "
             '["The", "bank"], a list of strings and nothing around it.'
         )
-    for place, word in enumerate(words, 1):
+    for number, word in enumerate(words, 1):
         if not word.strip(" ") or _NO_LETTERS.search(word):
             what = "holds a tab, an end of line, a NUL or half a character"
             raise InputError(
-                f"{where}: word {place}, {word!r:.40}, "
+                f"{where}: word {number}, {word!r:.40}, "
                 f"{what if word.strip(' ') else 'is empty'}; mend it or leave it out."
             )
     return "\t".join(words)

@@ -97,7 +97,7 @@ def negatives(
     )
 
 
-def filled(drawn: Negatives, vocabulary: int, size: int) -> Negatives:
+def pad_words(drawn: Negatives, vocabulary: int, size: int) -> Negatives:
     """The same with so many words, the last of which are none."""
     more = size - len(drawn.words)
     none = vocabulary + np.arange(more, dtype=np.int32)
@@ -107,7 +107,7 @@ def filled(drawn: Negatives, vocabulary: int, size: int) -> Negatives:
     )
 
 
-def named(
+def expected_names(
     targets: np.ndarray, samples: int, draws: float, seed: int
 ) -> tuple[float, float]:
     """How many words a step names: mean and variance.

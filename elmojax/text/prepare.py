@@ -14,29 +14,27 @@ Four.
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import json
 import os
-import re
 import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from elmojax import atomic
+from elmojax import disk
 from elmojax.arguments import checked
-from elmojax.errors import InputError, one_line
+from elmojax.errors import InputError
 from elmojax.text import characters, files
 from elmojax.text.corpus import FORMAT, PARTS, SUMMARY, Corpus
-from elmojax.text.files import Oddities, TextBlock
-from elmojax.text.formats import Format
+from elmojax.text.files import Oddities
+from elmojax.text.formats import Format, TextBlock
+from elmojax.text.tfds import TfdsText, open_tfds
 from elmojax.text.vocabulary import (
     SPECIALS,
     UNKNOWN_ID,
@@ -81,17 +79,17 @@ def build(
         vocabulary = Vocabulary.from_counts(types, counts, size, least)
     tokens = raw_words.stat().st_size // 4
     sentences = raw_offsets.stat().st_size // 8 - 1
-    ranked = (row[chunk] for chunk in atomic.read_chunks(raw_words, "<i4"))
-    offsets_read = atomic.read_chunks(raw_offsets, "<i8")
+    ranked = (row[chunk] for chunk in disk.read_chunks(raw_words, "<i4"))
+    offsets_read = disk.read_chunks(raw_offsets, "<i8")
     vocabulary_part, types_part, counts_part, words_part, offsets_part = (
         directory / name for name in PARTS
     )
     written = (
-        atomic.write_bytes(vocabulary_part, write_words(vocabulary.words)),
-        atomic.write_bytes(types_part, write_words(types)),
-        atomic.write_array(counts_part, "<i8", len(types), [counts]),
-        atomic.write_array(words_part, "<i4", tokens, ranked),
-        atomic.write_array(offsets_part, "<i8", sentences + 1, offsets_read),
+        disk.write_bytes(vocabulary_part, write_words(vocabulary.words)),
+        disk.write_bytes(types_part, write_words(types)),
+        disk.write_array(counts_part, "<i8", len(types), [counts]),
+        disk.write_array(words_part, "<i4", tokens, ranked),
+        disk.write_array(offsets_part, "<i8", sentences + 1, offsets_read),
     )
     raw_words.unlink()
     raw_offsets.unlink()
@@ -100,7 +98,7 @@ def build(
     info |= _figures(types, counts, vocabulary, request["max_characters"])
     info |= {**skipped, "parts": dict(zip(PARTS, written, strict=True))}
     summary = json.dumps(info, indent=2) + "\n"
-    atomic.write_bytes(directory / SUMMARY, summary.encode("ascii"))
+    disk.write_bytes(directory / SUMMARY, summary.encode("ascii"))
     return info, odd
 
 
@@ -155,7 +153,7 @@ def _ranked(
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Types by falling count, their counts, and the rank of each provisional id."""
     counts = np.zeros(len(seen), np.int64)
-    for chunk in atomic.read_chunks(raw_words, "<i4"):
+    for chunk in disk.read_chunks(raw_words, "<i4"):
         counts += np.bincount(chunk, minlength=len(seen))
     order = np.arange(len(seen))
     first = len(SPECIALS)
@@ -179,17 +177,6 @@ def _figures(
         "truncated_words": int(counts[sizes > limit].sum()),
         "bytes": int((counts * (sizes + 1)).sum()),
     }
-
-
-class TfdsText(NamedTuple):
-    """One split of a data set that TFDS has prepared on disk as array_record."""
-
-    name: str
-    """As for TFDS: name, name/config, and :version after either."""
-    split: str = "train"
-    data_dir: str | os.PathLike[str] | None = None
-    """Where TFDS keeps its data; none = $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    feature: str = "text"
 
 
 @checked
@@ -226,7 +213,7 @@ def prepare(
     replaces a prepared corpus, and nothing else.
     """
     started = time.perf_counter()
-    out = Path(os.path.realpath(atomic.local(out)))
+    out = Path(os.path.realpath(disk.local(out)))
     request, sources = _sources(patterns, tfds, errors, format)
     max_vocabulary, min_count = check_limits(max_vocabulary, min_count)
     if vocabulary is not None and (max_vocabulary, min_count) != (None, 1):
@@ -245,7 +232,7 @@ def prepare(
         **({"about": list(about)} if about else {}),
         **({"text_format": format} if format != "text" else {}),
     }
-    with atomic.new_directory(out) as partial:
+    with disk.new_directory(out) as partial:
         replaces = _check_out(out, request, overwrite)
         info, odd = build(partial, sources, request, given, progress)
         status = "replaced" if replaces else "written"
@@ -260,7 +247,7 @@ def prepare(
                 "Choose another --out, or add --overwrite."
             )
         else:
-            atomic.install(partial, out, replaces)
+            disk.install(partial, out, replaces)
     seconds = time.perf_counter() - started
     speed = info["tokens"] / seconds
     report = {"status": status, "seconds": seconds, "words_per_second": speed}
@@ -279,8 +266,8 @@ def _sources(
     if tfds is not None and format != "text":
         raise InputError(f"--format {format} is for --text FILES; leave it out.")
     if tfds is not None:
-        recorded, source = _open_tfds(tfds, errors)
-        return {"files": [], "tfds": recorded}, [source]
+        recorded, name, size, blocks = open_tfds(tfds, errors)
+        return {"files": [], "tfds": recorded}, [Source(name, size, blocks)]
     sources = [
         Source(str(path), path.stat().st_size, files.read_blocks(path, errors, format))
         for path in files.expand(patterns)
@@ -297,7 +284,7 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        info = atomic.read_object(out / SUMMARY)
+        info = disk.read_object(out / SUMMARY)
         known = info["format"] is not None
     except (OSError, ValueError, KeyError):
         known = False
@@ -314,144 +301,6 @@ def _check_out(out: Path, request: dict[str, Any], overwrite: bool) -> bool:
             f"({', '.join(changed)}). Choose another --out, or add --overwrite."
         )
     return True
-
-
-def _open_tfds(text: TfdsText, errors: files.Errors) -> tuple[dict[str, Any], Source]:
-    """A TFDS split as a source, and what corpus.json says about it."""
-    directory = _tfds_directory(text)
-    for name in ("features.json", "dataset_info.json"):
-        _require_own_features(Path(directory, name))
-    # Imported here: slow, and needed for nothing else. It never loads TensorFlow.
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directory(directory)
-        splits = list(builder.info.splits)
-    except Exception as error:  # whatever a damaged or edited file makes TFDS raise
-        raise InputError(
-            f"The data set in {directory} cannot be read ({type(error).__name__}: "
-            f"{one_line(error)}): its dataset_info.json or features.json is damaged; "
-            "prepare it again with TFDS."
-        ) from error
-    if re.split(r"[\[+]", text.split)[0] not in splits:
-        raise InputError(
-            f"{text.name} in {directory} has no split {text.split!r}; it has "
-            f"{', '.join(splits)}."
-        )
-    features = builder.info.features
-    if features is None or text.feature not in features:
-        raise InputError(
-            f"{text.name} has no feature {text.feature!r}; it has "
-            f"{', '.join(sorted(features or ()))}."
-        )
-    try:
-        examples = builder.as_data_source(split=text.split)
-        count = len(examples)
-    except Exception as error:  # TFDS and array_record raise what they like
-        raise InputError(
-            f"Split {text.split!r} of {directory} cannot be read "
-            f"({type(error).__name__}: {one_line(error)}). TFDS data must be whole, "
-            "and prepared with file_format='array_record'."
-        ) from error
-    name = f"{builder.info.full_name} {text.split}"
-    recorded = {
-        "name": builder.info.full_name,
-        "split": text.split,
-        "feature": text.feature,
-        "examples": count,
-    }
-    blocks = _tfds_blocks(examples, text.feature, name, errors)
-    return recorded, Source(name, count, blocks)
-
-
-_CLASS = ("pythonClassName", "python_class_name", "type")
-_OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[\w.]+")
-
-
-def _require_own_features(path: Path) -> None:
-    """`InputError` for a file that names a class that is not TFDS's own.
-
-    TFDS imports the module of any class that it reads there: a data set from elsewhere
-    could run whatever Python finds.
-    """
-    classes: list[str] = []
-
-    def look(pairs: list[tuple[str, Any]]) -> None:
-        for key, value in pairs:
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and text.lstrip().startswith("{"):
-                    with contextlib.suppress(ValueError):
-                        parse(text)  # JSON in JSON, as TFDS reads it
-            if key in _CLASS and isinstance(value, str) and "." in value:
-                classes.append(value)
-
-    parse = partial(json.loads, object_pairs_hook=look)
-    try:
-        if path.exists():
-            atomic.parse_json(path.read_text("utf-8"), parse)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); restore it.") from error
-    for name in classes:
-        if not _OWN_FEATURE.fullmatch(name):
-            raise InputError(
-                f"{path} names {name!r}, which is no feature of TFDS itself, and other "
-                "code is not run. Prepare the data set with TFDS's own features."
-            )
-
-
-def _tfds_directory(text: TfdsText) -> str:
-    """The directory of the newest prepared version that the name can mean.
-
-    Found by its files, so a data set whose code is not installed can be read, and
-    nothing is ever downloaded.
-    """
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = atomic.local(os.path.expanduser(text.data_dir or default))
-    name, _, version = text.name.partition(":")
-    found = sorted(path.parent for path in root.glob("*/**/dataset_info.json"))
-    found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    paths = [path for path in found if path.parent == root / name]
-    paths = [path for path in paths if version in ("", path.name)]
-    if not paths:
-        names = [path.relative_to(root) for path in found]
-        there = ", ".join(f"{n.parent.as_posix()}:{n.name}" for n in names[:20])
-        raise InputError(
-            f"No TFDS data set {text.name!r} is prepared in {root}; there is "
-            f"{there or 'none'}. Set --data-dir, or prepare it with TFDS first "
-            "(file_format='array_record')."
-        )
-    numbers = [tuple(map(int, path.name.split("."))) for path in paths]
-    return str(paths[numbers.index(max(numbers))])
-
-
-def _tfds_blocks(
-    examples: Any, feature: str, name: str, errors: files.Errors
-) -> Iterator[files.TextBlock]:
-    step = 1024
-    for start in range(0, len(examples), step):
-        stop = min(start + step, len(examples))
-        try:
-            batch = examples.__getitems__(range(start, stop))
-        except Exception as error:  # array_record raises what it likes
-            raise InputError(
-                f"Examples {start} to {stop - 1} of {name} cannot be read: {error}"
-            ) from error
-        lines, replaced = [], 0
-        for number, example in enumerate(batch, start):
-            value = example[feature]
-            if isinstance(value, str):
-                value = value.encode("utf-8", "surrogateescape")
-            if not isinstance(value, bytes):
-                raise InputError(
-                    f"Feature {feature!r} of {name} is no text but "
-                    f"{type(value).__name__}; choose another --feature."
-                )
-            where = f"example {number} of {name}"
-            text = value.removesuffix(b"\n")
-            more, damaged = files.decode_lines(text, errors, where, 1)
-            lines += more
-            replaced += damaged
-        yield files.TextBlock(start + 1, lines, replaced, stop)
 
 
 SAMPLE_MIN_COUNT = 2

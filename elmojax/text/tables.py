@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from elmojax.config import CharCnnConfig, ElmoConfig, HeadConfig
-from elmojax.text.characters import byte_lengths, character_ids
+from elmojax.text.characters import byte_lengths, character_ids, narrow_columns
 from elmojax.text.corpus import Corpus
-from elmojax.text.negatives import named
+from elmojax.text.negatives import expected_names
 from elmojax.text.vocabulary import Vocabulary
 
 RARE = 1e-5
@@ -111,7 +111,7 @@ class Frequencies:
         parts: int = 1,
         edges: Sequence[int] = (),
         split: int = 1,
-        every: bool = False,
+        each_position: bool = False,
         samples: int = 0,
         seed: int = 0,
     ) -> Capacities:
@@ -122,7 +122,7 @@ class Frequencies:
           parts: shards times microbatches.
           edges: where tail clusters of the softmax begin and end.
           split: devices along `model`.
-          every: tables have a row for each position.
+          each_position: tables have a row for each, also of a word seen before.
           samples, seed: of a sampled softmax.
         """
         positions = rows * window // parts
@@ -139,13 +139,13 @@ class Frequencies:
             tails.append(2 * bound(mean, mean * (1 - tail), parts))
         names, all_names = 0, 0
         if samples:
-            found = named(self.targets, samples, draws * parts, seed)
+            found = expected_names(self.targets, samples, draws * parts, seed)
             names = bound(*found, 1)
             all_names = min(len(self.targets), 2 * (samples + rows * window))
         usual = Sizes(tuple(tables), tuple(tails), names).rounded(split)
         words = tuple(min(len(table), both) for table in self.words)
         limit = Sizes(words, (both,) * len(tails), all_names).rounded(split)
-        if every:
+        if each_position:
             whole = (up(both, split),)
             usual, limit = (s._replace(words=whole) for s in (usual, limit))
         return Capacities(each_size(min, usual, limit), limit)
@@ -196,14 +196,9 @@ SORT_BELOW = 128
 """Types a position above which the distinct ones are found by sorting positions."""
 
 
-def columns_of(encoder: CharCnnConfig) -> tuple[int, int]:
-    """Columns of the table of short words and of that of long ones.
-
-    A word has two marks. One window of nothing but padding is as good for a maximum as
-    many, so columns past it say nothing.
-    """
-    widest = max(width for width, _ in encoder.filters)
-    return min(SHORT + 2 + widest, encoder.max_characters), encoder.max_characters
+def table_columns(encoder: CharCnnConfig) -> tuple[int, int]:
+    """Columns of the table of short words and of that of long ones."""
+    return narrow_columns(encoder, SHORT + 2), encoder.max_characters
 
 
 class Members(NamedTuple):
@@ -232,7 +227,7 @@ class WordTables:
         vocabulary: Vocabulary,
         model: ElmoConfig,
         shards: int = 1,
-        every: bool = False,
+        each_position: bool = False,
         head: HeadConfig | None = None,
         split: int = 1,
         any_text: bool = False,
@@ -240,13 +235,13 @@ class WordTables:
         """What a corpus needs.
 
         Args:
-          every: a row for every position, repeated words too; to measure by.
+          each_position: a row for each, repeated words too; to measure by.
           head: the softmax, of which the tail clusters count; None = one without.
           split: devices along `model`, over which the rows of a table are split.
           any_text: a table of long words even where there are none, for the same shapes
             whatever the text.
         """
-        self.corpus, self.every = corpus, every
+        self.corpus, self.each_position = corpus, each_position
         self.targets = corpus.targets(vocabulary)
         self.vocabulary = len(vocabulary)
         self.shards = shards
@@ -257,10 +252,10 @@ class WordTables:
         self._ids: tuple[np.ndarray, ...] = ((self.targets + 1).astype(np.int32),)
         if not isinstance(model.encoder, CharCnnConfig):
             return
-        short, full = columns_of(model.encoder)
+        short, full = table_columns(model.encoder)
         wide = character_ids(corpus.types, full).astype(np.uint16)
         long = byte_lengths(corpus.types) > SHORT
-        if every or short == full:
+        if each_position or short == full:
             self.columns, self._ids = (full,), (wide,)
             return
         self.columns, self._ids = (short,), (wide[:, :short].copy(),)
@@ -285,7 +280,7 @@ class WordTables:
         What `np.unique` says, by marks in a table of all types, which is several times
         as fast unless there are few positions and very many types.
         """
-        if self.every:
+        if self.each_position:
             return (types.ravel(),)
         if len(self.targets) > SORT_BELOW * types.size:
             found = np.unique(types)
@@ -306,18 +301,18 @@ class WordTables:
         Args:
           found: what `distinct` says of `types`; sizes: rows of the tables.
         """
-        if self.every:
+        if self.each_position:
             return np.arange(types.size, dtype=np.int32).reshape(types.shape)
-        places = [
+        numbers = [
             begin + np.arange(len(some), dtype=np.int32)
             for begin, some in zip(np.cumsum([0, *sizes]), found, strict=False)
         ]
         if len(self.targets) > SORT_BELOW * types.size:
-            among, row = np.concatenate(found), np.concatenate(places)
+            among, row = np.concatenate(found), np.concatenate(numbers)
             order = np.argsort(among)
             return row[order][np.searchsorted(among[order], types)].astype(np.int32)
         row = np.empty(len(self.targets), np.int32)
-        for some, here in zip(found, places, strict=True):
+        for some, here in zip(found, numbers, strict=True):
             row[some] = here
         return row[types]
 
@@ -347,10 +342,10 @@ class WordTables:
         if len(self.edges) == 1:
             return []
         line = targets.transpose(2, 0, 1).ravel()
-        places = (line >= self.edges[0]).nonzero()[0]
-        rest = line[places]
+        tail = (line >= self.edges[0]).nonzero()[0]
+        rest = line[tail]
         clusters = []
         for low, high in pairwise(self.edges):
             here = ((rest >= low) & (rest < high)).nonzero()[0]
-            clusters.append((places[here], rest[here] - low))
+            clusters.append((tail[here], rest[here] - low))
         return clusters

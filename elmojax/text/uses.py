@@ -75,26 +75,26 @@ def use_in(words: Sequence[str], word: str, occurrence: int | None = None) -> Us
     Raises:
       InputError: if the word is not there, or it is not said which is meant.
     """
-    places = [place for place, one in enumerate(words) if one == word]
-    if not places:
+    positions = [n for n, one in enumerate(words) if one == word]
+    if not positions:
         listed = " ".join(words) or "none"
         listed = listed if len(listed) <= 200 else f"{listed[:200]}..."
         raise InputError(
             f"The sentence has no word {word!r:.80}: its words are what spaces set "
             f"apart ({listed}). Give one of them with --word."
         )
-    if occurrence is None and len(places) > 1:
+    if occurrence is None and len(positions) > 1:
         raise InputError(
-            f"{word!r:.80} stands {len(places)} times in the sentence; say which is "
-            f"meant, --occurrence 1 to {len(places)}."
+            f"{word!r:.80} stands {len(positions)} times in the sentence; say which is "
+            f"meant, --occurrence 1 to {len(positions)}."
         )
-    if (occurrence or 1) > len(places):
-        count = "once" if len(places) == 1 else f"{len(places)} times"
+    if (occurrence or 1) > len(positions):
+        count = "once" if len(positions) == 1 else f"{len(positions)} times"
         raise InputError(
             f"--occurrence is {occurrence}, and {word!r:.80} stands {count} in the "
             "sentence; give a smaller one."
         )
-    return Use(list(words), places[(occurrence or 1) - 1])
+    return Use(list(words), positions[(occurrence or 1) - 1])
 
 
 def find_uses(word: str, texts: Sequence[Text]) -> tuple[list[Use], list[str]]:
@@ -111,8 +111,8 @@ def find_uses(word: str, texts: Sequence[Text]) -> tuple[list[Use], list[str]]:
         for line, words in enumerate(text.sentences()):
             seen.update(words)
             uses += (
-                Use(words, place, number, line)
-                for place, one in enumerate(words)
+                Use(words, position, number, line)
+                for position, one in enumerate(words)
                 if one == word
             )
     if not uses:
@@ -141,7 +141,7 @@ class Occurrences(Text):
                 yield words
                 wanted = next(left, None)
 
-    def places(self, line: int) -> np.ndarray:
+    def positions_in(self, line: int) -> np.ndarray:
         return self.positions[self._starts[line] : self._starts[line + 1]]
 
     @cached_property
@@ -157,12 +157,12 @@ def occurrences_of(words: frozenset[str], text: Text) -> Occurrences:
     lines, sizes, positions = array("q"), array("i"), array("i")
     found, size = Counter[str](), 0
     for number, sentence in enumerate(text.sentences()):
-        places = [place for place, word in enumerate(sentence) if word in words]
-        if places:
+        here = [n for n, word in enumerate(sentence) if word in words]
+        if here:
             lines.append(number)
-            sizes.append(len(places))
-            positions.extend(places)
-            found.update(sentence[place] for place in places)
+            sizes.append(len(here))
+            positions.extend(here)
+            found.update(sentence[n] for n in here)
             size += len(" ".join(sentence).encode("utf-8")) + 1
     names = None if text.names is None else [text.names[number] for number in lines]
     kept = {

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from elmojax.arguments import require
-from elmojax.atomic import replaced
 from elmojax.config import Count, VocabularySize
+from elmojax.disk import replacing
 from elmojax.errors import InputError
 
 SPECIALS = ("<S>", "</S>", "<UNK>")
@@ -116,10 +116,10 @@ class Vocabulary:
         that lacks a special word, and as `read`.
         """
         listed = listed_words(path)
-        place = {word: number for number, word in enumerate(listed)}
-        if listed[: len(SPECIALS)] == [*SPECIALS] or not place.keys() >= {*SPECIALS}:
+        row_of = {word: number for number, word in enumerate(listed)}
+        if listed[: len(SPECIALS)] == [*SPECIALS] or not row_of.keys() >= {*SPECIALS}:
             return cls(tuple(listed), str(path), trained=True), None
-        first = [place[word] for word in SPECIALS]
+        first = [row_of[word] for word in SPECIALS]
         order = np.array([*first, *sorted(set(range(len(listed))) - set(first))])
         words = tuple(listed[number] for number in order)
         return cls(words, str(path), trained=True), order
@@ -131,7 +131,7 @@ class Vocabulary:
         """
         path = Path(path)
         try:
-            with replaced(path) as partial:
+            with replacing(path) as partial:
                 partial.write_bytes(write_words(self.words))
         except OSError as error:
             raise InputError(

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from elmojax.atomic import read_object, replaced
 from elmojax.cloud import copy_of
 from elmojax.config import PRESETS, CharCnnConfig, TrainConfig, WordTableConfig
+from elmojax.disk import read_object, replacing
 from elmojax.errors import showable
 from elmojax.text.corpus import SUMMARY
 from elmojax.training.metrics import evaluations, read_metrics, step_seconds
@@ -30,7 +30,7 @@ Evaluations = Mapping[str, Mapping[str, float]]
 
 def write_card(run: Path) -> None:
     """Writes card.md into a run directory; not where the disk takes no more."""
-    with contextlib.suppress(OSError), replaced(run / CARD) as partial:
+    with contextlib.suppress(OSError), replacing(run / CARD) as partial:
         partial.write_text(model_card(run), encoding="utf-8")
 
 

@@ -38,7 +38,7 @@ from elmojax.training.damage import (
     damaged_or_busy,
     digests,
 )
-from elmojax.training.distributed import is_first, joined
+from elmojax.training.distributed import is_first, is_multiprocess
 from elmojax.training.memory import return_freed_memory
 from elmojax.training.metrics import MEASURE, evaluations, read_metrics
 from elmojax.training.record import (
@@ -47,13 +47,13 @@ from elmojax.training.record import (
     RunRecord,
     checkpoint_steps,
     difference,
-    fixed,
+    fixed_fields,
     language_model,
     read_record,
     read_vocabulary,
 )
 from elmojax.training.remote import bring_model
-from elmojax.training.sharding import path_name, placed_shapes
+from elmojax.training.sharding import path_name, sharded_shapes
 
 GONE = ".deleted"
 """Ending of the name of a checkpoint that is being deleted."""
@@ -142,7 +142,7 @@ class Checkpoints:
             parts["training"] = _flat(training)
         parts[SUMS] = {name: digests(leaves) for name, leaves in parts.items()}
         if self._config is not None:
-            parts[SUMS][CONFIG] = _sealed(to_json(fixed(self._config)))
+            parts[SUMS][CONFIG] = _with_digest(to_json(fixed_fields(self._config)))
         items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
         self._saving = step
         try:
@@ -163,7 +163,7 @@ class Checkpoints:
         """
         if self._saving is None:
             return False
-        if not wait and (joined() or self._orbax.is_saving_in_progress()):
+        if not wait and (is_multiprocess() or self._orbax.is_saving_in_progress()):
             return False  # several processes look together, when they must
         try:
             self._orbax.wait_until_finished()
@@ -264,7 +264,7 @@ class Checkpoints:
         if self._config is None:
             return
         text = sealed[32:].tobytes().decode("utf-8", "replace")
-        if not np.array_equal(sealed, _sealed(text)):
+        if not np.array_equal(sealed, _with_digest(text)):
             raise DamagedCheckpoint(path, "its configuration is not as it was saved")
         other = difference(from_json(TrainConfig, text, path), self._config, names)
         if other is not None:
@@ -284,7 +284,7 @@ class Checkpoints:
         self._clear_away()
 
 
-def _sealed(text: str) -> np.ndarray:
+def _with_digest(text: str) -> np.ndarray:
     """uint8: the SHA-256 of a text, and the text."""
     data = text.encode("utf-8", "replace")
     return np.frombuffer(hashlib.sha256(data).digest() + data, np.uint8)
@@ -376,14 +376,15 @@ def read_run(
     run = bring_model(run, step)
     record = read_record(run)
     vocabulary = read_vocabulary(run, record)
-    places = placements(record.train.model, sharding)
+    wanted = placements(record.train.model, sharding)
     checkpoints = open_existing(run, record.train)
     try:
         step = checkpoints.steps[-1] if step is None else step
         lm = language_model(record)
         shapes = jax.eval_shape(lm.init, jax.random.key(0))
         shapes = {
-            part: placed_shapes(tree, places.get(part)) for part, tree in shapes.items()
+            part: sharded_shapes(tree, wanted.get(part))
+            for part, tree in shapes.items()
         }
         only = None if head else BODY
         return record, vocabulary, checkpoints.load(step, only, params=shapes)["params"]

@@ -39,9 +39,9 @@ def automatic_cutoffs(
 ) -> tuple[int, ...]:
     """The cutoffs, at most three, with the least expected work a position.
 
-    The cost model of Grave et al. 2017 (equation 4): the head is computed for every
-    position, a tail for its share of them and at least for a floor, and the time of a
-    product is linear in its size. Rising; () for a small vocabulary.
+    The cost model of Grave et al. 2017 (equation 4): the shortlist is computed for
+    every position, a tail for its share of them and at least for a floor, and the time
+    of a product is linear in its size. Rising; () for a small vocabulary.
 
     Args:
       counts: how often each word of the vocabulary is a target, by rank.

@@ -174,14 +174,14 @@ def _tell(why: str) -> None:
 _kept: list[Any] = []
 
 
-def joined() -> bool:
+def is_multiprocess() -> bool:
     """Whether this process is one of several."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
     """Whether this process writes what is written once."""
-    return not joined() or jax.process_index() == 0
+    return not is_multiprocess() or jax.process_index() == 0
 
 
 @contextmanager
@@ -193,13 +193,13 @@ def explain_lost_process() -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
             cause = cause.__cause__ or cause.__context__
-        if cause is None or not joined() or "RESOURCE_EXHAUSTED" in str(cause):
+        if cause is None or not is_multiprocess() or "RESOURCE_EXHAUSTED" in str(cause):
             raise
         why = one_line(cause)
         raise TryAgain(f"{LOST} JAX says: {why}") from error
 
 
-def gathered(*values: int) -> Callable[[], np.ndarray]:
+def gather(*values: int) -> Callable[[], np.ndarray]:
     """What all processes give: int32 [processes, values], when it is asked for.
 
     A program gathers it on the devices, after what they were given before. All
@@ -207,7 +207,7 @@ def gathered(*values: int) -> Callable[[], np.ndarray]:
     process on its own asks nobody.
     """
     mine = np.asarray(values, np.int32)[None]
-    if not joined():
+    if not is_multiprocess():
         return lambda: mine
     apart, gather = _gathering()
     shape = (jax.process_count(), len(values))
@@ -238,7 +238,7 @@ def in_turn(work: Callable[[], T]) -> T:
 
 def wait_for_all() -> None:
     """Nobody goes on before all have come here."""
-    if joined():
+    if is_multiprocess():
         name = f"elmojax/begin/{next(_barriers)}"
         _client().wait_at_barrier(name, PATIENCE * 1000)
 
@@ -253,7 +253,7 @@ def _client() -> Any:
 
 def leave() -> None:
     """The end of a run, after which no process counts as lost."""
-    if joined():
+    if is_multiprocess():
         jax.distributed.shutdown()
 
 
@@ -266,7 +266,7 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not joined():
+        if not is_multiprocess():
             raise
         status, why = _verdict(error)
         _tell(why)
@@ -357,7 +357,7 @@ class Stop:
 
         A process on its own asks nobody.
         """
-        if joined() and not asked:
+        if is_multiprocess() and not asked:
             return
         self.signal = asked or self.signal
         self.check()

@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import InputError
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import heldout_batches, heldout_sizes
 from elmojax.text.corpus import Corpus
 from elmojax.text.tables import Sizes, WordTables
 from elmojax.text.vocabulary import UNKNOWN_ID, Vocabulary
-from elmojax.training.sharding import place, shardings
+from elmojax.training.sharding import put_on_mesh, shardings
 from elmojax.training.step import LanguageModel, evaluation_step
 
 ROWS = 64
@@ -76,13 +76,15 @@ class Evaluator:
         """
         started = time.perf_counter()
         carry = LstmState.zeros(self.lm.config.lstm, self.rows)
-        carry = place(self.lm.mesh, carry, "carry.")
+        carry = put_on_mesh(self.lm.mesh, carry, "carry.")
         total, tokens, sums = np.zeros(2), 0, np.zeros(2)
         step, sizes = program or self.program
         text = (self.corpus, self.words, self.rows, WINDOW, sizes)
         for batch, _ in heldout_batches(*text):
             late = sums  # read one step late: the device never waits for the host
-            sums, carry = step(params, carry, place(self.lm.mesh, batch, "batch."))
+            sums, carry = step(
+                params, carry, put_on_mesh(self.lm.mesh, batch, "batch.")
+            )
             total += np.asarray(late, np.float64)
             tokens += (counted := int(batch.weights.sum()))
             progress(counted)
@@ -95,13 +97,13 @@ def compile_evaluation_step(
     lm: LanguageModel, rows: int, step: Callable[..., Any] = evaluation_step
 ) -> Any:
     """`step` of the model as one program; the new carry lies as the old one did."""
-    whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
-    places = None
+    replicated = None if lm.mesh is None else NamedSharding(lm.mesh, P())
+    of_carry = None
     if lm.mesh is not None:
         carry = partial(LstmState.zeros, lm.config.lstm, rows)
-        places = shardings(lm.mesh, jax.eval_shape(carry), "carry.")
+        of_carry = shardings(lm.mesh, jax.eval_shape(carry), "carry.")
     run = partial(step, lm)
-    return jax.jit(run, donate_argnums=1, out_shardings=(whole, places))
+    return jax.jit(run, donate_argnums=1, out_shardings=(replicated, of_carry))
 
 
 def summarize(

@@ -23,7 +23,7 @@ from elmojax.training.distributed import (
     Stopped,
     explain_lost_process,
     is_first,
-    joined,
+    is_multiprocess,
 )
 from elmojax.training.memory import StepMemory, explain_out_of_memory
 from elmojax.training.metrics import (
@@ -129,7 +129,7 @@ def _run_and_record(loop: _Loop, directory: Path) -> None:
             if is_first() and loop.stop.signal is None:
                 loop.check_loss()
     except BaseException as error:
-        if not joined():  # others might not come to finish what is being saved
+        if not is_multiprocess():  # others might not come to finish what is being saved
             with contextlib.suppress(SaveFailed):
                 loop.run.checkpoints.close()
         say("failed", one_line(error, 1000) or type(error).__name__)
@@ -312,7 +312,7 @@ class _Loop:
         if self.run.evaluator is None:
             return None
         # Of several processes none may leave an evaluation before the others.
-        check = (lambda _: None) if joined() else self.stop.check
+        check = (lambda _: None) if is_multiprocess() else self.stop.check
         with self._clock.spent("evaluation"):
             scores = self.run.evaluator(self.state.params, check)
         self._log(self.step, {HELDOUT + name: v for name, v in scores.items()})
@@ -342,7 +342,7 @@ class _Loop:
         try:
             yield
         except SaveFailed as error:
-            if joined():  # the others know nothing of it
+            if is_multiprocess():  # the others know nothing of it
                 raise
             self._note(f"{error} Training goes on, and the next save tries again.")
         except Unreachable as error:

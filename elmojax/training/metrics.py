@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from elmojax.atomic import parse_json, replaced
-from elmojax.errors import InputError
+from elmojax.disk import parse_json, replacing
+from elmojax.errors import reading, writing
 from elmojax.plots import can_draw, draw_losses, save
 
 
@@ -43,37 +43,27 @@ class JsonLines(Tracker):
         """Lines after step `resume_at` are dropped: they will be written again."""
         self.path = path
         kept = [line for line in read_metrics(path) if 0 < resume_at >= line["step"]]
-        try:
-            with replaced(path) as partial:
+        with self._writing():
+            with replacing(path) as partial:
                 lines = (json.dumps(line) + "\n" for line in kept)
                 partial.write_text("".join(lines), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._full(error) from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises `InputError` where the disk takes no more."""
-        try:
-            self._file.write(_line({"step": step, **metrics}))
+        with self._writing():
+            # JSON knows no number that is not finite.
+            known = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            self._file.write(json.dumps({"step": step, **known}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise self._full(error) from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what was not written was said
             self._file.close()
 
-    def _full(self, error: OSError) -> InputError:
-        return InputError(
-            f"{self.path} cannot be written: {error.strerror or error}. Make room and "
-            "give the same command again; the run goes on from its last checkpoint."
-        )
-
-
-def _line(values: Mapping[str, float]) -> str:
-    """JSON knows no number that is not finite: null."""
-    known = {name: v if math.isfinite(v) else None for name, v in values.items()}
-    return json.dumps(known) + "\n"
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        advice = "Make room and give the same command again; the run goes on from its "
+        return writing(self.path, advice + "last checkpoint.")
 
 
 def readable(number: float, digits: int = 1) -> str:
@@ -87,12 +77,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     What was cut short or is no number is left out, and so are lines without a step.
     Raises `InputError` where the file is there and cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    with reading(path):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
     lines = []
     for line in text.splitlines():
         try:

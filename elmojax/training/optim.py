@@ -43,7 +43,7 @@ def make_optimizer(
     rule = _rule(config, rate)
     if freeze_steps:
         late = _rule(config, lambda count: rate(count + freeze_steps))
-        rule = _apart(rule, late)
+        rule = _head_and_rest(rule, late)
     return optax.chain(optax.clip_by_global_norm(config.gradient_norm), rule)
 
 
@@ -58,7 +58,7 @@ def _rule(
     return optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
 
 
-def _apart(
+def _head_and_rest(
     head: optax.GradientTransformation, rest: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """A rule for the head and one for the rest, whose state waits for its gradients."""

@@ -15,12 +15,12 @@ import jax
 
 from elmojax.text.batches import distinct_words
 from elmojax.text.tables import Sizes
-from elmojax.training.distributed import Stop, gathered
+from elmojax.training.distributed import Stop, gather
 from elmojax.training.sharding import (
     batch_shardings,
     local_shards,
-    place,
-    placed_shapes,
+    put_on_mesh,
+    sharded_shapes,
 )
 from elmojax.training.sizes import batch_shapes
 from elmojax.training.start import Run
@@ -69,7 +69,7 @@ def prefetched(
 
     def make(step: int, least: int = 0) -> Ready:
         level, batch = run.text.batch_at_level(step, least)
-        placed = place(mesh, batch, "batch.", local, microbatches)
+        placed = put_on_mesh(mesh, batch, "batch.", local, microbatches)
         return Ready(placed, level, round(distinct_words(batch) / share))
 
     def begin(start: int) -> list[Future[Ready]]:
@@ -77,7 +77,7 @@ def prefetched(
         return [thread.submit(make, step) for step in steps]
 
     def ask(block: list[Future[Ready]]) -> Callable[[], Any]:
-        return gathered(stop.signal or 0, *(made.result().level for made in block))
+        return gather(stop.signal or 0, *(made.result().level for made in block))
 
     thread = ThreadPoolExecutor(1)
     try:
@@ -109,8 +109,8 @@ class Programs:
         parts = (run.lm, run.optimizer, run.state, guard)
         kinds = (None, "head") if self._freeze else (None,)
         self._steps: Any = {only: compile_train_step(*parts, only) for only in kinds}
-        places = jax.tree.map(lambda leaf: leaf.format, run.state)
-        self._state = placed_shapes(run.state, places)
+        formats = jax.tree.map(lambda leaf: leaf.format, run.state)
+        self._state = sharded_shapes(run.state, formats)
         self._thread = ThreadPoolExecutor(1)
         self._compiling: dict[tuple[str | None, int], Future[None]] = {}
         self._used: set[tuple[str | None, int]] = set()
@@ -156,8 +156,8 @@ class Programs:
         text, data = self._run.text, mesh.shape["data"]
         sizes = text.capacities.at(level)
         batch = batch_shapes(config, sizes, text.words.columns, data)
-        places = batch_shardings(mesh, batch, config.accumulate > 1)
-        self._steps[only].lower(self._state, placed_shapes(batch, places)).compile()
+        wanted = batch_shardings(mesh, batch, config.accumulate > 1)
+        self._steps[only].lower(self._state, sharded_shapes(batch, wanted)).compile()
 
 
 def _said(sizes: Sizes) -> str:

@@ -1,4 +1,4 @@
-"""What a run directory says of its run, besides checkpoints and metrics.
+"""What a run directory says of its run: what it is, how it stands, what came of it.
 
 config.json     what the run is (`RunRecord`); vocabulary.txt is its vocabulary
 status.json     how it stands (`Status`)
@@ -12,18 +12,34 @@ import hashlib
 import json
 import os
 import re
+import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from elmojax.arguments import checked
-from elmojax.atomic import Lock, Taken, local, read_object, replaced
 from elmojax.cloud import bring, origin
 from elmojax.config import ElmoConfig, TrainConfig, from_json, to_json
-from elmojax.errors import InputError, showable
+from elmojax.disk import (
+    Lock,
+    Taken,
+    is_locked,
+    local,
+    read_object,
+    read_utf8,
+    replacing,
+)
+from elmojax.errors import InputError, showable, writing
 from elmojax.text.vocabulary import Vocabulary, write_words
+from elmojax.training.metrics import (
+    MEASURE,
+    evaluations,
+    read_metrics,
+    step_seconds,
+)
 from elmojax.training.remote import RECORD
 from elmojax.training.step import LanguageModel
 
@@ -71,7 +87,7 @@ class RunRecord:
     """Devices that the run began on, in words."""
 
 
-def fixed(config: TrainConfig) -> TrainConfig:
+def fixed_fields(config: TrainConfig) -> TrainConfig:
     """Only what must not change, as each checkpoint holds it."""
     return TrainConfig(**{name: getattr(config, name) for name in FIXED})
 
@@ -104,12 +120,7 @@ def read_record(run: Path) -> RunRecord:
             f"{run} is not a run directory: it {what}. Give the --workdir of "
             "`elmojax pretrain`."
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); restore it from a copy."
-        ) from error
+    text = read_utf8(path, path, "; restore it from a copy")
     record = from_json(RunRecord, text, path)
     if record.format != FORMAT:
         raise InputError(
@@ -148,16 +159,15 @@ def read_vocabulary(run: Path, record: RunRecord) -> Vocabulary | None:
             f"{path} is gone; put it back (the prepared corpus of the run has a copy)."
         )
     vocabulary = Vocabulary.read(path, trained=True)
-    if record.vocabulary and len(vocabulary) != record.vocabulary:
+    size, wrong = len(vocabulary), None
+    if record.vocabulary and size != record.vocabulary:
+        wrong = f"has {size} words and the run was trained with {record.vocabulary}"
+    elif record.words and fingerprint(vocabulary) != record.words:
+        wrong = "holds other words than the run was trained with"
+    if wrong is not None:
         raise InputError(
-            f"{path} has {len(vocabulary)} words and the run was trained with "
-            f"{record.vocabulary}; put the original file back (the prepared corpus of "
-            "the run has a copy)."
-        )
-    if record.words and fingerprint(vocabulary) != record.words:
-        raise InputError(
-            f"{path} holds other words than the run was trained with; put the "
-            "original file back (the prepared corpus of the run has a copy)."
+            f"{path} {wrong}; put the original file back (the prepared corpus of the "
+            "run has a copy)."
         )
     return vocabulary
 
@@ -170,16 +180,8 @@ def checkpoint_steps(run: Path) -> list[int]:
     )
 
 
-@contextlib.contextmanager
-def _written(run: Path) -> Iterator[None]:
-    """Inside, a file system that refuses is an `InputError`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"The run directory {run} cannot be written: {error.strerror or error}. "
-            "Choose another --workdir."
-        ) from error
+def _writing(run: Path) -> AbstractContextManager[None]:
+    return writing(f"The run directory {run}", "Choose another --workdir.")
 
 
 def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> None:
@@ -189,7 +191,7 @@ def create_run(run: Path, record: RunRecord, vocabulary: Vocabulary | None) -> N
             f"{run} has checkpoints but no config.json; put its config.json back, or "
             "choose another --workdir."
         )
-    with _written(run):
+    with _writing(run):
         run.mkdir(parents=True, exist_ok=True)
         for left in run.glob(".*.partial*"):  # by a process that was killed here
             if left.is_file() or left.is_symlink():
@@ -206,7 +208,7 @@ def write_record(run: Path, record: RunRecord) -> None:
         train = replace(train, init_from=showable(source))
     train = replace(train, workdir=Path(origin(train.workdir)))  # where it is sent
     text = to_json(replace(record, train=train))
-    with _written(run), replaced(run / "config.json") as partial:
+    with _writing(run), replacing(run / "config.json") as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -223,7 +225,7 @@ def lock_run(run: Path, patience: float = 0.0) -> Lock:
     `InputError` if another process has it, naming that process.
     """
     try:
-        with _written(run):
+        with _writing(run):
             return Lock(run / LOCK, patience)
     except Taken as owner:
         raise InputError(
@@ -266,5 +268,110 @@ class Status:
     def write(self, run: Path) -> None:
         """Replaces status.json of a run; a disk that is full changes nothing else."""
         values = asdict(self) | {"written": time.time()}
-        with contextlib.suppress(OSError), replaced(run / FILE) as partial:
+        with contextlib.suppress(OSError), replacing(run / FILE) as partial:
             partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
+
+
+def find_runs(directory: Path) -> list[Path]:
+    """Run directories at and below `directory`, by name.
+
+    Raises `InputError` where there is no such directory, or no run in it.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory} is no directory; give one that holds runs.")
+    os.listdir(directory)  # `walk` passes over what it may not read
+    runs = []
+    for folder, below, files in os.walk(directory):
+        other = any(name.endswith(".safetensors") for name in files)
+        if {"config.json", "vocabulary.txt"} <= {*files} and not other:
+            runs.append(Path(folder))
+            below.clear()
+        below[:] = sorted(name for name in below if not name.startswith("."))
+    if not runs:
+        raise InputError(
+            f"There is no run in {directory}; give the directory above some --workdir."
+        )
+    return sorted(runs)
+
+
+def describe(run: Path, lines: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """One run in numbers, from its files alone; None for what is not known.
+
+    `lines` are those of its metrics.jsonl, where they have been read already.
+
+    Keys: run, state, step, steps, saved (step of the newest checkpoint), loss,
+    perplexity (the last held-out one, geometric mean of both directions), best
+    (the lowest), best_step, tokens_per_second, seconds_left, why.
+
+    A run that says it trains, and whose lock nobody holds, was killed.
+    """
+    record, said = read_record(run), Status.read(run)
+    lines = read_metrics(run / "metrics.jsonl") if lines is None else lines
+    last = next((line for line in reversed(lines) if line.get("tokens")), {"step": 0})
+    known = evaluations(lines).items()
+    scores = [(found[MEASURE], step) for step, found in known if found.get(MEASURE)]
+    state = "unknown" if said is None else said.state
+    if state == "training" and is_locked(run / LOCK) is False:
+        state = "killed"
+    saved = checkpoint_steps(run)
+    # At step 0 nothing is saved.
+    best = min((score for score in scores if score[1]), default=(None, None))
+    rate, left = last.get("tokens_per_second"), None
+    if said is not None and state == "training" and rate and last["step"]:
+        left = (said.steps - last["step"]) * last["tokens"] / last["step"] / rate
+    return {
+        "run": str(run),
+        "state": state,
+        "step": max([last["step"], 0 if said is None else said.step, *saved]),
+        "steps": record.train.steps if said is None else said.steps,
+        "saved": max(saved, default=None),
+        "loss": last.get("loss", last.get("sampled_loss")),
+        "perplexity": scores[-1][0] if scores else None,
+        "best": best[0],
+        "best_step": best[1],
+        "tokens_per_second": rate,
+        "seconds_left": None if left is None else max(0.0, left),
+        "why": (said and said.why) or None,
+    }
+
+
+OWN = ("train.workdir", "format")
+"""Entries of config.json in which any two runs may differ."""
+
+
+def compare_configs(runs: Sequence[Path]) -> dict[str, list[Any]]:
+    """Entries of config.json that are not the same in all runs: dotted name -> the
+    value of each run, None where it has no such entry.
+
+    Raises `InputError` for a run whose record cannot be read.
+    """
+    records = [_dotted(json.loads(to_json(read_record(run)))) for run in runs]
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: [record.get(name) for record in records] for name in names}
+    return {
+        name.removeprefix("train."): values
+        for name, values in columns.items()
+        if name not in OWN and any(value != values[0] for value in values)
+    }
+
+
+def _dotted(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        inner = isinstance(value, dict)
+        found |= _dotted(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
+
+
+def results(run: Path, lines: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """`describe` of a run, and over all of its steps: `tokens` seen,
+    `tokens_per_second` (median) and `seconds` that the steps took."""
+    lines = read_metrics(run / "metrics.jsonl") if lines is None else lines
+    rates = [
+        line["tokens_per_second"] for line in lines if line.get("tokens_per_second")
+    ]
+    return describe(run, lines) | {
+        "tokens": max((line.get("tokens") or 0 for line in lines), default=0),
+        "tokens_per_second": statistics.median(rates) if rates else None,
+        "seconds": step_seconds(lines),
+    }

@@ -15,7 +15,6 @@ import secrets
 import socket
 from pathlib import Path
 
-from elmojax.atomic import replaced
 from elmojax.cloud import (
     OWNER,
     address,
@@ -29,6 +28,7 @@ from elmojax.cloud import (
     send,
     write,
 )
+from elmojax.disk import replacing
 from elmojax.errors import InputError
 
 RECORD = r"config\.json|vocabulary\.txt|card\.md"
@@ -61,6 +61,14 @@ def bring_model(run: str | os.PathLike[str], step: int | None = None) -> Path:
     return bring(found, wanted, FILES.fullmatch)  # none of an earlier run stays
 
 
+def just_begun(workdir: object) -> InputError:
+    """Where a fresh run was to begin, another one has."""
+    return InputError(
+        f"Another run has just begun in {workdir}; give the command again to go on "
+        "with it, or another --workdir."
+    )
+
+
 class Sending:
     """Sends a run directory that is the copy of one in an object store."""
 
@@ -80,17 +88,14 @@ class Sending:
         path = self._run / OWNER
         if not path.exists():
             name = f"a process on {socket.gethostname()} ({secrets.token_hex(8)})\n"
-            with replaced(path) as partial:
+            with replacing(path) as partial:
                 partial.write_text(name, encoding="utf-8")
         self._owner = path.read_bytes()
         before = read(self._found, OWNER)
         if before == self._owner:
             return []
         if not write(self._found, OWNER, self._owner, new=before is None):
-            raise InputError(
-                f"Another run has just begun in {self._found}; give the command again "
-                "to go on with it, or another --workdir."
-            )
+            raise just_begun(self._found)
         status = read(self._found, "status.json") or b""
         if before is None or b'"training"' not in status:
             return []

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from elmojax.arguments import sentence_words
 from elmojax.errors import InputError
 from elmojax.model import softmax
-from elmojax.model.lstm import STEP_COST, Reset
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import Dtype, require_own_process
-from elmojax.model.state import LstmState
+from elmojax.model.recurrence import STEP_COST, Reset
 from elmojax.shapes import Params
 from elmojax.text.batches import Batch, heldout_batches, heldout_sizes
 from elmojax.text.corpus import Corpus
@@ -33,7 +33,7 @@ from elmojax.text.vocabulary import (
     Vocabulary,
 )
 from elmojax.training.evaluate import compile_evaluation_step, not_a_number
-from elmojax.training.sharding import place
+from elmojax.training.sharding import put_on_mesh
 from elmojax.training.step import LanguageModel
 
 BLOCK = 32_768
@@ -184,27 +184,30 @@ class Scorer:
         rows, window = CARRYING if state is not None else _best_shape(lengths, devices)
         carry = state
         if carry is None:
-            carry = place(lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry.")
+            carry = put_on_mesh(
+                lm.mesh, LstmState.zeros(lm.config.lstm, rows), "carry."
+            )
         more = measures.entropy or measures.top_k > 0
         flat = np.zeros((2, positions), np.float32)
         width = lm.config.lstm.projection if more else 0
         hidden = np.zeros((2, positions, width), np.float32)
         step, sizes = self._step(rows, more), _sizes(corpus, words, rows, window)
-        for batch, places in heldout_batches(corpus, words, rows, window, sizes):
-            here = None if state is not None else (places.at == 0) & places.counts
-            batch = place(lm.mesh, batch, "batch.")
+        for batch, origin in heldout_batches(corpus, words, rows, window, sizes):
+            real = origin.real
+            here = None if state is not None else (origin.position == 0) & real
+            batch = put_on_mesh(lm.mesh, batch, "batch.")
             (each, top), carry = step(
                 self.params, carry, batch, here, self.initial_state
             )
-            where = (starts[places.sentence] + places.at)[places.counts]
-            flat[:, where] = np.asarray(each)[:, places.counts]
+            where = (starts[origin.sentence] + origin.position)[real]
+            flat[:, where] = np.asarray(each)[:, real]
             if more:
-                hidden[:, where] = np.asarray(top)[:, places.counts]
+                hidden[:, where] = np.asarray(top)[:, real]
             else:
                 progress(len(where))
         if not np.isfinite(flat).all():
             raise not_a_number("a sentence")
-        turned = _turned(starts, lengths)
+        turned = _backward_order(starts, lengths)
         flat[1] = flat[1, turned]
         ids = words.targets[corpus.words[: corpus.offsets[-1]]]
         numbers, top_k = {"": flat}, measures.top_k
@@ -255,7 +258,7 @@ def _blocks(sentences: Iterable[Sequence[str]], most: int) -> Iterator[list[list
         yield block
 
 
-def _turned(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _backward_order(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Where the backward direction has each position: the words of a sentence from
     the last one to the first, then its beginning."""
     start, length = (np.repeat(each, lengths) for each in (starts, lengths))
@@ -300,7 +303,7 @@ def _score(
         lengths = batch.weights.sum(1).astype(jnp.int32)
     else:
         reset = Reset(jnp.repeat(here.T[:, None], 2, axis=1), initial_state)
-    top, carry = lm.outputs(params, carry, batch, None, reset, lengths)
+    top, carry = lm.top_layer(params, carry, batch, None, reset, lengths)
     _, each = lm.nll(params["head"], top, batch, train=False)
     turned = top.transpose(1, 2, 0, 3) if hidden else None
     return (-each.transpose(1, 2, 0), turned), carry
@@ -309,8 +312,8 @@ def _score(
 def _corpus(sentences: list[list[str]], vocabulary: Vocabulary) -> Corpus:
     """Sentences in memory, as a prepared corpus has them on disk."""
     types = [*SPECIALS, *sorted(set(chain(*sentences)) - set(SPECIALS))]
-    place = {word: number for number, word in enumerate(types)}
-    running = np.fromiter(map(place.__getitem__, chain(*sentences)), np.int32)
+    row_of = {word: number for number, word in enumerate(types)}
+    running = np.fromiter(map(row_of.__getitem__, chain(*sentences)), np.int32)
     lengths = [len(sentence) for sentence in sentences]
     return Corpus(
         directory=Path("memory"),
@@ -367,15 +370,12 @@ def predictions(
     for start in range(0, count, size):
         block = [array[:, start : start + size] for array in (hidden, targets)]
         here = block[1].shape[1]
-        block = [_filled(array, size - here) for array in block]
+        missing = ((0, 0), (0, size - here), (0, 0))
+        block = [np.pad(array, missing[: array.ndim]) for array in block]
         found.append(jax.device_get(_predict(lm.dtype, k, head, *map(put, block))))
         progress(here)
     joined = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     return Predictions(*(array[:, :count] for array in joined))
-
-
-def _filled(array: np.ndarray, missing: int) -> np.ndarray:
-    return np.pad(array, ((0, 0), (0, missing), (0, 0))[: array.ndim])
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -84,13 +84,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def local_shards(mesh: Mesh) -> list[int]:
-    """The places along `data` of which this process has a device."""
+    """The shards along `data` of which this process has a device."""
     here = jax.process_index()
     owners = [{device.process_index for device in row} for row in mesh.devices]
     return [shard for shard, processes in enumerate(owners) if here in processes]
 
 
-def place(
+def put_on_mesh(
     mesh: Mesh | None,
     tree: Any,
     prefix: str,
@@ -105,11 +105,11 @@ def place(
     """
     if mesh is None:
         return jax.device_put(tree)
-    places = batch_shardings(mesh, tree, microbatches, prefix)
+    wanted = batch_shardings(mesh, tree, microbatches, prefix)
     if jax.process_count() == 1:
-        return jax.device_put(tree, places)
+        return jax.device_put(tree, wanted)
     shards = list(range(mesh.shape["data"]) if local is None else local)
-    return jax.tree.map(partial(_place, shards), tree, places)
+    return jax.tree.map(partial(_put_share, shards), tree, wanted)
 
 
 def batch_shardings(
@@ -124,7 +124,7 @@ def batch_shardings(
     return jax.tree_util.tree_map_with_path(sharding, batch)
 
 
-def _place(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:
+def _put_share(shards: list[int], array: np.ndarray, sharding: NamedSharding) -> Array:
     """The share of this process of an array of which it has these shards."""
     array = np.asarray(array)
     axes = [axis for axis, names in enumerate(sharding.spec) if "data" in (names or ())]
@@ -160,7 +160,7 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False)
     for a leaf that no row of the table matches.
     """
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = prefix + path_name(path)
         spec = _spec(name, SAMPLED if sampled else SHARDINGS)
         if OR_WHOLE.search(name):
@@ -176,7 +176,7 @@ def shardings(mesh: Mesh, tree: Any, prefix: str = "", *, sampled: bool = False)
             )
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 LSTM_KERNELS = re.compile(r"lstm\.kernel_\d+$")
@@ -200,14 +200,13 @@ def memory_layouts(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(laid, tree)
 
 
-def placed_shapes(tree: Any, places: Any = None) -> Any:
+def sharded_shapes(tree: Any, shardings: Any = None) -> Any:
     """Shapes with where their arrays are to lie; None = nowhere in particular."""
 
-    def placed(leaf: Any, place: Any = None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    def sharded(leaf: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    places = () if places is None else (places,)
-    return jax.tree.map(placed, tree, *places)
+    return jax.tree.map(sharded, tree, *() if shardings is None else (shardings,))
 
 
 def _spec(name: str, table: Sequence[tuple[str, P]] = SHARDINGS) -> P:

@@ -20,7 +20,7 @@ from elmojax.config import CharCnnConfig, HeadConfig, TrainConfig
 from elmojax.text.batches import Batch, TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.text.negatives import Negatives, check_samples
-from elmojax.text.tables import Frequencies, Members, Sizes, WordTables, columns_of
+from elmojax.text.tables import Frequencies, Members, Sizes, WordTables, table_columns
 
 BENCHMARK_WORDS = 793_471
 BENCHMARK_POSITIONS = 768_648_884
@@ -68,7 +68,7 @@ def statistics_of(corpus: Corpus, source: str) -> TextStatistics:
     return TextStatistics(source, counts, types / types.sum(), positions, corpus)
 
 
-def assumed(vocabulary: int, positions: int) -> TextStatistics:
+def assumed_text(vocabulary: int, positions: int) -> TextStatistics:
     """A text of so many words and positions that nobody has at hand."""
     rank = np.arange(1.0, vocabulary + 1)
     share = np.where(rank < KNEE, 1 / rank, KNEE / rank**2)
@@ -113,7 +113,7 @@ def step_sizes(
         parts=parts * rows // config.rows,
         edges=config.head.edges(statistics.vocabulary),
         split=config.mesh.model,
-        every=not config.unique_words,
+        each_position=not config.unique_words,
         samples=_samples(config),
         seed=config.seed,
     ).usual
@@ -147,7 +147,7 @@ def _word_tables(config: TrainConfig, corpus: Corpus, data: int) -> WordTables:
         corpus.vocabulary,
         config.model,
         shards=data,
-        every=not config.unique_words,
+        each_position=not config.unique_words,
         head=config.head,
         split=config.mesh.model,
     )
@@ -169,7 +169,7 @@ def _frequencies(
     encoder = config.model.encoder
     if not isinstance(encoder, CharCnnConfig):
         return Frequencies((statistics.types,), targets), (0,)
-    tables = columns_of(encoder)
+    tables = table_columns(encoder)
     rank = np.arange(len(statistics.types))
     long = (rank >= LONG_AFTER) & (rank % LONG_EVERY == 0)
     if not (config.unique_words and long.any() and tables[0] < tables[1]):

@@ -21,8 +21,8 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from elmojax.atomic import Lock
 from elmojax.config import TrainConfig
+from elmojax.disk import Lock
 from elmojax.errors import InputError, TryAgain
 from elmojax.shapes import Params
 from elmojax.text.batches import TrainingText
@@ -40,16 +40,22 @@ from elmojax.training.choices import (
     scheduled,
 )
 from elmojax.training.damage import DamagedCheckpoint
-from elmojax.training.distributed import in_turn, is_first, joined, wait_for_all
+from elmojax.training.distributed import (
+    in_turn,
+    is_first,
+    is_multiprocess,
+    wait_for_all,
+)
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.memory import explain_out_of_memory, require_room
 from elmojax.training.optim import make_optimizer, make_schedule
 from elmojax.training.record import RunRecord
+from elmojax.training.remote import just_begun
 from elmojax.training.sharding import (
     local_shards,
     make_mesh,
     memory_layouts,
-    placed_shapes,
+    sharded_shapes,
     shardings,
 )
 from elmojax.training.sizes import training_text
@@ -117,9 +123,9 @@ def start(
     optimizer = make_optimizer(config.optimizer, horizon, config.freeze_steps)
     create = partial(init_state, lm, optimizer, config.rows, config.seed)
     shapes, sampled = jax.eval_shape(create), lm.head.kind == "sampled"
-    places = shardings(mesh, shapes, sampled=sampled)
+    wanted = shardings(mesh, shapes, sampled=sampled)
     require_room(config, shapes, mesh.shape["data"])
-    patience = LOCK_PATIENCE if joined() else 0
+    patience = LOCK_PATIENCE if is_multiprocess() else 0
     lock = records.lock_run(config.workdir, patience) if is_first() else None
     try:
         if fresh:
@@ -127,11 +133,11 @@ def start(
                 _create(config, record, corpus)
             wait_for_all()
         with explain_out_of_memory(config, lambda: "while the state was made"):
-            checkpoints, step, state, notes = _resume(config, shapes, places)
+            checkpoints, step, state, notes = _resume(config, shapes, wanted)
             if state is None:
-                state = jax.jit(create, out_shardings=places)()
+                state = jax.jit(create, out_shardings=wanted)()
                 if initialize is not None:
-                    params = _initialized(initialize, state.params, places.params)
+                    params = _initialized(initialize, state.params, wanted.params)
                     state = state.replace(params=params)
             state = jax.device_put(state, memory_layouts(state), donate=True)
         if before is not None and step < steps:
@@ -173,38 +179,35 @@ def _going_on(
 
 def _create(config: TrainConfig, record: RunRecord, corpus: Corpus) -> None:
     if (config.workdir / "config.json").exists():
-        raise InputError(
-            f"Another run has just begun in {config.workdir}; give the command "
-            "again to go on with it, or another --workdir."
-        )
+        raise just_begun(config.workdir)
     records.create_run(config.workdir, record, corpus.vocabulary)
 
 
-def _initialized(initialize: Initialize, params: Params, places: Params) -> Params:
-    """What `initialize` makes of parameters, which lie as before."""
-    one = jax.tree.leaves(places)[0]
+def _initialized(initialize: Initialize, params: Params, wanted: Params) -> Params:
+    """What `initialize` makes of parameters, with the shardings `wanted`."""
+    one = jax.tree.leaves(wanted)[0]
     whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(one.mesh, P()))
     here = jax.tree.map(lambda leaf: leaf.addressable_data(0), whole(params))
 
-    def put(leaf: Any, place: NamedSharding) -> jax.Array:
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(leaf)
-        return jax.make_array_from_callback(array.shape, place, array.__getitem__)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    return jax.tree.map(put, initialize(here), places)
+    return jax.tree.map(put, initialize(here), wanted)
 
 
 def _resume(
-    config: TrainConfig, shapes: TrainState, places: TrainState
+    config: TrainConfig, shapes: TrainState, wanted: TrainState
 ) -> tuple[Checkpoints, int, TrainState | None, tuple[str, ...]]:
     """The newest whole checkpoint, step and state; damaged ones are set aside."""
     notes: list[str] = []
     doubted: dict[Path, str] = {}
     while True:
         try:
-            checkpoints, step, state = _newest(config, shapes, places)
+            checkpoints, step, state = _newest(config, shapes, wanted)
             break
         except DamagedCheckpoint as error:
-            if error.path not in doubted and not joined():
+            if error.path not in doubted and not is_multiprocess():
                 # Once may be the machine's fault: look again.
                 what = f"The checkpoint {error.path} could not be read at first"
                 doubted[error.path] = f"{what} ({error.why})."
@@ -212,7 +215,7 @@ def _resume(
             doubted.pop(error.path, None)
             what = f"The checkpoint {error.path} is damaged ({error.why}); it is now "
             what += str(error.set_aside())
-            if joined():  # the others may not have seen it
+            if is_multiprocess():  # the others may not have seen it
                 raise TryAgain(
                     f"{what}; give the same command again to go on from the one before "
                     "it."
@@ -228,7 +231,7 @@ def _resume(
 
 
 def _newest(
-    config: TrainConfig, shapes: TrainState, places: TrainState
+    config: TrainConfig, shapes: TrainState, wanted: TrainState
 ) -> tuple[Checkpoints, int, TrainState | None]:
     """The checkpoints of a run, and step and state of the newest; 0 and None without.
 
@@ -238,10 +241,10 @@ def _newest(
     step = checkpoints.latest
     if step is None:
         return checkpoints, 0, None
-    wanted = placed_shapes(shapes, places)
-    rest = wanted.replace(params={})
+    sharded = sharded_shapes(shapes, wanted)
+    rest = sharded.replace(params={})
     try:
-        parts = checkpoints.load(step, params=wanted.params, training=rest)
+        parts = checkpoints.load(step, params=sharded.params, training=rest)
     except DamagedCheckpoint:
         checkpoints.close()
         raise

@@ -28,10 +28,10 @@ from jax.sharding import PartitionSpec as P
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import softmax
 from elmojax.model.bilm import BiLM, init_tree
-from elmojax.model.lstm import Reset
-from elmojax.model.ops import Platform, dropped, row_keys
+from elmojax.model.lstm import LstmState
+from elmojax.model.ops import Platform, apply_dropout, row_keys
+from elmojax.model.recurrence import Reset
 from elmojax.model.sampled_softmax import Candidates, sampled_losses
-from elmojax.model.state import LstmState
 from elmojax.shapes import Params
 from elmojax.text.batches import join_rows, split_rows
 from elmojax.training.sharding import path_name
@@ -69,8 +69,8 @@ def check_update(
     """Whether an update is bad, and what to remember after it."""
     bad = ~jnp.isfinite(loss + gradient_norm)
     if guard.spike:
-        begun = watch.mean_loss > 0
-        bad = bad | (begun & (loss > guard.spike * watch.mean_loss))
+        known = watch.mean_loss > 0
+        bad = bad | (known & (loss > guard.spike * watch.mean_loss))
     mean = MEMORY * watch.mean_loss + (1 - MEMORY) * loss
     mean = jnp.where(watch.mean_loss > 0, mean, loss)
     mean = jnp.where(bad, watch.mean_loss, mean)
@@ -167,7 +167,7 @@ class LanguageModel:
         tree = init_tree(self.config, body)
         return {**tree, "head": head.init(top, hidden)["params"]}
 
-    def outputs(
+    def top_layer(
         self,
         params: Params,
         carry: LstmState,
@@ -176,10 +176,11 @@ class LanguageModel:
         reset: Reset | None = None,
         lengths: Array | None = None,
     ) -> tuple[Array, LstmState]:
-        """Top layer [window, two, rows, projection] of a batch; keys of rows: dropout.
+        """The LSTM's last layer [window, two, rows, projection], and the new carry.
 
-        With `reset` sentences begin from a state of their own; with `lengths` (int32
-        [rows]) the new carry is the state after so many positions of each row.
+        With a key of each row there is dropout. With `reset` sentences begin from a
+        state of their own; with `lengths` (int32 [rows]) the new carry is the state
+        after so many positions of each row.
         """
         dropout = 0.0 if keys is None else self.dropout
         model = BiLM(
@@ -193,24 +194,24 @@ class LanguageModel:
         words = apply(batch.words, method="encode_words")
         inputs = self._look_up(words, batch.inputs.transpose(2, 0, 1))
         read = inputs, carry, lengths, reset, keys
-        outputs, carry = apply(*read, method="contextualize")
-        top = outputs[-1]
+        layers, carry = apply(*read, method="contextualize")
+        top = layers[-1]
         if dropout and keys is not None:
-            top = dropped(top, dropout, keys, self.config.lstm.layers)
+            top = apply_dropout(top, dropout, keys, self.config.lstm.layers)
         return top, carry
 
     @jax.named_scope("encoder")
-    def _look_up(self, words: Array, rows: Array) -> Array:
+    def _look_up(self, table: Array, ids: Array) -> Array:
         """Vectors [window, two, rows, width], each out of its shard's table."""
         if self.mesh is None:
-            return words[rows]
-        table, places = P("data"), P(None, None, "data")
+            return table[ids]
+        of_table, of_ids = P("data"), P(None, None, "data")
         return jax.shard_map(
-            lambda words, rows: words[rows],
+            lambda table, ids: table[ids],
             mesh=self.mesh,
-            in_specs=(table, places),
-            out_specs=places,
-        )(words, rows)
+            in_specs=(of_table, of_ids),
+            out_specs=of_ids,
+        )(table, ids)
 
     @property
     def loss_name(self) -> str:
@@ -229,12 +230,12 @@ class LanguageModel:
         weights = jnp.broadcast_to(batch.weights.T[:, None], targets.shape)
         if train and self.head.kind == "sampled":
             return self._sampled(head, top, weights, batch.negatives)
-        x, at, weights = map(self._positions, (top, targets, weights))
+        hidden, ids, weights = map(self._flat, (top, targets, weights))
         where = {"mesh": self.mesh, "dtype": self.dtype}
         total, each = softmax.negative_log_likelihood(
-            head, x, at, weights, batch.members or None, **where
+            head, hidden, ids, weights, batch.members or None, **where
         )
-        return total, _rows(each, targets.shape)
+        return total, _unflat(each, targets.shape)
 
     def _sampled(
         self, head: Params, top: Array, weights: Array, negatives: Any
@@ -243,14 +244,14 @@ class LanguageModel:
         directions = []
         arrays = (top, negatives.targets.transpose(2, 0, 1), weights)
         for n in range(2):
-            x, at, weight = (self._positions(a[:, n : n + 1]) for a in arrays)
+            hidden, ids, weight = (self._flat(a[:, n : n + 1]) for a in arrays)
             drawn = Candidates(negatives.drawn[n], negatives.log_expected[n])
-            directions.append((x, at, weight, drawn))
+            directions.append((hidden, ids, weight, drawn))
         total, losses = sampled_losses(head, directions, self.mesh, self.dtype)
         shape = weights[:, :1].shape
-        return total, jnp.concatenate([_rows(each, shape) for each in losses], axis=1)
+        return total, jnp.concatenate([_unflat(e, shape) for e in losses], axis=1)
 
-    def _positions(self, array: Array) -> Array:
+    def _flat(self, array: Array) -> Array:
         """[window, two, rows, ...] -> [shards, positions, ...]."""
         shards = 1 if self.mesh is None else self.mesh.shape["data"]
         window, two, rows, *rest = array.shape
@@ -258,7 +259,7 @@ class LanguageModel:
         return jnp.moveaxis(split, 2, 0).reshape(shards, -1, *rest)
 
 
-def _rows(each: Array, shape: tuple[int, ...]) -> Array:
+def _unflat(each: Array, shape: tuple[int, ...]) -> Array:
     """[shards, positions] -> [window, two, rows], an array of this shape."""
     return jnp.moveaxis(each.reshape(len(each), *shape[:-1], -1), 0, -2).reshape(shape)
 
@@ -274,7 +275,7 @@ def loss(
     and averaged over rows and directions: the scale on which the paper's learning
     rate and gradient norm are meant (bilm-tf multiplies its mean loss by the window).
     """
-    top, after = lm.outputs(params, carry, batch, keys)
+    top, after = lm.top_layer(params, carry, batch, keys)
     total, each = lm.nll(params["head"], top, batch, train=True)
     weights = batch.weights.T[:, None]
     forward, backward = (each * weights).sum((0, 2)) / weights.sum()
@@ -385,17 +386,17 @@ def compile_train_step(
     drift from the sharding table, and the second step would be another program. The
     metrics lie whole on every device, for every process to read.
     """
-    places = jax.tree.map(lambda leaf: leaf.format, state)
-    whole = None if lm.mesh is None else NamedSharding(lm.mesh, P())
+    formats = jax.tree.map(lambda leaf: leaf.format, state)
+    replicated = None if lm.mesh is None else NamedSharding(lm.mesh, P())
     step = partial(train_step, lm, optimizer, guard=guard, only=only)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
+    return jax.jit(step, donate_argnums=0, out_shardings=(formats, replicated))
 
 
 def evaluation_step(
     lm: LanguageModel, params: Params, carry: LstmState, batch: Any
 ) -> tuple[Array, LstmState]:
     """Weighted sums of -log p, [forward, backward], and the new carry."""
-    top, carry = lm.outputs(params, carry, batch, None)
+    top, carry = lm.top_layer(params, carry, batch, None)
     _, each = lm.nll(params["head"], top, batch, train=False)
     return (each * batch.weights.T[:, None]).sum((0, 2)), carry
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from elmojax.atomic import replaced
 from elmojax.config import to_json
+from elmojax.disk import replacing
 from elmojax.errors import InputError, one_line
 from elmojax.training.metrics import Tracker
 from elmojax.training.record import read_record
@@ -46,10 +46,10 @@ def make_tracker(name: TrackerName, run: Path, warn: Callable[[str], None]) -> T
             f"--tracker {name} needs the extra: pip install 'elmojax[{name}]'."
         )
     kinds = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
-    return Apart(name, kinds[name](run), warn)
+    return Threaded(name, kinds[name](run), warn)
 
 
-class Apart(Tracker):
+class Threaded(Tracker):
     """A tracker in a thread of its own, which hears nothing more once it has failed."""
 
     def __init__(
@@ -187,6 +187,6 @@ def _identity(run: Path) -> str:
     """What a run is known by, however often it goes on; made when it is first asked."""
     path = run / ID
     if not path.exists():
-        with replaced(path) as partial:
+        with replacing(path) as partial:
             partial.write_text(f"{secrets.token_hex(6)}\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()

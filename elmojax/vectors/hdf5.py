@@ -20,10 +20,10 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t, h5z
 
-from elmojax.atomic import map_array, sync, unfailing
+from elmojax.disk import map_array, sync, unfailing
 from elmojax.text.files import Text
 from elmojax.vectors.npy import RaggedWriter
-from elmojax.vectors.partial import Partial, write_at
+from elmojax.vectors.unfinished import Unfinished, write_at
 from elmojax.vectors.writer import Form, PlacedWriter
 
 MOST_KEPT = 4000
@@ -32,7 +32,7 @@ HDF5 gives an attribute 64 KiB, and a word takes 16 bytes."""
 COMPRESSIONS = {"gzip": range(10), "lzf": range(0)}
 """Names, and their levels."""
 
-_PLACES = "places.npy"
+_OFFSETS = "places.npy"
 _CHUNK = 256
 """Words of one layer that are compressed together."""
 _SLICE = 4096
@@ -57,20 +57,22 @@ class Hdf5Writer(PlacedWriter):
     """
 
     def __init__(
-        self, partial: Partial, text: Text, form: Form, every: float = 10.0
+        self, output: Unfinished, text: Text, form: Form, every: float = 10.0
     ) -> None:
         """Raises `InputError` if there is no room or the file cannot be written."""
         more = len(text.sizes) * _HEADERS + 2 * text.bytes
-        super().__init__(partial, partial.result, text, form, every, more)
+        super().__init__(output, output.result, text, form, every, more)
 
     def _make(self) -> None:
-        _write_skeleton(self._path, self._path.with_name(_PLACES), self.text, self.form)
+        _write_skeleton(
+            self._path, self._path.with_name(_OFFSETS), self.text, self.form
+        )
 
-    def _read_places(self) -> np.ndarray:
-        places = map_array(self._path.with_name(_PLACES))
-        if places.dtype != np.int64 or places.shape != self._rows.shape:
-            raise ValueError("places of other lines")
-        return np.asarray(places)
+    def _read_offsets(self) -> np.ndarray:
+        offsets = map_array(self._path.with_name(_OFFSETS))
+        if offsets.dtype != np.int64 or offsets.shape != self._rows.shape:
+            raise ValueError("offsets of other lines")
+        return np.asarray(offsets)
 
     def _put(
         self, sentence: int, word: int, sizes: Sequence[int], vectors: np.ndarray
@@ -78,16 +80,16 @@ class Hdf5Writer(PlacedWriter):
         at = 0
         for number, size in enumerate(sizes, sentence):
             part = vectors[at : at + size]
-            place, rows = int(self._places[number]), int(self._rows[number])
+            offset, rows = int(self._offsets[number]), int(self._rows[number])
             if not size:
                 pass
             elif size == rows or vectors.ndim == 2:
                 rest = part.swapaxes(0, 1) if vectors.ndim == 3 else part
-                write_at(self._handle, rest, place + word * self.form.row_bytes)
+                write_at(self._handle, rest, offset + word * self.form.row_bytes)
             else:
                 stride = self.form.row_bytes // self.form.shape[0]
                 for layer in range(self.form.shape[0]):
-                    first = place + (layer * rows + word) * stride
+                    first = offset + (layer * rows + word) * stride
                     write_at(self._handle, part[:, layer], first)
             at, word = at + size, 0
 
@@ -100,16 +102,16 @@ class PackedHdf5Writer(RaggedWriter):
     """
 
     def __init__(
-        self, partial: Partial, text: Text, form: Form, every: float = 10.0
+        self, output: Unfinished, text: Text, form: Form, every: float = 10.0
     ) -> None:
         form.packing(COMPRESSIONS)
-        super().__init__(partial, text, form, every, partial.directory / "gathered")
+        super().__init__(output, text, form, every, output.directory / "gathered")
 
     def _complete(self) -> None:
         super()._complete()
         vectors = self.load()
         rows, at = self.form.rows(self.text), 0
-        with _new_file(self._partial.result, self.form) as (file, check):
+        with _new_file(self._unfinished.result, self.form) as (file, check):
             for number, words in enumerate(self.text.sentences()):
                 check()
                 data = _create(file, self.text, number, words, self.form, packed=True)
@@ -117,7 +119,7 @@ class PackedHdf5Writer(RaggedWriter):
                 at += int(rows[number])
 
 
-def _write_skeleton(path: Path, places: Path, text: Text, form: Form) -> None:
+def _write_skeleton(path: Path, offsets: Path, text: Text, form: Form) -> None:
     """A whole file but for the vectors; where each data set's are, in bytes."""
     found = np.zeros(len(text.sizes), np.int64)
     with _new_file(path, form) as (file, check):
@@ -125,9 +127,9 @@ def _write_skeleton(path: Path, places: Path, text: Text, form: Form) -> None:
             check()
             data = _create(file, text, number, words, form, packed=False)
             found[number] = data.get_offset() or 0  # None without words
-    np.save(places, found)
+    np.save(offsets, found)
     sync(path)
-    sync(places)
+    sync(offsets)
 
 
 @contextlib.contextmanager
@@ -176,10 +178,10 @@ def _create(
     kind = h5t.py_create(h5py.string_dtype(), logical=True)
     attribute = h5a.create(data, b"sentence", kind, h5s.create(h5s.SCALAR))
     attribute.write(np.array(" ".join(words), h5py.string_dtype()))
-    places = text.places(number)
-    if places is not None:
+    positions = text.positions_in(number)
+    if positions is not None:
         attributes = h5py.Dataset(data).attrs
-        attributes["positions"] = places
+        attributes["positions"] = positions
         kept = text.kept(number, words)
         attributes["words"] = np.array(kept, h5py.string_dtype())
     return data

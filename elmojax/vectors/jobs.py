@@ -24,22 +24,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elmojax import __version__
-from elmojax.atomic import Lock, Taken
 from elmojax.config import UnicodeCnnConfig, WordTableConfig
+from elmojax.disk import Lock, Taken
 from elmojax.embedding.embedder import BATCH_TOKENS, Embedder
-from elmojax.embedding.engine import Dtype, Select, local_mesh, whole
+from elmojax.embedding.engine import Select, VectorDtype
 from elmojax.embedding.export import named_weights, weights_hash
 from elmojax.embedding.pooling import Block, Pooling
 from elmojax.embedding.words import WordIndex
 from elmojax.errors import InputError
 from elmojax.model.bilm import ElmoParams
-from elmojax.model.ops import precision_of
+from elmojax.model.ops import local_mesh, precision_of, replicated
 from elmojax.text.files import Errors, Oddities, Text, read_text
 from elmojax.text.formats import Format
 from elmojax.text.uses import Occurrences, occurrences_of
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.vectors.output import check_replaceable, open_output
-from elmojax.vectors.partial import TextProgress, writing
+from elmojax.vectors.unfinished import TextProgress, writing_output
 from elmojax.vectors.writer import Form
 
 ProgressCallback = Callable[[int, int], None]
@@ -55,7 +55,7 @@ class Job:
     batch_tokens: int = BATCH_TOKENS
     layers: Select = "all"
     gammas: tuple[float, ...] | None = None
-    dtype: Dtype = "float32"
+    dtype: VectorDtype = "float32"
     pool: Pooling | None = None
     compression: str | None = None
     format: Format = "text"
@@ -124,12 +124,12 @@ def _kept(blocks: Iterator[Block], text: Occurrences, line: int) -> Iterator[Blo
     for block in blocks:
         rows, sizes, begin, more = [], [], 0, False
         for number, size in enumerate(block.sizes):
-            places = text.places(line) - first
-            here = places[(places >= 0) & (places < size)]
+            positions = text.positions_in(line) - first
+            here = positions[(positions >= 0) & (positions < size)]
             if len(here):
                 rows.append(begin + here)
                 sizes.append(len(here))
-                more = bool(places[-1] >= size)
+                more = bool(positions[-1] >= size)
             begin += size
             ends = number < len(block.sizes) - 1 or not block.more
             line, first = (line + 1, 0) if ends else (line, first + size)
@@ -341,7 +341,7 @@ class Worker:
                     "JAX_PLATFORMS=cpu here."
                 )
             mesh = local_mesh()
-            params = jax.device_put(job.params, whole(mesh))
+            params = jax.device_put(job.params, replicated(mesh))
             self._job = replace(job, params=params, mesh=mesh)
         return self._job
 
@@ -376,7 +376,7 @@ def _alone(task: Task, number: int) -> Iterator[None]:
     path = task.directory / f"_{number:05d}.lock"
     died = path.with_suffix(".died")
     try:
-        with writing(task.directory):
+        with writing_output(task.directory):
             lock = Lock(path, _PATIENCE)
     except Taken as owner:
         raise InputError(
@@ -392,7 +392,7 @@ def _alone(task: Task, number: int) -> Iterator[None]:
                 "0): killed, or out of memory. Give fewer --workers or --batch-tokens, "
                 "and run the command again."
             )
-        with writing(task.directory), open(died, "a") as file:
+        with writing_output(task.directory), open(died, "a") as file:
             file.write(f"{place}\n")
         try:
             yield

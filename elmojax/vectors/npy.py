@@ -27,10 +27,11 @@ import ml_dtypes
 import numpy as np
 
 from elmojax.arguments import checked
-from elmojax.atomic import local, map_array, parse_json, read_object, sync
+from elmojax.disk import local, map_array, parse_json, read_object, sync
 from elmojax.errors import InputError
-from elmojax.text.files import Text, split
-from elmojax.vectors.partial import Partial, write_at, write_json, writing
+from elmojax.text.files import Text
+from elmojax.text.formats import split
+from elmojax.vectors.unfinished import Unfinished, write_at, write_json, writing_output
 from elmojax.vectors.writer import Form, PlacedWriter
 
 INFO, VECTORS, OFFSETS = "info.json", "vectors.npy", "offsets.npy"
@@ -43,26 +44,26 @@ class RaggedWriter(PlacedWriter):
 
     def __init__(
         self,
-        partial: Partial,
+        output: Unfinished,
         text: Text,
         form: Form,
         every: float = 10.0,
         directory: Path | None = None,
     ) -> None:
-        """`directory` is the partial output's result unless given.
+        """`directory` is the unfinished output's result unless given.
 
         Raises `InputError` if there is no room or the files cannot be written.
         """
-        self._directory = directory or partial.result
+        self._directory = directory or output.result
         path, more = self._directory / VECTORS, 8 * len(text.sizes) + text.bytes
-        super().__init__(partial, path, text, form, every, more)
-        with writing(partial.out):  # what is quickly made is not taken up
+        super().__init__(output, path, text, form, every, more)
+        with writing_output(output.out):  # what is quickly made is not taken up
             _write_text(self._directory, text, form)
 
     def _make(self) -> None:
         _write_room(self._directory, int(self._rows.sum(dtype=np.int64)), self.form)
 
-    def _read_places(self) -> np.ndarray:
+    def _read_offsets(self) -> np.ndarray:
         sizes = self._rows.astype(np.int64) * self.form.row_bytes
         header = self._path.stat().st_size - int(sizes.sum())
         return header + np.cumsum(sizes) - sizes
@@ -74,8 +75,8 @@ class RaggedWriter(PlacedWriter):
     def _put(
         self, sentence: int, word: int, sizes: Sequence[int], vectors: np.ndarray
     ) -> None:
-        place = int(self._places[sentence]) + word * self.form.row_bytes
-        write_at(self._handle, vectors, place)
+        offset = int(self._offsets[sentence]) + word * self.form.row_bytes
+        write_at(self._handle, vectors, offset)
 
 
 def _write_room(directory: Path, rows: int, form: Form) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from elmojax import __version__
-from elmojax.atomic import local, read_object
+from elmojax.disk import check_parent, local, read_object
 from elmojax.embedding.allennlp import check_names
 from elmojax.embedding.pooling import Block
 from elmojax.errors import InputError
 from elmojax.text.files import Text
 from elmojax.vectors import hdf5
 from elmojax.vectors.npy import INFO, RaggedWriter
-from elmojax.vectors.partial import Partial, begun, writing
+from elmojax.vectors.unfinished import Unfinished, has_progress, writing_output
 from elmojax.vectors.writer import Form, Writer
 
 Kind = Literal["hdf5", "npy", "parquet"]
@@ -81,7 +81,7 @@ def open_output(
     return Output(out, request, texts, form, overwrite, every)
 
 
-class Output(Partial):
+class Output(Unfinished):
     """An output that is being made. Leaving it as a context closes it.
 
     with open_output(out, [text], form) as output:
@@ -127,7 +127,7 @@ class Output(Partial):
         """Gives the output its name. `InputError` if it is not whole, cannot be
         renamed, or has meanwhile been made by someone else."""
         check_replaceable(self.out, self._overwrite)
-        with writing(self.out):
+        with writing_output(self.out):
             if kind_of(self.out) == "parquet":
                 from elmojax.vectors import parquet
 
@@ -137,8 +137,8 @@ class Output(Partial):
     def close(self) -> None:
         """Lets go of it. What is on the disk stays for a later run, if it is anything
         that need not be made again."""
-        with writing(self.out):
-            self.release(keep=begun(self.directory))
+        with writing_output(self.out):
+            self.release(keep=has_progress(self.directory))
 
     def __enter__(self) -> Output:
         return self
@@ -169,11 +169,7 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
     """
     if not local(out).name:
         raise InputError(f"--out {out} is not a name to make; give another --out.")
-    if not out.parent.is_dir():
-        raise InputError(
-            f"{out} cannot be written: there is no directory {out.parent}. Make it, or "
-            "choose another --out."
-        )
+    check_parent(out)
     kind = kind_of(out)
     if not os.path.lexists(out):
         return

@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from elmojax.atomic import sync
+from elmojax.disk import sync
 from elmojax.errors import InputError
 from elmojax.text.files import Text
-from elmojax.vectors.partial import (
+from elmojax.vectors.unfinished import (
     TextProgress,
-    all_whole,
-    forget,
+    finished_texts,
+    forget_progress,
     require_space,
     sum_of,
     write_json,
-    writing,
+    writing_output,
 )
 from elmojax.vectors.writer import Form, Writer
 
@@ -88,7 +88,7 @@ class ParquetWriter(Writer):
         self._home, self._directory = directory, directory / "result"
         self._number = number
         out = directory.with_name(directory.name.removesuffix(".partial"))
-        with writing(out):
+        with writing_output(out):
             self._directory.mkdir(exist_ok=True)
             done = self._begin(directory, text, overwrite).done
         rows = form.rows(text)
@@ -112,7 +112,7 @@ class ParquetWriter(Writer):
         if not all(self._is_whole(*part) for part in enumerate(progress.parts)):
             progress.done, progress.parts, progress.rows = 0, [], 0
         if not progress.done:
-            forget(directory, self._number)
+            forget_progress(directory, self._number)
             name = f"{self._number:05d}-*.parquet"
             for pattern in (name, f"_{name}.new"):
                 for path in self._directory.glob(pattern):
@@ -144,9 +144,9 @@ class ParquetWriter(Writer):
             row |= {"start": word, "words": self._current[word:end]}
             if self.text.names is not None:
                 row["id"] = self.text.names[line]
-            places = self.text.places(line)
-            if places is not None:
-                row["positions"] = places[word:end]
+            positions = self.text.positions_in(line)
+            if positions is not None:
+                row["positions"] = positions[word:end]
             self._rows.append(row)
             word = 0
         self._vectors.append(vectors)
@@ -225,7 +225,7 @@ class ParquetWriter(Writer):
 
 def complete(directory: Path, names: Sequence[str], form: Form) -> None:
     """Ends an output. `InputError` unless all texts have been written whole."""
-    texts = [asdict(text) for text in all_whole(directory, names)]
+    texts = [asdict(text) for text in finished_texts(directory, names)]
     texts = [text | {"parts": len(text["parts"])} for text in texts]
     info = {"format": "elmojax vectors", **form.request(), "texts": texts}
     write_json(directory / "result" / INFO, info)

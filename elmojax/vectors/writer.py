@@ -19,16 +19,16 @@ import google_crc32c as crc32c
 import ml_dtypes
 import numpy as np
 
-from elmojax.embedding.engine import Dtype
+from elmojax.embedding.engine import VectorDtype
 from elmojax.embedding.pooling import Block, Pooler, Pooling
 from elmojax.errors import InputError
 from elmojax.text.files import Text
-from elmojax.vectors.partial import (
-    Partial,
+from elmojax.vectors.unfinished import (
     TextProgress,
+    Unfinished,
     allocated,
     require_space,
-    writing,
+    writing_output,
 )
 
 
@@ -39,7 +39,7 @@ class Form:
     shape: tuple[int, ...]
     """Of what blocks hold of a word: (layers + 1, vector), or (vector,) for one mix
     or the top layer."""
-    dtype: Dtype = "float32"
+    dtype: VectorDtype = "float32"
     pool: Pooling | None = None
     """One vector a sentence instead of one a word."""
     compression: str | None = None
@@ -49,7 +49,7 @@ class Form:
     positions a batch. Without paths and times, so that equal runs make equal bytes."""
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, get_args(Dtype))
+        _one_of("dtype", self.dtype, get_args(VectorDtype))
         if self.pool is not None:
             _one_of("pooling", self.pool, get_args(Pooling))
 
@@ -163,7 +163,7 @@ class Writer(abc.ABC):
         sizes = block.sizes if self._pooler is None else (1,) * len(vectors)
         if not np.isfinite(vectors).all():
             raise self._not_finite(sentence, sizes, vectors)
-        with writing(self._out):
+        with writing_output(self._out):
             self._put(sentence, word, sizes, vectors)
             if self._word == 0:
                 self._whole = self._sentence
@@ -187,7 +187,7 @@ class Writer(abc.ABC):
     def commit(self) -> None:
         """Brings the sentences so far to the disk; a later run goes on after them."""
         if self._whole > self._kept:
-            with writing(self._out):
+            with writing_output(self._out):
                 self._keep(self._whole)
             self._kept = self._whole
         self._last = time.monotonic()
@@ -197,7 +197,7 @@ class Writer(abc.ABC):
         if self._whole != len(self.text.sizes):
             raise self.text.changed()
         self.commit()
-        with writing(self._out):
+        with writing_output(self._out):
             self._complete()
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class PlacedWriter(Writer):
 
     def __init__(
         self,
-        partial: Partial,
+        output: Unfinished,
         path: Path,
         text: Text,
         form: Form,
@@ -279,25 +279,25 @@ class PlacedWriter(Writer):
         """
         self.text, self.form, self._rows = text, form, form.rows(text)
         needed = int(self._rows.sum(dtype=np.int64)) * form.row_bytes + more
-        require_space(partial.out, needed - allocated(path), partial.directory)
-        self._partial, self._path, self._handle = partial, path, -1
-        with writing(partial.out):
+        require_space(output.out, needed - allocated(path), output.directory)
+        self._unfinished, self._path, self._handle = output, path, -1
+        with writing_output(output.out):
             # That the text is another one, the request has told.
-            self._progress = TextProgress.begin(partial.directory, 0, text, True)
+            self._progress = TextProgress.begin(output.directory, 0, text, True)
             if not self._is_whole():
                 self._make()
-                self._places = self._read_places()
+                self._offsets = self._read_offsets()
                 self._progress.done, self._progress.parts = 0, [self._frame(), [0]]
-                self._progress.write(partial.directory, 0)
+                self._progress.write(output.directory, 0)
             self._handle = os.open(path, os.O_WRONLY)
-        super().__init__(text, form, partial.out, self._progress.done, every)
+        super().__init__(text, form, output.out, self._progress.done, every)
 
     @abc.abstractmethod
     def _make(self) -> None:
         """Brings the file to the disk, whole but for the vectors."""
 
     @abc.abstractmethod
-    def _read_places(self) -> np.ndarray:
+    def _read_offsets(self) -> np.ndarray:
         """int64 [lines]: the byte at which the vectors of each line begin.
 
         Raises `OSError` or `ValueError` where the files do not tell.
@@ -309,7 +309,7 @@ class PlacedWriter(Writer):
         if not (self._progress.parts and 0 <= done <= len(self._rows)):
             return False
         try:
-            self._places = self._read_places()
+            self._offsets = self._read_offsets()
             vectors = self._sum(self._spans(0, done))
             return self._progress.parts == [self._frame(), [vectors]]
         except (OSError, ValueError):
@@ -317,7 +317,7 @@ class PlacedWriter(Writer):
 
     def _spans(self, first: int, last: int) -> list[tuple[int, int]]:
         """Bytes, from and to, of the vectors of some lines, in their order."""
-        begin = self._places[first:last]
+        begin = self._offsets[first:last]
         end = begin + self._rows[first:last].astype(np.int64) * self.form.row_bytes
         begin, end = begin[end > begin], end[end > begin]
         if len(begin):  # those that follow on each other are one
@@ -331,7 +331,7 @@ class PlacedWriter(Writer):
         size = self._path.stat().st_size
         ends, begins = zip((0, 0), *spans, (size, size), strict=True)
         between = zip(begins, ends[1:], strict=False)
-        return [size, self._sum(between, crc32c.value(self._places.astype("<i8")))]
+        return [size, self._sum(between, crc32c.value(self._offsets.astype("<i8")))]
 
     def _sum(self, spans: Iterable[tuple[int, int]], before: int = 0) -> int:
         """CRC-32C of some bytes of the file, after others."""
@@ -345,7 +345,7 @@ class PlacedWriter(Writer):
         frame, (before,) = self._progress.parts
         vectors = self._sum(self._spans(self._kept, done), before)
         self._progress.done, self._progress.parts = done, [frame, [vectors]]
-        self._progress.write(self._partial.directory, 0)
+        self._progress.write(self._unfinished.directory, 0)
 
     def _complete(self) -> None:
         self.close()

@@ -32,13 +32,13 @@ from jax import Array
 
 from elmojax.config import ElmoConfig, MeshConfig
 from elmojax.model.bilm import BiLM
-from elmojax.model.ops import dropped
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
+from elmojax.model.ops import apply_dropout
 from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import Corpus
 from elmojax.training.distributed import Stop
 from elmojax.training.prefetch import prefetched
-from elmojax.training.sharding import make_mesh, place
+from elmojax.training.sharding import make_mesh, put_on_mesh
 from elmojax.training.step import LanguageModel
 
 BASE = "everything on"
@@ -48,7 +48,7 @@ BASE = "everything on"
 class Unstacked(LanguageModel):
     """Each direction in a loop of its own, one after the other."""
 
-    def outputs(
+    def top_layer(
         self, params: Any, carry: LstmState, batch: Any, keys: Any, reset: Any = None
     ) -> tuple[Array, LstmState]:
         dropout = 0.0 if keys is None else self.dropout
@@ -67,7 +67,7 @@ class Unstacked(LanguageModel):
         both = partial(jnp.concatenate, axis=1)
         top = both([each[-1] for each in layers])
         if dropout and keys is not None:
-            top = dropped(top, dropout, keys, self.config.lstm.layers)
+            top = apply_dropout(top, dropout, keys, self.config.lstm.layers)
         return top, jax.tree.map(lambda one, other: both([one, other]), *states)
 
 
@@ -85,7 +85,7 @@ class Variant:
     def _batches(self, steps: int) -> Iterator[Any]:
         lm, text = self.steps.lm, self.text
         if not self.ahead:
-            return (place(lm.mesh, text.batch(n), "batch.") for n in range(steps))
+            return (put_on_mesh(lm.mesh, text.batch(n), "batch.") for n in range(steps))
         record = SimpleNamespace(train=SimpleNamespace(accumulate=1))
         run: Any = SimpleNamespace(record=record, lm=lm, text=text, steps=steps)
         return (ready.batch for ready in prefetched(run, 0, Stop()))
@@ -102,8 +102,8 @@ def variants(corpus: Corpus, args: Any) -> dict[str, Variant]:
     settings = (config, len(corpus.vocabulary), head, args.dropout, usual, mesh)
     lm = LanguageModel(*settings)
     plain, every = (
-        harness.reader(corpus, config, head, args.rows, args.window, every=every)
-        for every in (False, True)
+        harness.reader(corpus, config, head, args.rows, args.window, each_position=each)
+        for each in (False, True)
     )
     precision = "bf16 (emulated)" if on_cpu else "float32 instead of bf16"
     made = {

@@ -77,7 +77,7 @@ def compile_case(case: Case) -> tuple[Any, Any]:
     from elmojax.estimate import absent_devices, plan_step
     from elmojax.training.choices import resolved
     from elmojax.training.sharding import make_mesh
-    from elmojax.training.sizes import BENCHMARK_POSITIONS, assumed
+    from elmojax.training.sizes import BENCHMARK_POSITIONS, assumed_text
     from elmojax.training.utilization import chip_named
 
     devices = absent_devices(chip_named(case.chip), case.devices)
@@ -88,7 +88,7 @@ def compile_case(case: Case) -> tuple[Any, Any]:
         )
     data = case.devices // case.model
     mesh = make_mesh(MeshConfig(data, case.model), devices)
-    statistics = assumed(case.vocabulary, BENCHMARK_POSITIONS)
+    statistics = assumed_text(case.vocabulary, BENCHMARK_POSITIONS)
     config = TrainConfig.preset(case.preset)
     head = replace(config.head, kind=case.head)
     config = replace(config, rows=case.rows, head=head)

@@ -104,7 +104,7 @@ def commands(asked: Any, model: Path, mode: str) -> dict[str, list[Any]]:
 
 def measure(asked: Any, model: str, mode: str) -> Row:
     """One process of elmojax, as a user's program would be."""
-    from elmojax.text.files import words_of
+    from elmojax.text.formats import words_of
 
     with lzma.open(asked.text, "rt", encoding="utf-8") as file:
         sentences = [words_of(text.rstrip()) for text in islice(file, asked.sentences)]

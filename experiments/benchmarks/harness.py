@@ -27,7 +27,7 @@ from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 from elmojax.training.choices import automatic_cutoffs
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import memory_layouts, placed_shapes, shardings
+from elmojax.training.sharding import memory_layouts, sharded_shapes, shardings
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
 
 Row = dict[str, Any]
@@ -123,11 +123,13 @@ def reader(
     rows: int,
     window: int,
     mesh: tuple[int, int] = (1, 1),
-    every: bool = False,
+    each_position: bool = False,
 ) -> TrainingText:
     """The batches of a text; arguments as of `WordTables`."""
     data, model = mesh
-    words = WordTables(corpus, corpus.vocabulary, config, data, every, head, model)
+    words = WordTables(
+        corpus, corpus.vocabulary, config, data, each_position, head, model
+    )
     samples = head.samples if head.kind == "sampled" else 0
     return TrainingText(corpus, words, rows, window, 0, samples)
 
@@ -155,10 +157,10 @@ class Steps:
         if lm.mesh is not None:
             sampled = lm.head.kind == "sampled"
             places = shardings(lm.mesh, state, sampled=sampled)
-        state = placed_shapes(state, places)
+        state = sharded_shapes(state, places)
         places = memory_layouts(state)
         if shapes:
-            state = placed_shapes(state, places)
+            state = sharded_shapes(state, places)
         else:
             state = jax.jit(create, out_shardings=places)()
         return cls(lm, optimizer, state)

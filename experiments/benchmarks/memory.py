@@ -35,7 +35,7 @@ def real_run(flags: list[str], steps: int) -> dict[str, int]:
     """Trains some steps in this process."""
     from elmojax.cli.pretrain import RecipeArguments, parse_recipe
     from elmojax.training.memory import return_freed_memory
-    from elmojax.training.sharding import place
+    from elmojax.training.sharding import put_on_mesh
     from elmojax.training.start import start
     from elmojax.training.step import Guard
 
@@ -44,7 +44,7 @@ def real_run(flags: list[str], steps: int) -> dict[str, int]:
     config, mesh = run.record.train, run.lm.mesh
     microbatches = config.accumulate > 1
     batches = [
-        place(mesh, run.text.batch(step), "batch.", microbatches=microbatches)
+        put_on_mesh(mesh, run.text.batch(step), "batch.", microbatches=microbatches)
         for step in range(steps)
     ]
     guard = Guard(config.skip_nonfinite, config.spike_guard)

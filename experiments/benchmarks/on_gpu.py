@@ -62,7 +62,7 @@ from elmojax.config import (
 )
 from elmojax.estimate import estimate
 from elmojax.model.bilm import BiLM
-from elmojax.model.state import LstmState
+from elmojax.model.lstm import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepare import sample_corpora
 from elmojax.text.tables import WordTables
@@ -73,7 +73,7 @@ from elmojax.training.sharding import make_mesh, path_name
 from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
-    assumed,
+    assumed_text,
 )
 from elmojax.training.step import LanguageModel, init_state, train_step
 from elmojax.training.utilization import (
@@ -198,7 +198,7 @@ class Text:
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes, self.model = sizes, sizes.model
-        statistics = assumed(sizes.vocabulary, BENCHMARK_POSITIONS)
+        statistics = assumed_text(sizes.vocabulary, BENCHMARK_POSITIONS)
         share = statistics.types[3:]
         self.corpus = harness.zipf_corpus(len(share), sizes.tokens, share)
         self.statistics = replace(statistics, corpus=self.corpus)

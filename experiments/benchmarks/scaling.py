@@ -33,7 +33,7 @@ from projection import CHIPS, describe_projection, draw, project
 
 from elmojax.config import ElmoConfig, HeadConfig, MeshConfig
 from elmojax.text.batches import TrainingText
-from elmojax.training.sharding import make_mesh, place
+from elmojax.training.sharding import make_mesh, put_on_mesh
 from elmojax.training.step import LanguageModel
 
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (4, 2))
@@ -93,7 +93,7 @@ def train(mesh: Mesh, start: Any, corpus: Any, args: Any) -> tuple[Row, Any]:
     losses = []
     steps.state = jax.device_put(start, jax.tree.map(lambda x: x.format, shapes))
     for number in range(args.steps):
-        batch = place(steps.lm.mesh, text.batch(number), "batch.")
+        batch = put_on_mesh(steps.lm.mesh, text.batch(number), "batch.")
         steps.run([batch])
         losses.append(steps.loss)
     compiled = steps.program(batch).as_text()
@@ -145,7 +145,7 @@ def projection(args: Any) -> list[Row]:
     for kind in ("adaptive", "sampled"):
         sizes = (kind, (8, 1), 8 * args.chip_rows, args.window)
         steps, text = program("original", corpus, *sizes)
-        batch = place(steps.lm.mesh, text.batch(0), "batch.")
+        batch = put_on_mesh(steps.lm.mesh, text.batch(0), "batch.")
         begin = time.perf_counter()
         found = Program(steps.program(batch).as_text()).collectives(8)
         sent = traffic(found, weight(steps.state.params))

@@ -27,7 +27,13 @@ import numpy as np
 
 import elmojax
 from elmojax.embedding.embedder import BATCH_TOKENS
-from elmojax.embedding.engine import capacity, full, make_plan, run, windows
+from elmojax.embedding.engine import (
+    cut_runs,
+    make_plan,
+    read_steps,
+    step_budget,
+    word_capacity,
+)
 from elmojax.text.files import read_lines
 
 EVERY = 10_000
@@ -41,17 +47,17 @@ def plan(paths: list[Path]) -> None:
 
     def batch() -> None:
         nonlocal slots, words
-        space = capacity(total, BATCH_TOKENS)
+        space = word_capacity(total, BATCH_TOKENS)
         made = make_plan([np.zeros(total, np.int32)], [np.array(sizes)], space)
-        steps, _, rows = made.words.shape
-        for cut in windows(steps):
+        steps, _, rows = made.table_rows.shape
+        for cut in cut_runs(steps):
             shape = (cut.stop - cut.start, rows, space)
             seen.setdefault(shape, number - len(sizes))
         slots, words = slots + steps * rows, words + total
 
     for path in paths:
         for _, line in read_lines(path):
-            if total + len(sizes) + len(line) + 1 > full(BATCH_TOKENS):
+            if total + len(sizes) + len(line) + 1 > step_budget(BATCH_TOKENS):
                 batch()
                 sizes.clear()
                 total = 0
@@ -83,7 +89,7 @@ def main() -> None:
     for number, layers in enumerate(vectors, 1):
         tokens += layers.shape[1]
         if number % EVERY == 0:
-            samples.append((harness.memory("VmRSS") / 1e6, run._cache_size()))
+            samples.append((harness.memory("VmRSS") / 1e6, read_steps._cache_size()))
             held, programs = samples[-1]
             harness.say(f"{number:8,} sentences {held:8.1f} MB {programs} programs")
     if not samples:

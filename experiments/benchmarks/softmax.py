@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elmojax.model import softmax
+from elmojax.model.cluster_loss import edges_of
 from elmojax.model.sampled_softmax import Candidates, sampled_losses
 from elmojax.text.batches import Members
 from elmojax.text.negatives import negatives
@@ -91,7 +92,7 @@ def jax_program(form: str, args: Any) -> Callable[[int], tuple[Any, Any]]:
             return on_rows, (params, x, words)
         if form == "dense":
             return jax.value_and_grad(dense, (0, 1)), (params, x, targets)
-        plan = members(targets, args, softmax.edges_of(params))
+        plan = members(targets, args, edges_of(params))
         arguments = (params, x[None], targets[None], plan)
         return jax.value_and_grad(exact, (0, 1)), arguments
 

@@ -21,7 +21,7 @@ from task_files import read_table
 from task_options import command
 from texts import Text, read_text
 
-from elmojax.text.files import split
+from elmojax.text.formats import split
 
 
 def read_pairs(path: Path) -> list[Example]:

@@ -21,7 +21,7 @@ from task_files import read_lines, split_fields
 from task_options import command
 from texts import Text, read_text
 
-from elmojax.text.files import split
+from elmojax.text.formats import split
 
 
 def read_sentiment(path: Path) -> list[Example]:

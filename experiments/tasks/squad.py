@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elmojax import InputError
-from elmojax.atomic import read_object
+from elmojax.disk import read_object
 
 WORDS = re.compile(
     r"\w+(?=n['’]t\b)"  # do of don't

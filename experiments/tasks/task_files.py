@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elmojax import InputError
-from elmojax.text.files import split
+from elmojax.text.formats import split
 
 
 class Sentence(NamedTuple):

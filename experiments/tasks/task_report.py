@@ -22,7 +22,7 @@ from task_options import FeatureOptions, run_command
 
 import elmojax
 from elmojax import InputError
-from elmojax.atomic import read_object, replaced
+from elmojax.disk import read_object, replacing
 
 Report = dict[str, Any]
 
@@ -134,7 +134,7 @@ def write_json(path: Path, report: Report) -> None:
 def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as partial:
+        with replacing(path) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from error
@@ -225,7 +225,7 @@ def plot(reports: Sequence[Report], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_title(task)
         axis.set_xlabel(f"{of_task[0]['metric']}, per cent")
-    with replaced(path) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, dpi=120, format=path.suffix[1:] or "png")
 
 

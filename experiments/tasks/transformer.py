@@ -21,7 +21,7 @@ from batching import padded_length, plan
 from jax import Array
 
 from elmojax import InputError
-from elmojax.atomic import read_object
+from elmojax.disk import read_object
 
 ROWS = 32
 BLOCK = 512

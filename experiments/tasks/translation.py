@@ -44,7 +44,7 @@ from texts import (
 
 from elmojax import InputError
 from elmojax.config import Count, Width
-from elmojax.text.files import split
+from elmojax.text.formats import split
 
 END, UNKNOWN, FIRST = 0, 1, 2
 """Numbers of the end of a translation, which begins it too, of a word that is not

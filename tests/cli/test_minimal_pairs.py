@@ -9,8 +9,7 @@ import pytest
 from commands import answer, done, refused
 
 import elmojax
-from elmojax.text.pairs import Pair
-from elmojax.training.minimal_pairs import Judged, accuracies
+from elmojax.training.minimal_pairs import Judged, Pair, accuracies
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -141,7 +141,7 @@ def test_a_full_disk_is_no_crash_of_hdf5(tmp_path):
     code = (
         "import h5py, signal, sys\n"
         "from pathlib import Path\n"
-        "from elmojax.atomic import unfailing\n"
+        "from elmojax.disk import unfailing\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "try:\n"
         "    with unfailing(Path(sys.argv[1])) as (plain, _):\n"

@@ -15,9 +15,9 @@ from toys import TINY, corpus_of, drawn
 import elmojax
 from elmojax.cli import main
 from elmojax.config import HeadConfig
-from elmojax.embedding.engine import local_mesh
 from elmojax.loading import Model, open_model
 from elmojax.model.bilm import from_tree
+from elmojax.model.ops import local_mesh
 from elmojax.saving import convert
 from elmojax.text.characters import character_ids
 from elmojax.training import score as scoring

@@ -19,17 +19,16 @@ from toys import TINY, tiny_params
 import elmojax
 import elmojax.embedding.words
 from elmojax import Embedder, InputError, batch_to_ids, encode
-from elmojax.embedding import documents, engine, words
 from elmojax.embedding import embedder as embedder_module
-from elmojax.embedding import engine as plan_module
+from elmojax.embedding import engine, words
 from elmojax.embedding.engine import (
-    capacity,
-    local_mesh,
+    cut_runs,
     make_plan,
     possible_rows,
-    shapes,
-    windows,
+    program_shapes,
+    word_capacity,
 )
+from elmojax.model.ops import local_mesh
 
 WORDS = ["the", "bank", "of", "é", "中文", "", "x" * 30, "river", "<S>", "a b", "\x00"]
 ROUNDING = 2e-6
@@ -89,7 +88,7 @@ def test_neither_order_nor_batch_nor_chunk_changes_a_vector(
     order = list(range(len(sentences)))
     random.Random(seed).shuffle(order)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "CHUNK", 8)
+        patch.setattr(engine, "CHUNK", 8)
         embedder = Embedder(params, batch_tokens=batch_tokens)
         got = embedder.embed_batch([sentences[i] for i in order])
     assert_same(got, of_encode(params, [sentences[i] for i in order]))
@@ -157,7 +156,7 @@ def test_words_are_encoded_once(params, monkeypatch):
 
 @pytest.mark.parametrize("words", [16, 63, 64, 400])
 def test_a_document_in_chunks_is_the_document_at_once(params, words, monkeypatch):
-    monkeypatch.setattr(documents, "CHUNK", 32)
+    monkeypatch.setattr(engine, "CHUNK", 32)
     draw = random.Random(words)
     document = [draw.choice(WORDS) for _ in range(words)]
     sentences = [["before"], document, [], ["after", "it"]]
@@ -175,7 +174,7 @@ def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
         for block in Embedder(params, batch_tokens=100).blocks([words])
     ]
     assert sum(size for size, _ in sizes) == 20_000
-    assert max(size for size, _ in sizes) <= documents.CHUNK
+    assert max(size for size, _ in sizes) <= engine.CHUNK
     assert [more for _, more in sizes] == [True] * (len(sizes) - 1) + [False]
 
 
@@ -184,7 +183,7 @@ def test_a_long_document_holds_no_more_memory_than_its_chunks(params):
 
 @pytest.mark.parametrize("batch_tokens", [30, 200])
 def test_after_a_skip_the_same_bits(params, batch_tokens, monkeypatch):
-    monkeypatch.setattr(documents, "CHUNK", 16)
+    monkeypatch.setattr(engine, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
     monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 100,) * 2)
     sentences = text(4, 150)
@@ -212,10 +211,10 @@ def test_a_skip_inside_a_block_is_refused(params):
 def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
     """Short sentences and a document; a run goes on with other devices, and on the same
     ones to the bit, also amid the batches that they read at once."""
-    monkeypatch.setattr(documents, "CHUNK", 16)
+    monkeypatch.setattr(engine, "CHUNK", 16)
     monkeypatch.setattr(embedder_module, "CHUNK", 16)
     monkeypatch.setattr(words, "BYTES", (4 * TINY.lstm.projection * 250,) * 2)
-    monkeypatch.setattr(plan_module, "ROW_CHOICES", (4,))  # few programs
+    monkeypatch.setattr(engine, "ROW_CHOICES", (4,))  # few programs
     mesh = jax.make_mesh((2, 4), ("model", "data"))
     sentences = [*text(6, 50), ["long"] * 70, *text(7, 7)]
     one = list(Embedder(params, batch_tokens=60).blocks(sentences))
@@ -238,7 +237,7 @@ def test_devices_change_no_vector_and_no_batch(params, monkeypatch):
 def test_devices_share_the_words(params, monkeypatch):
     """And each has all their vectors; a mix is made where the sentences are."""
     monkeypatch.setattr(words, "BLOCKS", (8, 2))
-    monkeypatch.setattr(plan_module, "ROW_CHOICES", (4,))
+    monkeypatch.setattr(engine, "ROW_CHOICES", (4,))
     mesh = jax.make_mesh((3,), ("data",), devices=jax.devices()[:3])
     chosen = {"layers": "mix", "gammas": [0.5, -1.0, 2.0], "batch_tokens": 60}
     embedder = Embedder(params, **chosen, mesh=mesh)
@@ -284,19 +283,19 @@ def test_more_text_compiles_no_more_programs(params):
             yield [WORDS[i] for i in draw.integers(0, len(WORDS), size)]
 
     embedder = Embedder(params, batch_tokens=1024, layers="top")
-    start = engine.run._cache_size()
+    start = engine.read_steps._cache_size()
     for _ in embedder.blocks(sentences(1000)):
         pass
-    before = engine.run._cache_size()
+    before = engine.read_steps._cache_size()
     for _ in embedder.blocks(sentences(2000)):
         pass
     assert before - start <= 6
-    assert engine.run._cache_size() - before <= 2  # of a last, shorter batch
+    assert engine.read_steps._cache_size() - before <= 2  # of a last, shorter batch
 
 
 def test_any_text_runs_in_the_announced_shapes():
     draw = np.random.default_rng(1)
-    announced = set(shapes(2048))
+    announced = set(program_shapes(2048))
     assert len(announced) <= 24
     for _ in range(300):
         count = draw.integers(1, 400)
@@ -306,11 +305,11 @@ def test_any_text_runs_in_the_announced_shapes():
         words = draw.integers(2, 99, min(sizes.sum(), 2048))
         if len(words) != sizes.sum():
             continue
-        space = capacity(len(words), 2048)
+        space = word_capacity(len(words), 2048)
         plan = make_plan([words], [sizes], space)
-        assert plan.words.shape[2] in possible_rows(space)
-        for cut in windows(len(plan.words)):
-            assert (cut.stop - cut.start, plan.words.shape[2], space) in announced
+        assert plan.table_rows.shape[2] in possible_rows(space)
+        for cut in cut_runs(len(plan.table_rows)):
+            assert (cut.stop - cut.start, plan.table_rows.shape[2], space) in announced
 
 
 def test_a_plan_reads_every_word_once_in_both_directions():
@@ -318,11 +317,11 @@ def test_a_plan_reads_every_word_once_in_both_directions():
     words = np.arange(2, 2 + sizes.sum())
     plan = make_plan([words], [sizes], 1024)
     for direction, mark in ((0, 0), (1, 1)):
-        kept = plan.target[:, direction] < 1024
-        places = plan.target[:, direction][kept]
+        kept = plan.word_numbers[:, direction] < 1024
+        places = plan.word_numbers[:, direction][kept]
         assert sorted(places) == list(range(len(words)))
-        assert (plan.words[:, direction][kept] == words[places]).all()
-        assert (plan.words[:, direction][plan.begins[:, direction]] == mark).all()
+        assert (plan.table_rows[:, direction][kept] == words[places]).all()
+        assert (plan.table_rows[:, direction][plan.begins[:, direction]] == mark).all()
         assert plan.begins[:, direction].sum() == 6
 
 

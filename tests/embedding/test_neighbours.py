@@ -12,10 +12,10 @@ from elmojax.embedding.embedder import Embedder
 from elmojax.embedding.neighbours import (
     cosines,
     nearest,
+    project,
     use_vectors,
     word_vectors,
 )
-from elmojax.embedding.projection import project
 from elmojax.errors import InputError
 from elmojax.text.uses import Use
 
@@ -62,7 +62,7 @@ def test_without_context_all_uses_are_one(embedder):
 def test_the_nearest_come_first_and_zeros_are_near_to_nothing():
     vectors = np.array([[0, 1], [2, 0], [1, 1], [0, 0], [5, 0]], np.float32)
     found = nearest(np.array([1, 0], np.float32), vectors, 4)
-    assert [one.place for one in found] == [1, 4, 2, 0]
+    assert [one.number for one in found] == [1, 4, 2, 0]
     assert [one.cosine for one in found] == pytest.approx([1, 1, 0.5**0.5, 0])
     assert cosines(vectors[3], vectors).tolist() == [0] * 5
 

@@ -11,7 +11,7 @@ import pytest
 
 import elmojax
 from elmojax.cli import main
-from elmojax.formats.forms import BUNDLED, bundled
+from elmojax.formats.forms import BUNDLED, bundled_models
 from elmojax.formats.hdf5 import OPTIONS
 from elmojax.loading import load_language_model
 
@@ -19,7 +19,7 @@ SENSES = "He sat on the bank of the river .", "She put her money in the bank ."
 
 
 def test_what_ships_is_small_and_whole():
-    assert bundled() == ["mini"]
+    assert bundled_models() == ["mini"]
     files = {path.name: path.stat().st_size for path in (BUNDLED / "mini").iterdir()}
     assert sum(files.values()) < 8_000_000
     main(["verify", "mini"])

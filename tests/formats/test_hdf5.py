@@ -35,7 +35,7 @@ from elmojax.errors import InputError
 from elmojax.formats import hdf5, published
 from elmojax.formats.hdf5 import load_hdf5, load_head, save_hdf5
 from elmojax.formats.verify import check_hdf5, compare_embeddings
-from elmojax.model import lstm
+from elmojax.model import recurrence
 from elmojax.model.bilm import ElmoParams
 from elmojax.model.softmax import Softmax
 from elmojax.text.characters import batch_to_ids, character_ids
@@ -239,7 +239,7 @@ def weights(directory: Path) -> h5py.File:
 
 
 def test_facts_of_tensorflow():
-    assert published.FORGET_BIAS == lstm.FORGET_BIAS
+    assert published.FORGET_BIAS == recurrence.FORGET_BIAS
     assert published.GATES == ("i", "j", "f", "o")
 
 

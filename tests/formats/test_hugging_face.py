@@ -26,7 +26,7 @@ from elmojax import InputError
 from elmojax.config import LstmConfig, WordTableConfig
 from elmojax.loading import FULL, Model, open_model, verify
 from elmojax.text.vocabulary import Vocabulary
-from elmojax.training.runs import find_runs
+from elmojax.training.record import find_runs
 from tests.commands import done, refused
 from tests.hub_server import Hub, serving
 

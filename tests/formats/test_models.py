@@ -30,7 +30,7 @@ from elmojax.text.prepare import prepare
 from elmojax.text.vocabulary import Vocabulary
 from elmojax.training.card import command as command_of
 from elmojax.training.card import model_card
-from elmojax.training.record import RunRecord, create_run, fixed, read_record
+from elmojax.training.record import RunRecord, create_run, fixed_fields, read_record
 from tests.commands import refused
 from tests.toys import drawn, tiny_params
 
@@ -167,7 +167,7 @@ def test_the_command_of_a_card_makes_the_same_run(run):
     config = read_record(run[0]).train
     argv = command_of(config).split()[2:]
     again = parse_recipe(PretrainArguments, "pretrain", argv)[0].train_config()
-    assert fixed(again) == fixed(config)
+    assert fixed_fields(again) == fixed_fields(config)
 
 
 def test_the_card_says_where_the_text_comes_from(tmp_path):

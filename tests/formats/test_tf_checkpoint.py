@@ -33,8 +33,8 @@ from elmojax.formats.tf_bundle import (
 )
 from elmojax.formats.tf_checkpoint import load_tf_checkpoint
 from elmojax.model.bilm import BiLM, ElmoParams
+from elmojax.model.lstm import LstmState
 from elmojax.model.softmax import log_prob_all
-from elmojax.model.state import LstmState
 from elmojax.text.characters import batch_to_ids, character_ids
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

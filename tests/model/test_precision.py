@@ -19,13 +19,13 @@ from elmojax.config import (
     MeshConfig,
     OptimizerConfig,
 )
+from elmojax.model.lstm import LstmState
 from elmojax.model.ops import contract
-from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
 from elmojax.training import step
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import make_mesh, path_name, place, shardings
+from elmojax.training.sharding import make_mesh, path_name, put_on_mesh, shardings
 from elmojax.training.step import (
     LanguageModel,
     compile_train_step,
@@ -204,7 +204,7 @@ def test_bf16_is_float32_but_for_the_rounding(params, exact, head, mesh):
     if lm.mesh is not None:
         tree = jax.device_put(tree, shardings(lm.mesh, tree, "params."))
         carry = jax.device_put(carry, shardings(lm.mesh, carry, "carry."))
-    got = gradient(lm, tree, place(lm.mesh, batch, "batch."), carry)
+    got = gradient(lm, tree, put_on_mesh(lm.mesh, batch, "batch."), carry)
     found = distances(got, exact[head.kind])
     bound = 3 * np.sqrt(10) * HALF
     assert max(found.values()) < bound, found
@@ -228,7 +228,7 @@ def test_microbatches_add_up_in_float32(params, exact, head):
             params=tree, optimizer=optimizer.init(tree), carry=exact["carry"]
         )
         state = jax.device_put(jax.tree.map(np.array, state), places)
-        batch = place(
+        batch = put_on_mesh(
             mesh, batch_of(lm, 2, microbatches), "batch.", microbatches=microbatches > 1
         )
         steps[microbatches] = compile_train_step(lm, optimizer, state)(state, batch)
@@ -266,7 +266,7 @@ def test_evaluation_in_bf16_on_a_mesh(params, exact, mesh=(4, 2)):
     )
     carry = jax.device_put(carry, shardings(lm.mesh, carry, "carry."))
     got, after = jax.jit(partial(evaluation_step, lm))(
-        tree, carry, place(lm.mesh, batch_of(lm, mesh[0]), "batch.")
+        tree, carry, put_on_mesh(lm.mesh, batch_of(lm, mesh[0]), "batch.")
     )
     np.testing.assert_allclose(got, wanted, rtol=4 * HALF)
     assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")}
@@ -288,7 +288,7 @@ def test_the_step_of_production_lowers(platform, head):
         shapes,
         shardings(mesh, shapes),
     )
-    batch = place(mesh, batch_of(lm, 4), "batch.")
+    batch = put_on_mesh(mesh, batch_of(lm, 4), "batch.")
     step = compile_train_step(lm, optimizer, state)
     program = jax.export.export(step, platforms=[platform])(state, batch)
     assert program.platforms == (platform,) and program.nr_devices == 8

@@ -10,7 +10,7 @@ import reference
 from jax.test_util import check_grads
 from toys import drawn
 
-from elmojax.model.lstm import LayerOptions, Reset, State, Weights, recurrence
+from elmojax.model.recurrence import LayerOptions, Reset, State, Weights, recurrence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -179,14 +179,14 @@ def test_a_cell_just_below_its_clip_is_not_clipped_for_the_way_back():
 def test_every_element_of_what_is_kept_is_written():
     """The stacks begin as memory that nobody cleared; on a CPU that is zeros, so this
     fills them with NaN."""
-    import elmojax.model.lstm as lstm
+    import elmojax.model.recurrence as module
 
     def filled(layout, like, width, dtype):
-        return jnp.full_like(lstm_empty(layout, like, width, dtype), jnp.nan)
+        return jnp.full_like(given_empty(layout, like, width, dtype), jnp.nan)
 
-    lstm_empty = lstm._empty
+    given_empty = module._empty
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lstm, "_empty", filled)
+        patch.setattr(module, "_empty", filled)
         for platform in ("cpu", "accelerator"):
             options = LayerOptions(*SOME, jnp.bfloat16, platform=platform)
             found = jax.jit(partial(gradients.__wrapped__, options, recurrence))(

@@ -20,7 +20,7 @@ from elmojax.text.batches import TrainingText
 from elmojax.text.negatives import _exp, log_expected, log_uniform, negatives
 from elmojax.text.tables import WordTables
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import make_mesh, place, shardings
+from elmojax.training.sharding import make_mesh, put_on_mesh, shardings
 from elmojax.training.step import (
     LanguageModel,
     compile_train_step,
@@ -338,7 +338,7 @@ def test_sharded_training_equals_one_device(mesh, split):
     sharded = compile_train_step(lm, optimizer, state)
     for number in range(2):
         plain, wanted = step(plain, text().batch(number))
-        batch = place(lm.mesh, text(mesh.shape["data"]).batch(number), "batch.")
+        batch = put_on_mesh(lm.mesh, text(mesh.shape["data"]).batch(number), "batch.")
         state, metrics = sharded(state, batch)
         for name, value in metrics.items():
             assert float(value) == pytest.approx(float(wanted[name]), rel=1e-5)

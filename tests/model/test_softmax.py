@@ -15,15 +15,9 @@ from toys import drawn
 
 from elmojax.config import MeshConfig
 from elmojax.errors import InputError
-from elmojax.model import softmax
-from elmojax.model.softmax import (
-    Chunking,
-    Softmax,
-    edges_of,
-    log_prob,
-    log_prob_all,
-    predict,
-)
+from elmojax.model import cluster_loss, softmax
+from elmojax.model.cluster_loss import Chunking, edges_of
+from elmojax.model.softmax import Softmax, log_prob, log_prob_all, predict
 from elmojax.training.sharding import make_mesh, shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -67,7 +61,7 @@ def compiled_as(way, function, *arguments):
     patch = {"CPU": WAYS[way]}
     if "small" in way:
         patch |= {"MAX_LOGITS": 1, "TABLE_BLOCK": 100, "NARROW": 5}
-    with mock.patch.multiple(softmax, **patch):
+    with mock.patch.multiple(cluster_loss, **patch):
         return jax.jit(function).lower(*arguments).compile()
 
 

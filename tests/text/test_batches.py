@@ -31,8 +31,8 @@ from elmojax.text.tables import (
     Sizes,
     WordTables,
     bound,
-    columns_of,
     positions_seen,
+    table_columns,
 )
 
 LETTERS = ["a", "b", "no", "bank", "é", "river", "overlong-words", "日本", "<S>", "x"]
@@ -481,7 +481,7 @@ def test_capacities_are_seldom_exceeded_and_not_wasteful():
 def test_columns_are_cut_only_where_it_is_safe(most, size):
     corpus = corpus_of([["a", "b" * size]])
     words = words_of(corpus, most=most)
-    assert columns_of(CharCnnConfig(((5, 1),), max_characters=most)) == (
+    assert table_columns(CharCnnConfig(((5, 1),), max_characters=most)) == (
         min(most, 18),
         most,
     )

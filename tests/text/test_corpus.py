@@ -25,11 +25,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elmojax import atomic
+from elmojax import disk
 from elmojax.errors import InputError
 from elmojax.text import files
 from elmojax.text.corpus import PARTS, Corpus
-from elmojax.text.prepare import TfdsText, prepare
+from elmojax.text.prepare import prepare
+from elmojax.text.tfds import TfdsText
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
 
 TEXT = """\
@@ -129,7 +130,7 @@ def test_blocks_cut_lines_nowhere(text, tmp_path, monkeypatch):
     prepare(tmp_path / "whole", patterns=[text])
     for size in (1, 2, 7, 64):
         monkeypatch.setattr(files, "_BLOCK", size)
-        monkeypatch.setattr(atomic, "_CHUNK", size)
+        monkeypatch.setattr(disk, "_CHUNK", size)
         prepare(tmp_path / f"b{size}", patterns=[text])
         assert contents(tmp_path / f"b{size}") == contents(tmp_path / "whole")
 
@@ -355,7 +356,7 @@ def test_a_full_disk_is_an_input_error_that_leaves_nothing(text, tmp_path, monke
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic._HashedFile, "write", full)
+    monkeypatch.setattr(disk._HashedFile, "write", full)
     parts = (str(tmp_path / "data"), "No space left on device", "make room")
     refused(*parts, out=tmp_path / "data", patterns=[text])
     assert list(tmp_path.iterdir()) == [text]
@@ -534,7 +535,8 @@ USE = """
 import json, sys
 from pathlib import Path
 from elmojax.errors import InputError
-from elmojax.text.prepare import TfdsText, prepare
+from elmojax.text.prepare import prepare
+from elmojax.text.tfds import TfdsText
 
 data, out = sys.argv[1:]
 assert "tensorflow_datasets" not in sys.modules

@@ -16,7 +16,8 @@ import pytest
 
 from elmojax.errors import InputError
 from elmojax.text.corpus import Corpus
-from elmojax.text.files import Oddities, read_lines, read_text, words_of
+from elmojax.text.files import Oddities, read_lines, read_text
+from elmojax.text.formats import words_of
 from elmojax.text.prepare import prepare
 
 BLANKS = "\xa0\u202f\u3000\u2028\x85\x0b\x0c\x1c\x1d\x1e\x1f\ufeff\u200b"

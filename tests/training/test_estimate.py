@@ -37,11 +37,11 @@ from elmojax.estimate import (
 from elmojax.training import memory, prefetch
 from elmojax.training import start as starting
 from elmojax.training.memory import StepMemory, explain_out_of_memory
-from elmojax.training.sharding import place
+from elmojax.training.sharding import put_on_mesh
 from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
-    assumed,
+    assumed_text,
     step_sizes,
 )
 from elmojax.training.start import start
@@ -75,7 +75,7 @@ def data(tmp_path_factory, sample_lines) -> Path:
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return assumed(BENCHMARK_WORDS, BENCHMARK_POSITIONS)
+    return assumed_text(BENCHMARK_WORDS, BENCHMARK_POSITIONS)
 
 
 # --- operations and least time -------------------------------------------------------
@@ -174,8 +174,8 @@ def test_a_step_is_compiled_for_the_chip_where_its_compiler_is(monkeypatch):
 
 def test_what_a_compiler_refuses_as_too_large_is_what_it_takes():
     said = "RESOURCE_EXHAUSTED: the memory required (25.04G) exceeds HBM (15.75G)."
-    assert estimating._wanted(said) == int(25.04 * 2**30)
-    assert estimating._wanted("INTERNAL: 3G") is None
+    assert estimating._bytes_refused(said) == int(25.04 * 2**30)
+    assert estimating._bytes_refused("INTERNAL: 3G") is None
 
 
 # --- memory, against real runs -------------------------------------------------------
@@ -188,7 +188,7 @@ def real(data, workdir, flags):
     started = start(asked.train_config(), "test")
     config = started.record.train
     microbatches = config.accumulate > 1
-    batch = place(
+    batch = put_on_mesh(
         started.lm.mesh, started.text.batch(0), "batch.", microbatches=microbatches
     )
     guard = Guard(config.skip_nonfinite, config.spike_guard)

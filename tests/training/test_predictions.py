@@ -10,9 +10,9 @@ from toys import TINY, corpus_of, drawn
 
 import elmojax
 from elmojax.config import HeadConfig
-from elmojax.embedding.engine import local_mesh
 from elmojax.loading import Model, evaluate_corpora
 from elmojax.model.bilm import from_tree
+from elmojax.model.ops import local_mesh
 from elmojax.text.characters import character_ids
 from elmojax.text.vocabulary import BEGIN_ID, END_ID, SPECIALS
 from elmojax.training import evaluate

@@ -16,8 +16,8 @@ from elmojax.training.record import (
     Status,
     checkpoint_steps,
     create_run,
+    describe,
 )
-from elmojax.training.runs import describe
 from tests.commands import answer, done
 
 

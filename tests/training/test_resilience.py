@@ -24,8 +24,7 @@ from elmojax.training.damage import SaveFailed
 from elmojax.training.distributed import SIGNALS
 from elmojax.training.evaluate import Evaluator
 from elmojax.training.metrics import read_metrics
-from elmojax.training.record import Status, lock_run
-from elmojax.training.runs import describe
+from elmojax.training.record import Status, describe, lock_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 

@@ -37,7 +37,7 @@ from elmojax.training.sharding import (
     make_mesh,
     memory_layouts,
     path_name,
-    place,
+    put_on_mesh,
     shardings,
 )
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
@@ -82,7 +82,7 @@ def train(mesh, dropout=LM.dropout, lay=memory_layouts):
     step = compile_train_step(lm, optimizer, state)
     metrics = []
     for number in range(STEPS):
-        batch = place(lm.mesh, batches.batch(number), "batch.")
+        batch = put_on_mesh(lm.mesh, batches.batch(number), "batch.")
         state, numbers = step(state, batch)
         metrics.append({name: float(value) for name, value in numbers.items()})
     return SimpleNamespace(
@@ -212,7 +212,7 @@ def test_batches_are_split_by_rows_and_words():
     head = HeadConfig("adaptive", (6, 15))
     words = WordTables(CORPUS, CORPUS.vocabulary, CONFIG, 4, head=head, split=2)
     batch = TrainingText(CORPUS, words, ROWS, WINDOW, 0).batch(0)
-    placed = place(mesh, batch, "batch.")
+    placed = put_on_mesh(mesh, batch, "batch.")
     for tail, whole in zip(placed.members, batch.members, strict=True):
         size = whole.positions.shape[1]
         assert held(tail.positions) == held(tail.targets) == (1, size)

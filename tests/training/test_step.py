@@ -23,9 +23,9 @@ from elmojax.config import (
     OptimizerConfig,
     WordTableConfig,
 )
-from elmojax.model.ops import dropped, row_keys
+from elmojax.model.lstm import LstmState
+from elmojax.model.ops import apply_dropout, row_keys
 from elmojax.model.softmax import check_cutoffs
-from elmojax.model.state import LstmState
 from elmojax.text.batches import TrainingText
 from elmojax.text.tables import WordTables
 from elmojax.training import evaluate
@@ -280,7 +280,7 @@ def test_dropout_does_not_hang_on_switches_of_jax():
 
     def draw():
         keys = row_keys(jax.random.wrap_key_data(key, impl=RANDOM), jnp.arange(4))
-        return np.asarray(dropped(x, 0.4, keys, 1))
+        return np.asarray(apply_dropout(x, 0.4, keys, 1))
 
     plain = draw()
     with jax.default_prng_impl("rbg"), jax.enable_x64(True):
@@ -293,7 +293,7 @@ def test_dropout_is_on_inputs_and_on_the_top():
     words = WordTables(CORPUS, CORPUS.vocabulary, SMALL.config, 1)
     batch = TrainingText(CORPUS, words, 16, 8, seed=0).batch(0)
     carry = LstmState.zeros(SMALL.config.lstm, 16)
-    outputs = jax.jit(SMALL.outputs)
+    outputs = jax.jit(SMALL.top_layer)
     keys = row_keys(jax.random.key(1), jnp.arange(16))
 
     def ratios(table):

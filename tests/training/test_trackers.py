@@ -16,7 +16,7 @@ from commands import TINY, done, refused
 
 from elmojax.training import trackers
 from elmojax.training.metrics import Tracker, read_metrics
-from elmojax.training.trackers import Apart
+from elmojax.training.trackers import Threaded
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "compile_once")
 
@@ -111,7 +111,7 @@ class Bad(Tracker):
 @pytest.mark.parametrize("where", ["begin", "log", "close"])
 def test_a_tracker_that_fails_is_said_once_and_left_out(where):
     told, bad = [], Bad(where)
-    tracker = Apart("wandb", bad, told.append)
+    tracker = Threaded("wandb", bad, told.append)
     tracker.begin(0, 3)
     for step in (1, 2, 3):
         tracker.log(step, {"loss": 1.0})
@@ -124,7 +124,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_out(where):
 def test_nobody_waits_for_a_tracker_that_hangs(where, monkeypatch):
     monkeypatch.setattr(trackers, "PATIENCE", 0.2)
     told: list[str] = []
-    tracker, began = Apart("wandb", Bad(where, hangs=True), told.append), time.time()
+    tracker, began = Threaded("wandb", Bad(where, hangs=True), told.append), time.time()
     tracker.begin(0, 3)
     tracker.log(1, {"loss": 1.0})
     tracker.close()
@@ -134,5 +134,5 @@ def test_nobody_waits_for_a_tracker_that_hangs(where, monkeypatch):
 
 def test_a_tracker_that_never_began_is_closed_without_a_word():
     told: list[str] = []
-    Apart("wandb", Bad("close"), told.append).close()
+    Threaded("wandb", Bad("close"), told.append).close()
     assert told == []

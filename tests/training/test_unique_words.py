@@ -29,7 +29,7 @@ from elmojax.training.distributed import Stop
 from elmojax.training.loop import pretrain
 from elmojax.training.metrics import read_metrics
 from elmojax.training.prefetch import Programs, prefetched
-from elmojax.training.sharding import batch_shardings, make_mesh, place, shardings
+from elmojax.training.sharding import batch_shardings, make_mesh, put_on_mesh, shardings
 from elmojax.training.sizes import batch_shapes, training_text
 from elmojax.training.start import start
 from elmojax.training.step import LanguageModel, compile_train_step, init_state
@@ -55,7 +55,7 @@ def loss_and_gradient(every: bool, shards: int, microbatches: int):
     words = WordTables(CORPUS, CORPUS.vocabulary, TINY, shards, every)
     text = TrainingText(CORPUS, words, ROWS, WINDOW, 0, microbatches=microbatches)
     batch = text.batch(0)
-    placed = place(mesh, batch, "batch.", microbatches=microbatches > 1)
+    placed = put_on_mesh(mesh, batch, "batch.", microbatches=microbatches > 1)
     state, metrics = step(state, placed)
     gradient = jax.tree.map(lambda a, b: np.asarray(a - b), before, state.params)
     return batch, {k: float(v) for k, v in metrics.items()}, gradient
@@ -188,7 +188,7 @@ def test_shapes_are_known_without_a_batch(options, level):
     found, batch = text.batch_at_level(0, level)
     sizes = text.capacities.at(found)
     known = batch_shapes(config, sizes, text.words.columns, 2)
-    placed = place(mesh, batch, "batch.", microbatches=microbatches)
+    placed = put_on_mesh(mesh, batch, "batch.", microbatches=microbatches)
     places = batch_shardings(mesh, known, microbatches)
 
     def same(shape, sharding, array):
@@ -243,7 +243,7 @@ def test_a_program_is_compiled_ahead_of_its_step(tmp_path, monkeypatch):
     monkeypatch.setattr(prefetch, "BLOCK", 3)
     monkeypatch.setattr(prefetch, "ASK", 2)
     monkeypatch.setattr(
-        prefetch, "gathered", lambda *mine: lambda: np.array([mine, next(others)])
+        prefetch, "gather", lambda *mine: lambda: np.array([mine, next(others)])
     )
     told = []
     made = list(prefetched(run, 0, Stop(), lambda *step: told.append(step)))

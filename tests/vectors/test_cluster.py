@@ -26,7 +26,7 @@ from elmojax.text.files import read_text
 from elmojax.vectors import jobs
 from elmojax.vectors.jobs import Job, Task, Worker
 from elmojax.vectors.output import open_output
-from elmojax.vectors.partial import TextProgress
+from elmojax.vectors.unfinished import TextProgress
 from elmojax.vectors.writer import Form
 
 if not (find_spec("ray") and find_spec("pyarrow")):

@@ -25,8 +25,9 @@ import pytest
 
 from elmojax.embedding.pooling import Block, Pooler, pool
 from elmojax.errors import InputError
-from elmojax.text.files import Text, read_text, split
-from elmojax.vectors import hdf5, output, partial
+from elmojax.text.files import Text, read_text
+from elmojax.text.formats import split
+from elmojax.vectors import hdf5, output, unfinished
 from elmojax.vectors.npy import read_vectors
 from elmojax.vectors.output import open_output
 from elmojax.vectors.writer import Form
@@ -797,6 +798,16 @@ def test_damaged_state(text, tmp_path):
         write(tmp_path / "v", text, ALL)
 
 
+def test_a_part_of_parquet_is_full_before_the_next(text, tmp_path, monkeypatch):
+    """However many blocks it comes from, and however long they take."""
+    pytest.importorskip("pyarrow")
+    from elmojax.vectors import parquet
+
+    monkeypatch.setattr(parquet, "_PART", 10_000)
+    write(tmp_path / "v.parquet", text, ALL)
+    assert len([*(tmp_path / "v.parquet").glob("00000-*")]) == 1
+
+
 # --- many texts, and pooling ---------------------------------------------------------
 
 
@@ -842,4 +853,4 @@ def test_installed_names_are_kept_apart(tmp_path):
     assert output.kind_of(Path("a.H5")) == output.kind_of(Path("b.hdf5")) == "hdf5"
     assert output.kind_of(Path("a.parquet")) == "parquet"
     assert output.kind_of(Path("vectors")) == "npy"
-    assert partial.allocated(tmp_path) == 0
+    assert unfinished.allocated(tmp_path) == 0

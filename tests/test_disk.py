@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from elmojax import atomic
-from elmojax.atomic import Lock, Taken, is_locked, local, replaced
+from elmojax import disk
+from elmojax.disk import Lock, Taken, is_locked, local, replacing
 from elmojax.errors import InputError, Remark
 from elmojax.training.metrics import JsonLines, plot_losses
 from elmojax.training.record import Status, lock_run
-from elmojax.vectors.partial import Partial
+from elmojax.vectors.unfinished import Unfinished
 
 HOLD = """
 import sys, time, types
@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.modules["elmojax"] = types.ModuleType("elmojax")  # without JAX, in a moment
 sys.modules["elmojax"].__path__ = [sys.argv[1]]
-from elmojax.atomic import Lock
+from elmojax.disk import Lock
 
 lock = Lock(Path(sys.argv[2]))
 print(flush=True)
@@ -36,7 +36,7 @@ time.sleep(60)
 def test_a_lock_ends_with_its_process_however_it_ends(tmp_path):
     path = tmp_path / "run" / ".lock"
     assert is_locked(path) is False
-    package = os.path.dirname(atomic.__file__)
+    package = os.path.dirname(disk.__file__)
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, package, path], stdout=subprocess.PIPE
     )
@@ -102,7 +102,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, code):
         lock = lock_run(tmp_path / "run")
     assert lock.held and is_locked(tmp_path / "run" / ".lock") is None
     with pytest.warns(Remark, match="cannot be locked"):
-        Partial(tmp_path / "v.hdf5", {}, overwrite=False).release(keep=False)
+        Unfinished(tmp_path / "v.hdf5", {}, overwrite=False).release(keep=False)
     assert os.listdir(tmp_path) == ["run"]
 
 
@@ -161,7 +161,7 @@ def test_a_run_writes_through_no_link(tmp_path, secret):
 )
 def test_an_output_is_made_through_no_link(tmp_path, secret, name):
     partial = tmp_path / "v.partial"
-    Partial(tmp_path / "v", {}, overwrite=False).release(keep=True)
+    Unfinished(tmp_path / "v", {}, overwrite=False).release(keep=True)
     if name:
         (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).unlink(missing_ok=True)
@@ -171,14 +171,14 @@ def test_an_output_is_made_through_no_link(tmp_path, secret, name):
         partial.symlink_to(tmp_path / "elsewhere")
     for _ in range(2):  # refusing lets go of the lock
         with pytest.raises(InputError, match=f"{name or 'v.partial'} is a symbolic li"):
-            Partial(tmp_path / "v", {}, overwrite=True)
+            Unfinished(tmp_path / "v", {}, overwrite=True)
     assert secret.read_text() == "kept"
 
 
 def test_what_is_replaced_is_the_link(tmp_path, secret):
     link = tmp_path / "link"
     link.symlink_to(secret)
-    with replaced(link) as partial:
+    with replacing(link) as partial:
         partial.write_text("new")
     assert not link.is_symlink() and link.read_text() == "new"
     assert secret.read_text() == "kept"
@@ -200,6 +200,6 @@ def test_addresses_are_no_paths(tmp_path, monkeypatch):
     for path in ("run", "a:b", "./gs", "C:/run", "x/gs://y", "12:/a", "a b:/c"):
         assert local(path) == Path(path)
     with pytest.raises(InputError, match="is an address"):
-        with atomic.new_directory(Path("gs://b/data")):
+        with disk.new_directory(Path("gs://b/data")):
             pass
     assert os.listdir() == []

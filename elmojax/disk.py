@@ -1,6 +1,6 @@
-"""Where files are written: whole or not at all, by one process, in no other place.
+"""The disk of this machine: files are written whole or not at all, by one process.
 
-Files and directories that are whole or not there (`replaced`, `new_directory`), locks
+Files and directories that are whole or not there (`replacing`, `new_directory`), locks
 (`Lock`), paths of this machine alone (`local`), and arrays written as a stream.
 """
 
@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from elmojax.errors import InputError, Remark
+from elmojax.errors import InputError, Remark, writing
 
 MOUNTED = (
     "this must be on this machine. Give a path: where that place is mounted, or "
@@ -44,7 +44,7 @@ def local(path: str | os.PathLike[str], advice: str = MOUNTED) -> Path:
     return Path(path)
 
 
-def linked(path: Path) -> InputError:
+def symlink_error(path: Path) -> InputError:
     """The refusal to write where a symbolic link stands."""
     return InputError(
         f"{path} is a symbolic link, and nothing is written through it. Put what it "
@@ -59,6 +59,11 @@ def check_out(out: Path, overwrite: bool = False) -> None:
             f"{out} is there already; give another --out, or --overwrite to replace "
             "it (a file only)."
         )
+    check_parent(out)
+
+
+def check_parent(out: Path) -> None:
+    """`InputError` unless there is a directory to make `out` in."""
     if not out.parent.is_dir():
         raise InputError(
             f"{out} cannot be written: there is no directory {out.parent}. Make it, or "
@@ -67,7 +72,7 @@ def check_out(out: Path, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A name in the same directory to write to, which `path` has after the block.
 
     Where the block fails, what it wrote is removed and `path` is as it was.
@@ -159,19 +164,16 @@ def new_directory(out: Path) -> Iterator[Path]:
     file in the way) raises `InputError`; `out` is then as it was before.
     """
     partial = _hidden(local(out), "partial")
+    advice = "Choose another place, or make room there; nothing was left behind."
     try:
-        for parent in out.parents:
-            if parent.exists() and not parent.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no directory")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        partial.mkdir()
-        yield partial
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {error.strerror or error}. Choose another "
-            "place, or make room there; nothing was left behind."
-        ) from error
+        with writing(out, advice):
+            for parent in out.parents:
+                if parent.exists() and not parent.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no directory")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(out)
+            partial.mkdir()
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -263,13 +265,13 @@ class Lock:
         """None once it is ours, else what the file says of who has it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
-            raise linked(path)
+            raise symlink_error(path)
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             return ""  # another process has just removed the directory
         try:
-            if not _locked(file, path):
+            if not _try_lock(file, path):
                 return os.read(file, 100).decode("utf-8", "replace").strip()
             # It may be a file that another process has removed meanwhile.
             if not os.fstat(file).st_nlink:
@@ -302,7 +304,7 @@ class Lock:
         self.release()
 
 
-def _locked(file: int, path: Path) -> bool:
+def _try_lock(file: int, path: Path) -> bool:
     """Whether no other process has the lock of an open file; never waits."""
     try:
         import filelock
@@ -391,12 +393,12 @@ def parse_json(text: str | bytes, parse: Callable[[Any], Any] | None = None) -> 
     than 20 digits among it.
     """
     try:
-        return parse(text) if parse else json.loads(text, parse_int=_whole)
+        return parse(text) if parse else json.loads(text, parse_int=_parse_int)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > 20:
         raise ValueError(f"it holds a number of {len(digits)} digits")
     return int(digits)
@@ -412,6 +414,14 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"it holds no JSON object but a {type(found).__name__}")
     return found
+
+
+def read_utf8(path: Path, what: object, advice: str = "") -> str:
+    """The text of a file; `InputError`, with the advice, that `what` cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} cannot be read ({error}){advice}.") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from typing import Any
 import google_crc32c as crc32c
 import numpy as np
 
-from elmojax.atomic import Lock, Taken, linked, read_object, sync
-from elmojax.errors import InputError
+from elmojax.disk import Lock, Taken, read_object, symlink_error, sync
+from elmojax.errors import InputError, writing
 from elmojax.text.files import Text
 
 _LOCK, _REQUEST = "_lock", "_request.json"
 
 
-class Partial:
+class Unfinished:
     """`OUT.partial`, a directory in which one process at a time makes OUT.
 
         _lock           held by that process
@@ -49,7 +50,7 @@ class Partial:
         self.directory = out.with_name(f"{out.name}.partial")
         self.result = self.directory / "result"
         self._replaced = self.directory / "replaced"
-        with writing(out):
+        with writing_output(out):
             self._lock = self._take()
             there = (self.directory / _REQUEST).exists()
             try:
@@ -94,7 +95,7 @@ class Partial:
     def _take(self) -> Lock:
         ours = {_LOCK, _REQUEST, f"{_REQUEST}.new"}
         if self.directory.is_symlink():
-            raise linked(self.directory)
+            raise symlink_error(self.directory)
         if self.directory.is_dir():
             names = set(os.listdir(self.directory))
             if _REQUEST not in names and names - ours:
@@ -112,7 +113,7 @@ class Partial:
         for path in self.directory.rglob("*"):
             if path.is_symlink():
                 lock.release()
-                raise linked(path)
+                raise symlink_error(path)
         return lock
 
     def _begin(self, request: dict[str, Any], overwrite: bool) -> None:
@@ -144,21 +145,15 @@ class Partial:
                 path.unlink()
 
 
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
+def writing_output(out: Path) -> AbstractContextManager[None]:
     """Turns what a file system refuses into an `InputError` that names the output."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written: {error.strerror or error}. Make room or put it "
-            "right, and run the same command again to go on; or choose another --out."
-        ) from error
+    advice = "Make room or put it right, and run the same command again to go on; "
+    return writing(out, advice + "or choose another --out.")
 
 
 def require_space(out: Path, needed: int, directory: Path) -> None:
     """`InputError` unless `needed` bytes are free on the disk of a directory."""
-    with writing(out):
+    with writing_output(out):
         free = shutil.disk_usage(directory).free
     if needed > free:
         raise InputError(
@@ -202,9 +197,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(
-            f"{path} is damaged. Remove {path.parent} to start again."
-        ) from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged. Remove {path.parent} to start again.")
 
 
 def sum_of(path: Path) -> list[int]:
@@ -241,7 +238,7 @@ class TextProgress:
             return None
         kinds = {f.name: type(getattr(cls("", "", 0), f.name)) for f in fields(cls)}
         if {name: type(value) for name, value in found.items()} != kinds:
-            raise InputError(f"{path} is damaged. Remove {directory} to start again.")
+            raise _damaged(path)
         return cls(**found)
 
     @classmethod
@@ -270,18 +267,18 @@ class TextProgress:
         write_json(_file(directory, number), asdict(self))
 
 
-def forget(directory: Path, number: int) -> None:
+def forget_progress(directory: Path, number: int) -> None:
     """No line of this text is done."""
     _file(directory, number).unlink(missing_ok=True)
 
 
-def begun(directory: Path) -> bool:
+def has_progress(directory: Path) -> bool:
     """Whether lines of any text are on the disk."""
     paths = directory.glob("_[0-9]*.json")
     return any((read_json(path) or {}).get("done") for path in paths)
 
 
-def all_whole(directory: Path, names: Sequence[str]) -> list[TextProgress]:
+def finished_texts(directory: Path, names: Sequence[str]) -> list[TextProgress]:
     """The texts of an output, in order. `InputError` if lines of one are missing."""
     texts = []
     for number, name in enumerate(names):

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from elmojax.errors import InputError
-from elmojax.text.pairs import read_pairs, words
+from elmojax.training.minimal_pairs import read_pairs, words
 
 GOOD, BAD = "Some turtles don't scare Jill.", "Some turtles doesn't scare Jill."
 
