@@ -156,7 +156,7 @@ def part_of(kernel: Kernel, what: str) -> tuple[str, str]:
     for part, pattern in PARTS:
         if re.search(pattern, label):
             if part == "LSTM":
-                part += " outside loops" if kernel.loop is None else " loops"
+                part += " loops" if kernel.loop.rounds else " outside loops"
             return part, direction
     inside = not label or "jvp(" in label
     return ("optimizer", "") if what == "train" and not inside else ("rest", direction)
@@ -192,10 +192,10 @@ def read(case: Case, compiled: Any) -> dict[str, Any]:
             {
                 "rounds": loop.rounds if loop.exact else None,
                 "kernels_a_round": loop.kernels,
-                **_cost([kernel for kernel in kernels if kernel.loop == number]),
+                **_cost([kernel for kernel in kernels if kernel.loop is loop]),
                 "where": loop.label,
             }
-            for number, loop in enumerate(loops)
+            for loop in loops
         ],
         "moves": [
             {

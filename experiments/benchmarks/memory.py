@@ -14,10 +14,12 @@ import gc
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import harness
-from harness import Steps
+from harness import Row, Steps
 
 CONFIGURATIONS = {
     "mini (pretrain's default)": "",
@@ -31,7 +33,7 @@ CONFIGURATIONS = {
 }
 
 
-def real_run(flags: list[str], steps: int) -> dict[str, int]:
+def real_run(flags: list[str], steps: int) -> Row:
     """Trains some steps in this process."""
     from elmojax.cli.pretrain import RecipeArguments, parse_recipe
     from elmojax.training.memory import return_freed_memory
@@ -54,15 +56,24 @@ def real_run(flags: list[str], steps: int) -> dict[str, int]:
     return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM begins anew
     before = harness.memory("VmRSS")
-    for batch in batches:
-        real.run([batch])
-    resident = harness.memory("VmHWM") - before
-    assert run.lock is not None
-    run.lock.release()
+    real.run(batches)
     return {
-        "compiled": harness.temporary_bytes(real.program(batches[0])),
-        "resident": resident,
+        "compiled MB": harness.temporary_bytes(real.program(batches[0])) / 1e6,
+        "resident MB": (harness.memory("VmHWM") - before) / 1e6,
     }
+
+
+def compare(args: Any) -> Iterator[Row]:
+    for name, flags in CONFIGURATIONS.items():
+        with tempfile.TemporaryDirectory() as workdir:
+            own = (sys.executable, __file__, "--steps", args.steps)
+            row = harness.alone(*own, "--flags", f"{flags} --workdir {workdir}/run")
+            text = ["--data", f"{workdir}/run/sample-train", "--json"]
+            command = [sys.executable, "-m", "elmojax", "estimate", *flags.split()]
+            found = harness.alone(*command, *text)["memory_per_device"]
+        estimate = found["temporary"] / 1e6
+        differs = {f"to {key}": f"{estimate / row[key] - 1:+.1%}" for key in row}
+        yield {"name": name, "estimate MB": estimate, **row, **differs}
 
 
 def main() -> None:
@@ -75,26 +86,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.flags is not None:
         print(json.dumps(real_run(args.flags.split(), args.steps)))
-        return
-    rows = []
-    for name, flags in CONFIGURATIONS.items():
-        with tempfile.TemporaryDirectory() as workdir:
-            own = (sys.executable, __file__, "--steps", args.steps)
-            row = harness.alone(*own, "--flags", f"{flags} --workdir {workdir}/run")
-            text = ["--data", f"{workdir}/run/sample-train", "--json"]
-            command = [sys.executable, "-m", "elmojax", "estimate", *flags.split()]
-            found = harness.alone(*command, *text)["memory_per_device"]
-        row = {"name": name, "flags": flags, **row, "estimate": found["temporary"]}
-        row["to_compiled"] = row["estimate"] / row["compiled"] - 1
-        row["to_resident"] = row["estimate"] / row["resident"] - 1
-        rows.append(row)
-        mega = {key: row[key] / 1e6 for key in ("estimate", "compiled", "resident")}
-        harness.say(
-            f"{name:55} estimate {mega['estimate']:7.1f} MB   compiled step "
-            f"{mega['compiled']:7.1f} ({row['to_compiled']:+.1%})   resident "
-            f"{mega['resident']:7.1f} ({row['to_resident']:+.1%})"
-        )
-    harness.write(args.out, args, rows=rows)
+    else:
+        harness.report(args, compare(args))
 
 
 if __name__ == "__main__":
