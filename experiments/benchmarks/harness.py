@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -228,18 +228,6 @@ def matmul_rate(dtype: Any) -> float:
     n, calls = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)
     return 2 * n**3 / timed(jnp.matmul, a, a, rounds=5, calls=calls)["seconds"]
-
-
-def device_work(trace: Path) -> Iterator[tuple[str, float, float]]:
-    """What devices did in a profile of JAX: its name, begin and end in seconds."""
-    path = sorted(trace.rglob("*.xplane.pb"))[-1]
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
-            on_device = plane.name.startswith("/device:") and "Stream" in line.name
-            if on_device or line.name.startswith("tf_XLA"):  # those of a CPU
-                for event in line.events:
-                    begin = event.start_ns / 1e9
-                    yield event.name, begin, begin + event.duration_ns / 1e9
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -201,12 +201,11 @@ def available(asked: argparse.Namespace) -> list[str]:
 
 def environment(worker: str, asked: argparse.Namespace) -> dict[str, str]:
     """What a worker's environment has besides ours: no GPU, UTF-8, its modules."""
-    found = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1", "GOMP_SPINCOUNT": "0"}
+    found = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"}
     if worker == "bilm_tf":
-        return {**found, "PYTHONPATH": str(asked.bilm_tf.resolve())}
-    if worker == "torch":
-        del found["GOMP_SPINCOUNT"]
-    paths = [*map(str, (WORKERS.parents[2], WORKERS.parent))]
+        folder = str(asked.bilm_tf.resolve())
+        return {**found, "PYTHONPATH": folder, "GOMP_SPINCOUNT": "0"}
+    paths = [str(WORKERS.parents[2]), str(WORKERS.parent)]
     paths += filter(None, [os.environ.get("PYTHONPATH", "")])
     return {**found, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
 

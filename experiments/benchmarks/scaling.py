@@ -1,6 +1,6 @@
 """Many devices: equality and bytes between them, measured; 8 and 256 chips, on paper.
 
-    python experiments/benchmarks/scaling.py --out scaling.json [--plot scaling.png]
+    python experiments/benchmarks/scaling.py --out scaling.json
     python experiments/benchmarks/scaling.py --only equality
     python experiments/benchmarks/scaling.py --only projection --chip-rows 512
 
@@ -192,7 +192,6 @@ def main() -> None:
         original_vocabulary=(793_471, "Words of the step on paper."),
         only=("", "One of both.", ("equality", "projection")),
         out=Path,
-        plot=Path,
     )
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -202,25 +201,6 @@ def main() -> None:
         if args.only in ("", name):
             rows += harness.report(args, measure(args))
     harness.write(args.out, args, rows=rows)
-    if args.plot:
-        draw(rows, args.plot)
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """Bytes reduced beside those of the parameters, and efficiencies on paper."""
-    megabytes = {
-        f"{name}, {row['data x model']}": [row[name]]
-        for row in rows
-        for name in ("parameters MB", "reduced MB")
-        if "data x model" in row
-    }
-    efficiency = {
-        f"{row['softmax']}, {row['chips']}": [row["efficiency"]]
-        for row in rows
-        if "chips" in row
-    }
-    panels = {"a device and step": megabytes, "efficiency (on paper)": efficiency}
-    harness.bars(path, {label: values for label, values in panels.items() if values})
 
 
 if __name__ == "__main__":
