@@ -297,12 +297,15 @@ def compared(precision: Any) -> Iterator[tuple[str, Any, Any, tuple[Any, ...]]]:
     function, arguments = dict(training.parts_of(*prepared("sampled")))["softmax"]
     yield "softmax, sampled", function, function, arguments
     lm, optimizer, state, batch = prepared("adaptive")
-    for name, (function, arguments) in training.parts_of(lm, optimizer, state, batch):
-        yield name, function, function, arguments
     by_character = replace(lm, platform="cpu")
-    parts = dict(training.parts_of(by_character, optimizer, state, batch))
-    function, arguments = parts["encoder"]
-    yield "encoder, by character", function, function, arguments
+    for form, model_, names in (
+        ("", lm, ("encoder", "LSTM", "softmax")),
+        (", by character", by_character, ("encoder",)),
+    ):
+        parts = dict(training.parts_of(model_, optimizer, state, batch))
+        for name in names:
+            function, arguments = parts[name]
+            yield name + form, function, function, arguments
     fast = make_optimizer(OptimizerConfig(learning_rate=10.0), 10)
 
     def step(lm: Any, state: Any, batch: Any) -> Any:
