@@ -468,9 +468,9 @@ def parts(sizes: Sizes, known: Known) -> Iterator[Row]:
     char CNN (by window, and by character as on a CPU) and the sampled softmax."""
     text, tokens = text_of(sizes), sizes.middle * sizes.window
     for kind, only, form in (
-        ("adaptive", None, None),
-        ("sampled", "softmax", None),
-        ("by character", "encoder", "cpu"),
+        ("adaptive", ("encoder", "LSTM", "softmax", "update"), None),
+        ("sampled", ("softmax",), None),
+        ("by character", ("encoder",), "cpu"),
     ):
         softmax = "sampled" if kind == "sampled" else "adaptive"
         plan, reader = planned(sizes, text, sizes.middle, softmax)
@@ -600,8 +600,8 @@ def page(found: Row) -> str:
     lines = ["; ".join(f"{key}: {found[key]}" for key in found if key != "sections")]
     for name, part in found["sections"].items():
         status = ": ".join(filter(None, (part["status"], part["reason"])))
-        about = f"{SECTIONS[name].measure.__doc__} {status} ({part['seconds']:.0f} s)"
-        lines += [f"\n## {name}\n", about, ""]
+        about = " ".join((SECTIONS[name].measure.__doc__ or "").split())
+        lines += [f"\n## {name}\n", f"{about} {status} ({part['seconds']:.0f} s)", ""]
         lines += [harness.table_of(part["rows"])] if part["rows"] else []
     return "\n".join(lines)
 

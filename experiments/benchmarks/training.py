@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +157,13 @@ def parts_of(
 
 
 def timed_parts(
-    plan: StepPlan, text: TrainingText, rounds: int, only: str | None = None
+    plan: StepPlan, text: TrainingText, rounds: int, only: Sequence[str] = ()
 ) -> Iterator[Row]:
-    """Time and memory of each part of a step, or of one, on a batch."""
+    """Time and memory of each part of a step, or of some, on a batch."""
     training, (batch,) = stepping(plan, text, 1)
     parts = parts_of(plan.lm, plan.optimizer, training.state, batch)
     for name, (function, arguments) in parts:
-        if only in (None, name):
+        if name in (only or (name,)):
             found = harness.timed(function, *jax.device_put(arguments), rounds=rounds)
             yield {"part": name, **found}
 
