@@ -240,6 +240,7 @@ def test_everything_about_a_gpu_is_measured_with_what_is_on_a_bare_machine(tmp_p
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]),
     }
     command = [REPOSITORY / "experiments" / "benchmarks" / "on_gpu.sh", "--smoke"]
+    command += ["--seconds", "3000"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     log = (tmp_path / "out" / "on_gpu.log").read_text(encoding="utf-8")
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{log}"

@@ -223,12 +223,13 @@ def _cost(kernels: list[Kernel]) -> Row:
 def page(found: Row, top: int) -> str:
     whole = {name: found[name] for name in ("roofline_ms", "cycles_ms", "kernels")}
     sizes = {name: size / 1e9 for name, size in found["memory"].items()}
+    sent = sorted(found["collectives"], key=lambda each: -each["sent"])
     tables = {
         "memory a chip, GB": [sizes],
         "by part": [*found["parts"], {"part": "all", **whole}],
         "loops, whose rounds are counted once where they are not known": found["loops"],
         "largest fills, copies and transposes": found["moves"][:top],
-        "collectives": sorted(found["collectives"], key=lambda each: -each["sent"]),
+        "collectives": [{**each, "arrays": each["arrays"][:60]} for each in sent],
     }
     return "\n\n".join(
         f"{title}\n\n{harness.table_of(rows)}" for title, rows in tables.items() if rows

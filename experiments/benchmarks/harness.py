@@ -315,6 +315,8 @@ def line(cells: Iterable[Any]) -> str:
     for value in cells:
         if isinstance(value, float):
             value = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        elif type(value) is int:
+            value = f"{value:,}"
         shown.append("" if value is None else str(value).replace("|", "/"))
     return "| " + " | ".join(shown) + " |"
 

@@ -585,7 +585,8 @@ def all_sections(asked: argparse.Namespace) -> bool:
             reason = f"{left:.0f} s were left, and it needs about {least}."
             part = {"status": "skipped", "reason": reason, "seconds": 0.0, "rows": []}
         else:
-            part = in_process(name, min(left, most), asked)
+            limit = left if asked.smoke else min(left, most)
+            part = in_process(name, limit, asked)
         sections[name] = part
         for end, text in (("json", json.dumps(found, indent=1)), ("md", page(found))):
             path = asked.out / f"on_gpu.{end}"
