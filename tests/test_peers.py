@@ -16,7 +16,7 @@ FOLDER = REPOSITORY / "experiments" / "benchmarks"
 PEER = """
 import sys
 sys.path.insert(0, {folder!r})
-from protocol import Turns, read_task
+from turns import Turns, read_task
 
 turns, task = Turns(), read_task()
 print("what libraries print is no answer")
@@ -80,7 +80,7 @@ def test_programs_take_turns(command, tmp_path, capfd, monkeypatch):
         assert program["idle_cpu_seconds"] < 1
         for turn in program["turns"]:
             assert turn["tokens"] == program["steps"] * 20
-            assert 0 < turn["cpu_seconds"] and turn["peak_bytes"] > 1e6
+            assert 0 < turn["cpu_seconds_per_token"] and turn["peak_bytes"] > 1e6
     middle, least, most = case["ratios"]["elmojax"]["bilm-tf"]
     rates = [
         a["tokens_per_second"] / b["tokens_per_second"]

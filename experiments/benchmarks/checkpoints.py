@@ -12,16 +12,15 @@ the end of each period. Prints one JSON object.
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import harness
 import jax
-from harness import Row, Steps
+from harness import Row, Steps, clocked
 
 from elmojax.config import TrainConfig
 from elmojax.training.distributed import Stop
@@ -50,66 +49,51 @@ def main() -> None:
             rows=args.rows,
             steps=args.steps,
         )
-        run = start(config, "benchmark")
-        print(json.dumps(measure(run, args.every)))
+        print(json.dumps(measure(start(config, "benchmark"), args.every)))
 
 
 def measure(run: Run, every: int) -> Row:
     """Seconds of the periods with a checkpoint and without, and memory after each."""
     steps = Steps(run.lm, run.optimizer, run.state)
     batches = (ready.batch for ready in prefetched(run, 0, Stop()))
-    found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    resident, blocked = [], []
+    blocked, periods, resident = [], [], []
 
-    def save(number: int) -> None:
+    def save(number: int, wait: bool = False) -> None:
         state = steps.state
         run.checkpoints.save(number, state.params, state.replace(params={}))
+        if wait:
+            run.checkpoints.settle()
 
-    def period(first: int, saving: bool) -> None:
-        if saving:
-            blocked.append(harness.clocked(lambda: save(first))[0])
-        for _ in range(0, every, 10):
-            steps.run(islice(batches, 10))
+    def period(first: int) -> None:
+        if first // every % 2 == 0:
+            blocked.append(clocked(partial(save, first)))
+        steps.run(islice(batches, every))
 
     for first in range(0, run.steps - every + 1, every):
-        saving = first // every % 2 == 0
-        spent = harness.clocked(lambda first=first, s=saving: period(first, s))
-        if first:  # the first period compiles
-            found[saving].append(spent)
+        periods.append(clocked(partial(period, first)))
         resident.append(harness.memory("RssAnon"))
-
-    def save_alone(number: int) -> None:
-        save(number)
-        run.checkpoints.settle()
-
     run.checkpoints.settle()
     numbers = range(run.steps, run.steps + ALONE)
-    alone = [harness.clocked(lambda n=n: save_alone(n)) for n in numbers]
+    alone = [clocked(partial(save, number, wait=True)) for number in numbers]
     run.checkpoints.close()
-    walls, cpus = (
-        {saving: [pair[kind] for pair in each] for saving, each in found.items()}
-        for kind in (0, 1)
-    )
-
-    def middle(values: Any) -> float:
-        return round(statistics.median(values), 3)
-
-    def ratio(values: dict[bool, list[float]]) -> float:
-        return round(statistics.mean(values[True]) / statistics.mean(values[False]), 4)
-
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(steps.state))
+    found = {
+        "a period with a save": periods[2::2],  # the first one compiles
+        "a period without": periods[1::2],
+        "the loop, for a save": blocked[1:],
+        "a save alone": alone,
+    }
     return {
-        "machine": f"{harness.machine()['processor']}, {jax.devices()[0]}",
+        "machine": harness.machine(),
+        "device": str(jax.devices()[0]),
         "megabytes_of_state": round(size / 1e6, 1),
-        "seconds_a_period_with": middle(walls[True]),
-        "seconds_a_period_without": middle(walls[False]),
-        "ratio": ratio(walls),
-        "ratio_of_cpu_seconds": ratio(cpus),
-        "seconds_blocked_by_a_save": middle(blocked[1:]),
-        "seconds_of_a_save_alone": middle(pair[0] for pair in alone),
-        "cpu_seconds_of_a_save_alone": middle(pair[1] for pair in alone),
-        "cpu_seconds_a_period_without": middle(cpus[False]),
-        "periods": len(walls[True]) + len(walls[False]),
+        **{
+            f"{kind} of {name} (median, least, most)": harness.spread(values)
+            for name, pairs in found.items()
+            for kind, values in zip(
+                ("seconds", "CPU-seconds"), zip(*pairs, strict=True), strict=True
+            )
+        },
         "megabytes_resident": [round(value / 1e6) for value in resident],
         "megabytes_at_most": round(harness.memory("VmHWM") / 1e6),
     }

@@ -18,18 +18,31 @@ them breaks a rule of `complaints`: continuous integration runs it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import harness
+import jax
+import jax.numpy as jnp
+from harness import DTYPES, Row
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from programs import Kernel, Program, Rates
+
+import elmojax
+from elmojax.config import MeshConfig, TrainConfig
+from elmojax.estimate import StepPlan, absent_devices, memory_of, plan_step
+from elmojax.training.choices import resolved
+from elmojax.training.evaluate import compile_evaluation_step
+from elmojax.training.sharding import make_mesh
+from elmojax.training.sizes import BENCHMARK_POSITIONS, BENCHMARK_WORDS, assumed_text
+from elmojax.training.utilization import chip_named
 
 CLOCKS = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9, "tpu7x": 2.2e9}
 """Of the TPUs' cycles: the published peaks by the sizes of their matrix units."""
@@ -56,7 +69,7 @@ class Case:
     devices: int = 1
     model: int = 1
     """Devices along `model`; the others lie along `data`."""
-    vocabulary: int = 793_471
+    vocabulary: int = BENCHMARK_WORDS
     what: str = "train"
     precision: str = "bf16"
     head: str = "adaptive"
@@ -69,17 +82,8 @@ class Case:
         return f"{self.what} {self.preset}, {self.rows} rows, {mesh} {self.chip}"
 
 
-def compile_case(case: Case) -> tuple[Any, Any]:
+def compile_case(case: Case) -> tuple[Any, StepPlan]:
     """The compiled program, and the plan of the training step that it belongs to."""
-    import jax.numpy as jnp
-
-    from elmojax.config import MeshConfig, TrainConfig
-    from elmojax.estimate import absent_devices, plan_step
-    from elmojax.training.choices import resolved
-    from elmojax.training.sharding import make_mesh
-    from elmojax.training.sizes import BENCHMARK_POSITIONS, assumed_text
-    from elmojax.training.utilization import chip_named
-
     devices = absent_devices(chip_named(case.chip), case.devices)
     if not devices:
         sys.exit(
@@ -94,44 +98,34 @@ def compile_case(case: Case) -> tuple[Any, Any]:
     config = replace(config, rows=case.rows, head=head)
     if case.window and case.what != "embed":
         config = replace(config, window=case.window)
-    dtype = jnp.float32 if case.precision == "float32" else jnp.bfloat16
-    plan = plan_step(resolved(config, statistics.counts), statistics, mesh, data, dtype)
+    config = resolved(config, statistics.counts)
+    plan = plan_step(config, statistics, mesh, data, DTYPES[case.precision])
     if case.what == "train":
         return plan.compile(), plan
-    compile_ = _evaluation if case.what == "evaluate" else _embedding
-    return compile_(case, plan).compile(), plan
-
-
-def _evaluation(case: Case, plan: Any) -> Any:
-    from elmojax.training.evaluate import compile_evaluation_step
-
-    batch = plan.batch._replace(negatives=None)
+    if case.what == "embed":
+        return _embedding(case, plan).compile(), plan
     step = compile_evaluation_step(plan.lm, case.rows)
-    return step.lower(plan.state.params, plan.state.carry, batch)
+    batch = plan.batch._replace(negatives=None)
+    return step.lower(plan.state.params, plan.state.carry, batch).compile(), plan
 
 
-def _embedding(case: Case, plan: Any) -> Any:
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
-
-    import elmojax
-
+def _embedding(case: Case, plan: StepPlan) -> Any:
     config = plan.config.model
 
-    def shapes(tree: Any, spec: P) -> Any:
+    def placed(spec: P, dtype: Any, *shape: int) -> Any:
         place = NamedSharding(plan.lm.mesh, spec)
-        shape = partial(jax.ShapeDtypeStruct, sharding=place)
-        return jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), tree)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
     def load(key: jax.Array) -> Any:
         return elmojax.cast(elmojax.init(config, key), case.precision)
 
-    params = shapes(jax.eval_shape(load, jax.random.key(0)), P())
+    params = jax.tree.map(
+        lambda leaf: placed(P(), leaf.dtype, *leaf.shape),
+        jax.eval_shape(load, jax.random.key(0)),
+    )
     words = (case.rows, case.window or 30, config.encoder.max_characters)
-    tokens = shapes(jax.ShapeDtypeStruct(words, jnp.int32), P("data"))
-    gammas = shapes(jax.ShapeDtypeStruct((config.lstm.layers + 1,), jnp.float32), P())
+    tokens = placed(P("data"), jnp.int32, *words)
+    gammas = placed(P(), jnp.float32, config.lstm.layers + 1)
     return jax.jit(elmojax.embed).lower(params, tokens, gammas)
 
 
@@ -139,8 +133,6 @@ def _embedding(case: Case, plan: Any) -> Any:
 
 
 def rates(name: str) -> Rates:
-    from elmojax.training.utilization import chip_named
-
     chip = chip_named(name)
     if chip.name in CLOCKS:
         return Rates(chip.bf16, chip.float32, chip.bandwidth, CLOCKS[chip.name])
@@ -156,18 +148,14 @@ def part_of(kernel: Kernel, what: str) -> tuple[str, str]:
     for part, pattern in PARTS:
         if re.search(pattern, label):
             if part == "LSTM":
-                part += " outside loops" if kernel.loop is None else " loops"
+                part += " loops" if kernel.loop.rounds else " outside loops"
             return part, direction
     inside = not label or "jvp(" in label
     return ("optimizer", "") if what == "train" and not inside else ("rest", direction)
 
 
-def read(case: Case, compiled: Any) -> dict[str, Any]:
+def read(case: Case, compiled: Any) -> Row:
     """Everything that is printed."""
-    import jax
-
-    from elmojax.estimate import memory_of
-
     text = compiled.as_text()
     program = Program(text)
     kernels, loops = program.kernels(rates(case.chip))
@@ -192,10 +180,10 @@ def read(case: Case, compiled: Any) -> dict[str, Any]:
             {
                 "rounds": loop.rounds if loop.exact else None,
                 "kernels_a_round": loop.kernels,
-                **_cost([kernel for kernel in kernels if kernel.loop == number]),
-                "where": loop.label,
+                **_cost([kernel for kernel in kernels if kernel.loop is loop]),
+                "where": loop.label[-70:],
             }
-            for number, loop in enumerate(loops)
+            for loop in loops
         ],
         "moves": [
             {
@@ -205,7 +193,7 @@ def read(case: Case, compiled: Any) -> dict[str, Any]:
                 "times": kernel.times,
                 "bytes": kernel.bytes,
                 **_cost([kernel]),
-                "where": kernel.label,
+                "where": kernel.label[-60:],
             }
             for kernel in moves
         ],
@@ -224,7 +212,7 @@ def read(case: Case, compiled: Any) -> dict[str, Any]:
     }
 
 
-def _cost(kernels: list[Kernel]) -> dict[str, Any]:
+def _cost(kernels: list[Kernel]) -> Row:
     return {
         "roofline_ms": 1e3 * sum(kernel.seconds for kernel in kernels),
         "cycles_ms": 1e3 * sum(kernel.cycles for kernel in kernels),
@@ -232,44 +220,20 @@ def _cost(kernels: list[Kernel]) -> dict[str, Any]:
     }
 
 
-def page(found: dict[str, Any], top: int) -> str:
-    memory = {name: f"{size / 1e9:.3f}" for name, size in found["memory"].items()}
-    lines = [
-        f"memory a chip, GB: arguments {memory['arguments']}, temporary "
-        f"{memory['temporary']}, total {memory['total']}",
-        "",
-        f"{'roofline':>9} {'cycles':>9} {'kernels':>8}   milliseconds by part",
-    ]
-    whole = {**found, "part": "all", "pass": ""}
-    lines += [
-        f"{_times(each)}   {each['part']} {each['pass']}"
-        for each in (*found["parts"], whole)
-    ]
-    lines += ["", f"{'roofline':>9} {'cycles':>9} {'a round':>8}   loops"]
-    for each in found["loops"]:
-        rounds = each["rounds"] or "UNKNOWN (counted once)"
-        each = {**each, "kernels": each["kernels_a_round"]}
-        lines.append(f"{_times(each)}   {rounds} rounds, {each['where'][-70:]}")
-    lines += ["", "largest fills, copies and transposes"]
-    for each in found["moves"][:top]:
-        size = f"{each['times']} x {each['bytes'] / 1e6:,.1f} MB"
-        lines.append(
-            f"{_times(each)[:19]} {each['kind']:9} {size:>16}   {each['array'][:48]}"
-            f"   {each['where'][-60:]}"
-        )
-    if found["collectives"]:
-        lines += ["", "collectives"]
-    for each in sorted(found["collectives"], key=lambda each: -each["sent"]):
-        size = f"{each['times'] or '?'} x {each['bytes'] / 1e6:,.3f} MB"
-        lines.append(
-            f"{size:>18} over {each['group']}  {each['kind']:18} "
-            f"{each['arrays'][:40]:40}   {each['where'][-50:]}"
-        )
-    return "\n".join(lines)
-
-
-def _times(each: dict[str, Any]) -> str:
-    return f"{each['roofline_ms']:9.3f} {each['cycles_ms']:9.3f} {each['kernels']:8}"
+def page(found: Row, top: int) -> str:
+    whole = {name: found[name] for name in ("roofline_ms", "cycles_ms", "kernels")}
+    sizes = {name: size / 1e9 for name, size in found["memory"].items()}
+    sent = sorted(found["collectives"], key=lambda each: -each["sent"])
+    tables = {
+        "memory a chip, GB": [sizes],
+        "by part": [*found["parts"], {"part": "all", **whole}],
+        "loops, whose rounds are counted once where they are not known": found["loops"],
+        "largest fills, copies and transposes": found["moves"][:top],
+        "collectives": [{**each, "arrays": each["arrays"][:60]} for each in sent],
+    }
+    return "\n\n".join(
+        f"{title}\n\n{harness.table_of(rows)}" for title, rows in tables.items() if rows
+    )
 
 
 # --- what continuous integration refuses ---------------------------------------------
@@ -281,7 +245,7 @@ CHECKED = {
 """Bytes a chip at most."""
 
 
-def complaints(case: Case, bound: float, found: dict[str, Any], plan: Any) -> list[str]:
+def complaints(case: Case, bound: float, found: Row, plan: Any) -> list[str]:
     """The rules of a training step that a compiled program breaks."""
     said = []
     if found["memory"]["total"] > bound:
@@ -327,30 +291,28 @@ def check() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = harness.options(
+        __doc__,
+        chip=("", "v5e v5p v6e tpu7x h100 h200 b200 a100"),
+        preset="original",
+        rows=(0, "Rows of the global batch (512; 256 sentences of `embed`)."),
+        window=0,
+        devices=(1, "Chips in all."),
+        model=(1, "Of them along `model`."),
+        vocabulary=BENCHMARK_WORDS,
+        what=("train", "Which program.", ("train", "embed", "evaluate")),
+        precision=("bf16", "Of matrix products.", tuple(DTYPES)),
+        head=("adaptive", "The softmax.", ("adaptive", "full", "sampled")),
+        hlo=(Path, "Where to write the program's text."),
+        top=(20, "Moves that are shown."),
+        json=(False, "Print one JSON object."),
+        check=(False, "See above."),
     )
-    parser.add_argument("--chip", help="v5e v5p v6e tpu7x h100 h200 b200 a100")
-    parser.add_argument("--preset", default="original")
-    parser.add_argument("--rows", type=int, help="of the global batch (512)")
-    parser.add_argument("--window", type=int, default=0)
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--model", type=int, default=1, help="of them along `model`")
-    parser.add_argument("--vocabulary", type=int, default=793_471)
-    whats = ("train", "embed", "evaluate")
-    parser.add_argument("--what", default="train", choices=whats)
-    parser.add_argument("--precision", default="bf16", choices=("bf16", "float32"))
-    heads = ("adaptive", "full", "sampled")
-    parser.add_argument("--head", default="adaptive", choices=heads)
-    parser.add_argument("--hlo", type=Path, help="where to write the program's text")
-    parser.add_argument("--top", type=int, default=20, help="moves that are shown")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--check", action="store_true", help="see above")
     asked = vars(parser.parse_args())
     hlo, top, as_json = asked.pop("hlo"), asked.pop("top"), asked.pop("json")
     if asked.pop("check"):
         check()
-    if asked["chip"] is None:
+    if not asked["chip"]:
         parser.error("--chip is missing")
     asked["rows"] = asked["rows"] or (256 if asked["what"] == "embed" else 512)
     case = Case(**asked)

@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -69,12 +70,12 @@ def main() -> None:
     elif asked.text is None or not asked.text.is_file():
         parser.error(f"--text {asked.text}: there is no such file.")
     else:
-        harness.write(asked.out, asked, rows=compare(asked))
+        harness.report(asked, compare(asked))
 
 
-def compare(asked: Any) -> list[Row]:
-    """Runs both programs in turns and sets their figures side by side."""
-    rows = []
+def compare(asked: Any) -> Iterator[Row]:
+    """A row for each program and what it embeds: the median of the rounds, in which
+    the programs take turns."""
     with tempfile.TemporaryDirectory() as directory:
         for preset in asked.presets:
             model = Path(directory) / preset
@@ -82,14 +83,27 @@ def compare(asked: Any) -> list[Row]:
             elmojax.save_hdf5(elmojax.init(config, jax.random.key(0)), model)
             for mode in asked.modes:
                 todo = commands(asked, model, mode)
-                row: Row = {"preset": preset, "mode": mode}
-                row |= {program: [] for program in todo}
-                for _ in range(asked.rounds):
-                    for program, command in todo.items():
-                        row[program].append(harness.alone(*command, **VARIABLES))
-                rows.append(row)
-                harness.say(line(row))
-    return rows
+                rounds = [
+                    {name: harness.alone(*todo[name], **VARIABLES) for name in todo}
+                    for _ in range(asked.rounds)
+                ]
+                middle = {
+                    name: medians([turn[name] for turn in rounds]) for name in todo
+                }
+                ours = middle["elmojax"]
+                for name, row in middle.items():
+                    rate = ours["tokens_per_second"] / row["tokens_per_second"]
+                    far = np.abs(np.subtract(row["first"], ours["first"])).max()
+                    more = {"elmojax is, times": rate, "difference": float(far)}
+                    names = {"preset": preset, "mode": mode, "program": name}
+                    yield {**names, **row, **more}
+
+
+def medians(turns: list[Row]) -> Row:
+    def median(values: list[Any]) -> Any:
+        return statistics.median(values) if isinstance(values[0], float) else values[0]
+
+    return {key: median([turn[key] for turn in turns]) for key in turns[0]}
 
 
 def commands(asked: Any, model: Path, mode: str) -> dict[str, list[Any]]:
@@ -124,8 +138,7 @@ def measure(asked: Any, model: str, mode: str) -> Row:
     ready().embed_sentence(sentences[0])
     start = time.perf_counter() - BEGIN
     # Every shape is compiled by the first batches; the cache needs all words.
-    some = sentences[: 800 if mode == "characters" else None]
-    first_pass, _ = clocked(partial(embed, some))
+    embed(sentences[: 800 if mode == "characters" else None])
     spent = [clocked(partial(embed, sentences)) for _ in range(asked.passes)]
     walls, cpus = zip(*spent, strict=True)
     one = ready().embed_sentence
@@ -134,7 +147,6 @@ def measure(asked: Any, model: str, mode: str) -> Row:
     flops = lstm_flops(params.config.lstm) / FORWARD_AND_BACKWARD
     return {
         "start_seconds": start,
-        "first_pass_seconds": first_pass,
         "tokens_per_second": tokens / statistics.median(walls),
         "cpu_seconds_per_token": statistics.mean(cpus) / tokens,
         "latency_seconds": statistics.median(latencies),
@@ -144,10 +156,8 @@ def measure(asked: Any, model: str, mode: str) -> Row:
     }
 
 
-def on_device(
-    config: Any, batch_tokens: int, count: int = 20_000, precision: Any = None
-) -> dict[str, float]:
-    """Tokens/s with every word cached, with vectors on the device and on the host; for
+def on_device(config: Any, batch_tokens: int, count: int, precision: Any) -> Row:
+    """Words/s with every word cached, with vectors on the device and on the host; for
     `on_gpu.py`.
 
     Args:
@@ -158,9 +168,8 @@ def on_device(
     share = 1 / np.arange(1, 10_001)
     words = np.array([f"w{i}" for i in range(10_000)])
     sizes = np.clip(draw.lognormal(3.0, 0.6, count), 1, 200).astype(int)
-    text = words[draw.choice(10_000, sizes.sum(), p=share / share.sum())].tolist()
-    ends = np.cumsum(sizes).tolist()
-    sentences = [text[e - n : e] for e, n in zip(ends, sizes.tolist(), strict=True)]
+    text = words[draw.choice(10_000, sizes.sum(), p=share / share.sum())]
+    sentences = [part.tolist() for part in np.split(text, np.cumsum(sizes)[:-1])]
     params = elmojax.init(config, jax.random.key(0))
     embedder = elmojax.Embedder(params, batch_tokens=batch_tokens, precision=precision)
 
@@ -171,32 +180,10 @@ def on_device(
     def fetched() -> None:
         finish(embedder.blocks(sentences))
 
-    row = {"first_pass_seconds": clocked(left)[0]}  # compiles
-    for name, function in (("on_device", left), ("on_host", fetched)):
-        seconds = harness.measure(function, 3)["seconds"]
-        row[f"{name}_tokens_per_second"] = len(text) / seconds
-    return row
-
-
-def line(row: Row) -> str:
-    """One line of the table: medians over the rounds."""
-    shown = f"{row['preset']:9}{row['mode']:11}"
-    keys = ("tokens_per_second", "latency_seconds", "peak_gb", "start_seconds")
-    medians = {
-        program: [statistics.median(r[key] for r in row[program]) for key in keys]
-        for program in ("elmojax", "allennlp")
-        if program in row
-    }
-    for program, (rate, latency, peak, start) in medians.items():
-        shown += f" | {program} {rate:8,.0f} tokens/s, one sentence {latency:.3f} s, "
-        shown += f"{peak:.2f} GB, start {start:.1f} s"
-    ceiling = statistics.median(r["ceiling"] for r in row["elmojax"])
-    shown += f" | {medians['elmojax'][0] / ceiling:.0%} of LSTM ceiling {ceiling:,.0f}"
-    if "allennlp" in medians:
-        shown += f" | {medians['elmojax'][0] / medians['allennlp'][0]:.1f}x"
-        ours, theirs = (row[p][0]["first"] for p in ("elmojax", "allennlp"))
-        shown += f" | difference {np.abs(np.subtract(ours, theirs)).max():.0e}"
-    return shown
+    first, _ = clocked(left)  # compiles
+    here, there = (harness.measure(work, 3)["seconds"] for work in (left, fetched))
+    rates = {"words/s": len(text) / here, "vectors on the host": len(text) / there}
+    return {**rates, "first pass s": first}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elmojax.config import ElmoConfig, HeadConfig, OptimizerConfig
-from elmojax.estimate import memory_of
+from elmojax.config import MeshConfig, TrainConfig
+from elmojax.estimate import StepPlan, memory_of, plan_step
 from elmojax.text.batches import TrainingText
 from elmojax.text.corpus import Corpus
-from elmojax.text.tables import WordTables
 from elmojax.text.vocabulary import SPECIALS, Vocabulary
-from elmojax.training.choices import automatic_cutoffs
-from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import memory_layouts, sharded_shapes, shardings
-from elmojax.training.step import LanguageModel, compile_train_step, init_state
+from elmojax.training.choices import resolved
+from elmojax.training.memory import StepMemory
+from elmojax.training.sharding import make_mesh
+from elmojax.training.sizes import TextStatistics, statistics_of, training_text
+from elmojax.training.step import compile_train_step, init_state
 
 Row = dict[str, Any]
 Bar = Sequence[float]
 """Value, and the lowest and highest of the rounds; or a value alone."""
+
+DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
 # --- options -------------------------------------------------------------------------
 
@@ -44,6 +48,7 @@ HELP = {
     "window": "Positions of a row in a batch.",
     "vocabulary": "Words of the vocabulary.",
     "samples": "Negative samples of a sampled softmax.",
+    "div_value": "How much narrower each tail of the softmax is.",
     "steps": "Steps of a round.",
     "rounds": "Rounds of which the median is taken.",
     "out": "Where to write the results as JSON.",
@@ -57,26 +62,29 @@ def options(about: str | None, **defaults: Any) -> argparse.ArgumentParser:
     Args:
       defaults: of each option, which has its type: a list takes several values, False
         is a switch, `Path` may be missing and `[Path]` must not. (default, help) says
-        more than `HELP` does.
+        more than `HELP` does, and (default, help, choices) what there is.
     """
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, default in defaults.items():
-        flag, told = "--" + name.replace("_", "-"), HELP.get(name)
+        told, choices = HELP.get(name), None
         if isinstance(default, tuple):
-            default, told = default
+            default, told, choices = (*default, None)[:3]
+        settings: Row = {"help": told}
         if default is False:
-            parser.add_argument(flag, action="store_true", help=told)
+            settings["action"] = "store_true"
         elif isinstance(default, type):
-            parser.add_argument(flag, type=default, help=told)
+            settings["type"] = default
         elif default == [Path]:
-            parser.add_argument(flag, type=Path, nargs="+", required=True, help=told)
+            settings |= {"type": Path, "nargs": "+", "required": True}
         elif isinstance(default, list):
-            kind = type(default[0])
-            parser.add_argument(flag, default=default, type=kind, nargs="+", help=told)
+            settings |= {"default": default, "type": type(default[0]), "nargs": "+"}
         else:
-            parser.add_argument(flag, default=default, type=type(default), help=told)
+            settings |= {"default": default, "type": type(default)}
+        if choices:
+            settings["choices"] = choices
+        parser.add_argument("--" + name.replace("_", "-"), **settings)
     return parser
 
 
@@ -109,74 +117,65 @@ def corpus_of(asked: argparse.Namespace) -> Corpus:
     return zipf_corpus(asked.vocabulary - 3, getattr(asked, "words", 0))
 
 
-def adaptive(corpus: Corpus, config: ElmoConfig, div_value: float = 4.0) -> HeadConfig:
-    """The adaptive softmax that a run on this text has."""
-    counts = np.sort(corpus.target_counts(corpus.vocabulary).astype(np.float64))[::-1]
-    cutoffs = automatic_cutoffs(counts, config.lstm.projection, div_value)
-    return HeadConfig("adaptive", cutoffs, div_value)
-
-
-def reader(
-    corpus: Corpus,
-    config: ElmoConfig,
-    head: HeadConfig,
-    rows: int,
-    window: int,
-    mesh: tuple[int, int] = (1, 1),
-    each_position: bool = False,
-) -> TrainingText:
-    """The batches of a text; arguments as of `WordTables`."""
-    data, model = mesh
-    words = WordTables(
-        corpus, corpus.vocabulary, config, data, each_position, head, model
-    )
-    samples = head.samples if head.kind == "sampled" else 0
-    return TrainingText(corpus, words, rows, window, 0, samples)
-
-
 # --- training steps ------------------------------------------------------------------
+
+
+def planned(
+    config: TrainConfig,
+    text: Corpus | TextStatistics,
+    dtype: Any = jnp.float32,
+    mesh: tuple[int, int] = (1, 1),
+) -> tuple[StepPlan, TrainingText]:
+    """The step of a run as shapes, and its batches.
+
+    Args:
+      text: statistics of one that has a corpus, where they are not to be counted.
+      mesh: devices along `data` and `model`.
+    """
+    if isinstance(text, Corpus):
+        text = statistics_of(text, "the benchmark's text")
+    assert text.corpus is not None
+    data, model = mesh
+    config = replace(config, mesh=MeshConfig(data, model))
+    config = resolved(config, text.counts)
+    plan = plan_step(config, text, make_mesh(config.mesh), data, dtype)
+    return plan, training_text(config, text.corpus, data)
 
 
 class Steps:
     """Training steps: a program for each shape of a batch, and the state between."""
 
-    def __init__(self, lm: LanguageModel, optimizer: Any, state: Any, *guard: Any):
+    def __init__(self, lm: Any, optimizer: Any, state: Any, *guard: Any) -> None:
         self.lm, self.state, self.loss = lm, state, float("nan")
         self.programs: dict[Any, Any] = {}
         self._step: Any = compile_train_step(lm, optimizer, state, *guard)
+        self._memory = StepMemory()
 
     @classmethod
-    def begun(cls, lm: LanguageModel, rows: int, shapes: bool = False) -> Steps:
-        """Of a new run by the paper's recipe; `shapes` instead of arrays for state."""
-        optimizer = make_optimizer(OptimizerConfig(), 1000)
-        create = partial(init_state, lm, optimizer, rows, 0)
-        state = jax.eval_shape(create)
-        # Named, or the second step is compiled once more.
-        places = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        places = jax.tree.map(lambda leaf: places, state)
-        if lm.mesh is not None:
-            sampled = lm.head.kind == "sampled"
-            places = shardings(lm.mesh, state, sampled=sampled)
-        state = sharded_shapes(state, places)
-        places = memory_layouts(state)
-        if shapes:
-            state = sharded_shapes(state, places)
-        else:
-            state = jax.jit(create, out_shardings=places)()
-        return cls(lm, optimizer, state)
+    def begun(cls, plan: StepPlan) -> Steps:
+        """Of a new run."""
+        places = jax.tree.map(lambda leaf: leaf.format, plan.state)
+        rows = plan.config.rows
+        create = partial(init_state, plan.lm, plan.optimizer, rows, plan.config.seed)
+        state = jax.jit(create, out_shardings=places)()
+        return cls(plan.lm, plan.optimizer, state)
 
     def program(self, batch: Any) -> Any:
         """The compiled step for batches of this shape."""
         shape = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
         if shape not in self.programs:
-            self.programs[shape] = self._step.lower(self.state, batch).compile()
+            with self._memory.of_step(self.state, compiles=True):
+                program = self._step.lower(self.state, batch).compile()
+            self.programs[shape] = program
         return self.programs[shape]
 
     def run(self, batches: Iterable[Any]) -> None:
         """Takes a step with each batch, and waits for the last."""
         for batch in batches:
-            self.state, metrics = self.program(batch)(self.state, batch)
-        jax.block_until_ready(self.state.params)
+            program = self.program(batch)
+            with self._memory.of_step(self.state):
+                self.state, metrics = program(self.state, batch)
+        jax.block_until_ready(self.state)
         self.loss = float(metrics[self.lm.loss_name])
 
     @property
@@ -207,25 +206,28 @@ def measure(work: Callable[[], Any], rounds: int, times: int = 1) -> dict[str, f
     return {"seconds": wall / times, "cpu": cpu / times}
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The program, and the seconds that tracing and compiling it took."""
+def timed(
+    function: Callable[..., Any], *arguments: Any, rounds: int, calls: int = 1
+) -> Row:
+    """Seconds of a call, of several that the device has in its queue; those that
+    tracing and compiling took; and temporary memory."""
     begin = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
-    return program, time.perf_counter() - begin
+    program: Any = jax.jit(function).lower(*arguments).compile()
+    took = time.perf_counter() - begin
+
+    def run() -> None:
+        jax.block_until_ready([program(*arguments) for _ in range(calls)][-1])
+
+    found = measure(run, rounds, calls)
+    return {**found, "compile": took, "temporary": temporary_bytes(program)}
 
 
 def matmul_rate(dtype: Any) -> float:
     """Floating-point operations a second of one large product, of random numbers: of
     ones or zeros a GPU makes it faster."""
-    n, times = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
+    n, calls = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)
-    product = jax.jit(jnp.matmul)
-
-    def work() -> None:
-        jax.block_until_ready([product(a, a) for _ in range(times)][-1])
-
-    work()
-    return 2 * n**3 * times / min(clocked(work)[0] for _ in range(5))
+    return 2 * n**3 / timed(jnp.matmul, a, a, rounds=5, calls=calls)["seconds"]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -281,15 +283,25 @@ def write(out: Path | None, asked: argparse.Namespace, **found: Any) -> None:
     """JSON: the machine, jax, the date, the arguments, and then what was found."""
     if out is None:
         return
-    device = "" if "machine" in found else jax.devices()[0].device_kind
     report = {
-        "machine": f"{device}, {platform.platform()}",
-        "cores": len(os.sched_getaffinity(0)),
+        "machine": machine(),
+        "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "arguments": {name: str(value) for name, value in vars(asked).items()},
     }
     out.write_text(json.dumps(report | found, indent=1) + "\n", encoding="utf-8")
+
+
+def report(asked: argparse.Namespace, rows: Iterable[Row], **found: Any) -> list[Row]:
+    """Says each row as it comes, prints a table of all, and writes them to --out."""
+    known = []
+    for row in rows:
+        known.append(row)
+        print(row, file=sys.stderr)
+    say(table_of(known))
+    write(asked.out, asked, **found, rows=known)
+    return known
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
@@ -303,8 +315,18 @@ def line(cells: Iterable[Any]) -> str:
     for value in cells:
         if isinstance(value, float):
             value = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        elif type(value) is int:
+            value = f"{value:,}"
         shown.append("" if value is None else str(value).replace("|", "/"))
     return "| " + " | ".join(shown) + " |"
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Markdown with a column for each number or text of the rows."""
+    plain = (str, int, float, type(None))
+    names = (k for row in rows for k, value in row.items() if isinstance(value, plain))
+    columns = list(dict.fromkeys(names))
+    return table(columns, ([row.get(key) for key in columns] for row in rows))
 
 
 def bars(

@@ -1,16 +1,16 @@
 """What `on_gpu.sh` measures on one GPU: parity with the CPU, speed, memory, bits.
 
 Each section runs in a process of its own, one after the other: one that crashes or
-runs out of memory or time leaves the rest alone, and what it had found by then is kept.
-Where a row cannot be had it says why, and the next one is tried. A section that the
-time left of `--seconds` is too short for is skipped. on_gpu.json and on_gpu.md are
-written anew with every row; both begin with the machine, the versions, the date and the
-command. Exit status 1 where a section failed.
+runs out of memory or time leaves the rest alone, and the rows that it had by then are
+kept. A row that cannot be had says why. A section that the time left of `--seconds` is
+too short for is skipped. on_gpu.json and on_gpu.md are written after each section; both
+begin with the machine, the versions, the date and the command. Exit status 1 where a
+section failed.
 
 Sizes are those of the published model and of its vocabulary of 793,471 words; text is
 random, with the share of each word as `training.sizes` assumes it, so that a step has
 as many distinct words as a real one. Products are bfloat16 unless a row says otherwise.
-Seconds are the median of repeated rounds, each of several calls, after a warm-up.
+Seconds are the median of repeated rounds, after a warm-up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,10 +31,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import check_determinism
@@ -44,9 +42,9 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-import softmax
 import training
-from harness import Row, compiled
+from harness import DTYPES, Row
+from training import drawn
 
 import elmojax
 from elmojax.config import (
@@ -55,32 +53,27 @@ from elmojax.config import (
     ElmoConfig,
     HeadConfig,
     LstmConfig,
-    MeshConfig,
     OptimizerConfig,
     TrainConfig,
-    WordTableConfig,
 )
-from elmojax.estimate import estimate
-from elmojax.model.bilm import BiLM
-from elmojax.model.lstm import LstmState
+from elmojax.estimate import StepPlan
 from elmojax.text.batches import TrainingText
 from elmojax.text.prepare import sample_corpora
-from elmojax.text.tables import WordTables
-from elmojax.training import step as training_step
-from elmojax.training.choices import resolved
 from elmojax.training.optim import make_optimizer
-from elmojax.training.sharding import make_mesh, path_name
+from elmojax.training.sharding import path_name
 from elmojax.training.sizes import (
     BENCHMARK_POSITIONS,
     BENCHMARK_WORDS,
+    TextStatistics,
     assumed_text,
 )
-from elmojax.training.step import LanguageModel, init_state, train_step
+from elmojax.training.step import train_step
 from elmojax.training.utilization import (
     FORWARD_AND_BACKWARD,
+    Flops,
     chip_of,
     lstm_flops,
-    softmax_flops,
+    token_flops,
     word_flops,
 )
 
@@ -113,7 +106,7 @@ class Sizes:
     batch_tokens: int = 131_072
     steps: int = 50
     """Of the runs whose bits are compared."""
-    compared: tuple[str, ...] = ("float32", "bfloat16")
+    compared: tuple[str, ...] = ("float32", "bf16")
     """Precisions whose results are compared with the CPU's."""
     flags: tuple[str, ...] = ("", "--xla_gpu_deterministic_ops=true")
     """Of XLA, with each of which a run is made twice."""
@@ -142,24 +135,44 @@ SMOKE = Sizes(
     stream=40,
     batch_tokens=512,
     steps=3,
-    compared=("bfloat16",),
+    compared=("bf16",),
     flags=("--xla_gpu_deterministic_ops=true",),
     copied=1 << 16,
 )
+STEPS, ROUNDS = 4, 5
 
 
-# Timing
+# --- the text and the recipe ---------------------------------------------------------
 
 
-def seconds_of(program: Any, *arguments: Any, calls: int = 5, rounds: int = 7) -> float:
-    """Median seconds of a call, of several that the device has in its queue."""
+def text_of(sizes: Sizes) -> TextStatistics:
+    """Random text of a size."""
+    statistics = assumed_text(sizes.vocabulary, BENCHMARK_POSITIONS)
+    share = statistics.types[3:]
+    corpus = harness.zipf_corpus(len(share), sizes.tokens, share)
+    return replace(statistics, corpus=corpus)
 
-    def run() -> None:
-        for _ in range(calls):
-            result = program(*arguments)
-        jax.block_until_ready(result)
 
-    return harness.measure(run, rounds, calls)["seconds"]
+def planned(
+    sizes: Sizes,
+    text: TextStatistics,
+    rows: int,
+    kind: Any = "adaptive",
+    precision: str = "bf16",
+) -> tuple[StepPlan, TrainingText]:
+    """The step that a run of `pretrain` on the text takes, and its batches."""
+    config = TrainConfig(
+        model=sizes.model,
+        head=HeadConfig(kind, samples=sizes.samples),
+        rows=rows,
+        window=sizes.window,
+    )
+    return harness.planned(config, text, DTYPES[precision])
+
+
+def flops_of(plan: StepPlan, text: TextStatistics) -> Flops:
+    """Of a position, as `estimate` counts them."""
+    return token_flops(plan.config, text, plan.sizes)
 
 
 def tried(row: Row, function: Callable[[], Row]) -> Row:
@@ -171,71 +184,22 @@ def tried(row: Row, function: Callable[[], Row]) -> Row:
         return row | {"error": f"{type(error).__name__}: {error}".strip()[:300]}
 
 
-def temporary_gb(program: Any) -> float:
-    return harness.temporary_bytes(program) / 1e9
-
-
-def peak_gb() -> float | None:
-    """The most memory that arrays and programs of this process held at once."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None
-
-
-def against(flops: float, seconds: float, dtype: Any = jnp.bfloat16) -> Row:
-    """The least time by the data sheet, for a chip that is in the table."""
+def against(flops: float, seconds: float, precision: str = "bf16") -> Row:
+    """The time, and the least by the data sheet, for a chip that is in the table."""
     chip = chip_of(jax.devices()[0].device_kind)
-    if chip is None:
-        return {"floor ms": None, "of data sheet": None}
-    rate = chip.bf16 if dtype == jnp.bfloat16 else chip.float32
-    return {"floor ms": 1e3 * flops / rate, "of data sheet": flops / rate / seconds}
+    least = (chip and flops / chip.products(precision)) or None
+    return {
+        "ms": 1e3 * seconds,
+        "floor ms": least and 1e3 * least,
+        "of data sheet": least and least / seconds,
+    }
 
 
-# The text and the recipe
+def program(found: Row) -> Row:
+    return {"temporary GB": found["temporary"] / 1e9, "compile s": found["compile"]}
 
 
-class Text:
-    """Random text of a size, and the head that a run of `pretrain` on it chooses."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        self.sizes, self.model = sizes, sizes.model
-        statistics = assumed_text(sizes.vocabulary, BENCHMARK_POSITIONS)
-        share = statistics.types[3:]
-        self.corpus = harness.zipf_corpus(len(share), sizes.tokens, share)
-        self.statistics = replace(statistics, corpus=self.corpus)
-        run = TrainConfig(model=sizes.model)
-        self.head = resolved(run, statistics.counts).head
-
-    @cached_property
-    def _words(self) -> WordTables:
-        vocabulary = self.corpus.vocabulary
-        return WordTables(self.corpus, vocabulary, self.model, head=self.head)
-
-    def reader(self, rows: int, samples: int = 0) -> TrainingText:
-        window = self.sizes.window
-        return TrainingText(self.corpus, self._words, rows, window, 0, samples)
-
-    def encoder_flops(self, rows: int) -> float:
-        """Of the encoder in a training step."""
-        tables = self.reader(rows).batch(0).words
-        each = (
-            t.any(axis=1).sum() * word_flops(self.model, t.shape[1]) for t in tables
-        )
-        return float(sum(each))
-
-    def flops(self, rows: int) -> float:
-        """Of a training step, as `estimate` counts them."""
-        sizes, lstm = self.sizes, self.model.lstm
-        shares = self.statistics.shares(self.head)
-        token = lstm_flops(lstm)
-        token += softmax_flops(self.head, sizes.vocabulary, lstm.projection, shares)
-        return token * rows * sizes.window + self.encoder_flops(rows)
-
-
-ARGUMENTS = SimpleNamespace(precision="bf16", steps=4, rounds=5, parts=False)
-"""As `training.py` takes them."""
-
-
-# Sections
+# --- sections ------------------------------------------------------------------------
 
 
 def device(sizes: Sizes, known: Known) -> Iterator[Row]:
@@ -250,75 +214,53 @@ def device(sizes: Sizes, known: Known) -> Iterator[Row]:
         except PackageNotFoundError:
             yield {"what": name, "value": "not installed"}
 
-    def product(dtype: Any, rate: str) -> Row:
-        wanted = sheet and getattr(sheet, rate) / 1e12
-        return {"value": harness.matmul_rate(dtype) / 1e12, "data sheet": wanted}
-
-    yield tried(
-        {"what": "product of bf16, TFLOP/s"}, lambda: product("bfloat16", "bf16")
-    )
+    def product() -> Row:
+        rate = harness.matmul_rate(jnp.bfloat16)
+        return {"value": rate / 1e12, "data sheet": sheet and sheet.bf16 / 1e12}
 
     def copy() -> Row:
         x = jax.random.normal(jax.random.key(0), (sizes.copied,), jnp.float32)
-        program, _ = compiled(lambda x: x + 1, x)
-        rate = 2 * x.nbytes / seconds_of(program, x)
+        found = harness.timed(lambda x: x + 1, x, rounds=7, calls=5)
+        rate = 2 * x.nbytes / found["seconds"]
         return {"value": rate / 1e9, "data sheet": sheet and sheet.bandwidth / 1e9}
 
+    yield tried({"what": "product of bf16, TFLOP/s"}, product)
     yield tried({"what": "copy, read and written, GB/s"}, copy)
 
 
-BOUNDS = {"float32": 3e-5, "bfloat16": 1e-2}
+BOUNDS = {"float32": 3e-5, "bf16": 1e-2}
 """Largest distance of an array: norm of the difference over the norm. Sums of some
 hundred products of float32 in another order are 1e-6 away; TF32, which rounds factors
 to 11 bits, would be 4e-4 away in every product. The 8 bits of bfloat16 make 2e-3: where
 sums differ in their last digit, a factor may be rounded the other way."""
 
 
-class Case(NamedTuple):
-    """One part of the model on this device, and on the CPU that it is compared with."""
-
-    name: str
-    here: Callable[..., Any]
-    there: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    pulls: bool = True
-    """Gradients are to be made; else the function gives "values" and "gradients"."""
-
-
 def parity(sizes: Sizes, known: Known) -> Iterator[Row]:
     """Values and gradients on this device, and on the CPU of the same process."""
-    todo: list[tuple[Row, Case]] = []
-    for dtype, bound in BOUNDS.items():
-        if dtype in sizes.compared:
-            for case in parity_cases(jnp.dtype(dtype)):
-                row = {"part": case.name, "dtype": dtype, "bound": bound}
-                todo.append((row, case))
+
+    def row(precision: str, name: str, *case: Any) -> Row:
+        bound = BOUNDS[precision]
+        row = {"part": name, "precision": precision, "bound": bound}
+        return tried(row, partial(apart, bound, *case))
+
+    todo = ((each, *case) for each in sizes.compared for case in compared(each))
     with ThreadPoolExecutor() as pool:  # compilers side by side
-        yield from pool.map(lambda pair: tried(pair[0], partial(apart, *pair)), todo)
+        yield from pool.map(lambda case: row(*case), todo)
 
 
-def apart(row: Row, case: Case) -> Row:
+def apart(bound: float, here: Any, there: Any, arguments: Any) -> Row:
     """How far the results on this device are from those on the CPU."""
-    arguments, wrap = case.arguments, lambda run: run
-    if case.pulls:
-        arguments = (arguments, drawn(jax.eval_shape(case.there, *arguments)))
-        wrap = partial(partial, pulled)
-    results, times = {}, []
-    here, there = (case.here, jax.devices()[0]), (case.there, jax.devices("cpu")[0])
-    for function, device in dict.fromkeys((here, there)):
-        placed = jax.device_put(arguments, device)
-        program, seconds = compiled(wrap(function), *placed)
-        results[function, device] = jax.device_get(program(*placed))
-        times.append(seconds)
-    found: Row = {}
-    for kind in ("values", "gradients"):
-        pair = (results[here][kind], results[there][kind])
-        each = jax.tree_util.tree_leaves_with_path(jax.tree.map(distance, *pair))
-        path, far = max(each, key=lambda leaf: (np.isnan(leaf[1]), leaf[1]))
-        found |= {kind: far, f"furthest of {kind}": path_name(path)}
-        if not far <= row["bound"]:
-            found["error"] = f"The {kind} are too far from those of the CPU."
-    return found | {"compile s": times[0]}
+    pair = (here, jax.devices()[0]), (there, jax.devices("cpu")[0])
+    results = {
+        (function, place): jax.jit(function)(*jax.device_put(arguments, place))
+        for function, place in dict.fromkeys(pair)
+    }
+    one, other = (jax.device_get(results[each]) for each in pair)
+    far = jax.tree_util.tree_leaves_with_path(jax.tree.map(distance, one, other))
+    path, most = max(far, key=lambda leaf: (np.isnan(leaf[1]), leaf[1]))
+    found = {"arrays": len(far), "distance": most, "furthest": path_name(path)}
+    wrong = {"error": "The results are too far from those of the CPU."}
+    return found if most <= bound else found | wrong
 
 
 def distance(found: Any, wanted: Any) -> float:
@@ -330,98 +272,60 @@ def distance(found: Any, wanted: Any) -> float:
     return float(difference / norm) if norm else float("inf")
 
 
-def pulled(run: Callable[..., Any], arguments: Any, cotangents: Any) -> Any:
-    """Values of a function, and its gradients for given cotangents."""
-    values, pull = jax.vjp(run, *arguments)
-    return {"values": values, "gradients": pull(cotangents)}
-
-
-def parity_cases(dtype: Any) -> Iterator[Case]:
-    """The parts of a model and the whole of it.
+def compared(precision: Any) -> Iterator[tuple[str, Any, Any, tuple[Any, ...]]]:
+    """The parts of a model and the whole of it: name, functions and arguments.
 
     In bfloat16 no clip acts, as one number on the other side of a clip would change the
     gradient more than all roundings.
     """
-    model, half, rows = SMALL, dtype == jnp.bfloat16, 24
+    model, half, rows = SMALL, precision == "bf16", 24
     if half:
         free = replace(model.lstm, cell_clip=np.inf, projection_clip=np.inf)
         model = replace(model, lstm=free)
-    sizes = Sizes(model, vocabulary=5003, tokens=20_000)
-    text = Text(sizes)
-    batch = text.reader(rows).batch(1)
+    sizes = Sizes(model, vocabulary=5003, tokens=20_000, samples=512)
+    text = text_of(sizes)
 
-    def lm(platform: Any, head: HeadConfig = text.head) -> LanguageModel:
-        size = sizes.vocabulary
-        return LanguageModel(model, size, head, 0.1, dtype, platform=platform)
+    def prepared(kind: str) -> tuple[Any, ...]:
+        plan, reader = planned(sizes, text, rows, kind, precision)
+        # Whose form of a computation is taken must not depend on where it runs.
+        lm = replace(plan.lm, mesh=None, platform="accelerator")
+        state = jax.device_get(training.Steps.begun(plan).state)
+        params, carry = few_digits(state.params), drawn(state.carry, 0.1)
+        state = state.replace(params=params, carry=carry)
+        return lm, plan.optimizer, state, reader.batch(1)
 
-    def of_model(run: Callable[..., Any], platform: Any) -> Callable[..., Any]:
-        return partial(run, BiLM(model, dtype=dtype, platform=platform))
+    function, arguments = dict(training.parts_of(*prepared("sampled")))["softmax"]
+    yield "softmax, sampled", function, function, arguments
+    lm, optimizer, state, batch = prepared("adaptive")
+    by_character = replace(lm, platform="cpu")
+    for form, model_, names in (
+        ("", lm, ("encoder", "LSTM", "softmax")),
+        (", by character", by_character, ("encoder",)),
+    ):
+        parts = dict(training.parts_of(model_, optimizer, state, batch))
+        for name in names:
+            function, arguments = parts[name]
+            yield name + form, function, function, arguments
+    fast = make_optimizer(OptimizerConfig(learning_rate=10.0), 10)
 
-    def lstm(model: BiLM, params: Any, x: Any, state: Any) -> Any:
-        return model.apply({"params": params}, x, state, method="contextualize")
-
-    def encoder(model: BiLM, params: Any) -> Any:
-        tree, own = {"params": params}, {"method": "encode_words"}
-        return jnp.concatenate([model.apply(tree, t, **own) for t in batch.words])
-
-    params = few_digits(jax.jit(lm(None).init)(jax.random.key(0)))
-    carry = drawn(jax.eval_shape(partial(LstmState.zeros, model.lstm, rows)), 0.1)
-    shape = (sizes.window, 2, rows, model.lstm.projection)
-    x = drawn(jax.ShapeDtypeStruct(shape, jnp.float32))
-    run = of_model(lstm, "accelerator")
-    yield Case("LSTM", run, run, ({"lstm": params["lstm"]}, x, carry))
-    for name, form in (("window", "accelerator"), ("character", "cpu")):
-        run = of_model(encoder, form)
-        own = ({"encoder": params["encoder"]},)
-        yield Case(f"char CNN, by {name}", run, run, own)
-
-    def adaptive(head: Any, top: Any) -> Any:
-        return lm(None).nll(head, top, batch, train=True)
-
-    yield Case("adaptive softmax", adaptive, adaptive, (params["head"], x))
-    kind = HeadConfig("sampled", samples=512)
-    taken = text.reader(rows, kind.samples).batch(1)
-    table = jax.jit(lm(None, kind).init)(jax.random.key(0))["head"]
-    table = training_step.take({"head": table}, jnp.asarray(taken.negatives.words))[
-        "head"
-    ]
-
-    def sampled(head: Any, top: Any) -> Any:
-        return lm(None, kind).nll(head, top, taken, train=True)
-
-    yield Case("sampled softmax", sampled, sampled, (table, x))
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=10.0), 10)
-    state = jax.jit(partial(init_state, lm(None), optimizer, rows, 0))()
-    state = state.replace(params=params, carry=carry)
-
-    def step(platform: Any, state: Any) -> Any:
-        new, metrics = train_step(lm(platform), optimizer, state, batch)
+    def step(lm: Any, state: Any, batch: Any) -> Any:
+        new, metrics = train_step(lm, fast, state, batch)
         change = jax.tree.map(jnp.subtract, new.params, state.params)
-        return {"values": (metrics, new.carry), "gradients": change}
+        return {"values": (metrics, new.carry), "change": change}
 
     # What a run does on each, so the char CNN is computed in two ways.
-    forms = partial(step, "accelerator"), partial(step, "cpu")
-    yield Case("training step", *forms, (state,), pulls=False)
+    forms = partial(step, lm), partial(step, by_character)
+    yield "training step", *forms, (state, batch)
     sentences = [["word" * (1 + n % 3)] * (1 + n % 7) for n in range(rows)]
-    assert isinstance(model.encoder, CharCnnConfig)
     tokens = elmojax.batch_to_ids(sentences, model.encoder.max_characters)
 
     def embed(params: Any, gammas: Any) -> Any:
-        params = elmojax.cast(params, "bf16") if half else params
-        return elmojax.embed(params, tokens, gammas)
+        return elmojax.embed(elmojax.cast(params, precision), tokens, gammas)
 
-    gammas = jnp.asarray([0.5, 0.3, 0.2], jnp.float32)
-    yield Case("embed", embed, embed, (elmojax.from_tree(model, params), gammas))
-
-
-def drawn(shapes: Any, scale: float = 1.0) -> Any:
-    """A tree of random arrays."""
-    random = np.random.default_rng(0)
-
-    def draw(leaf: Any) -> Any:
-        return np.asarray(scale * random.standard_normal(leaf.shape), np.float32)
-
-    return jax.tree.map(draw, shapes)
+    elmo = elmojax.from_tree(model, state.params)
+    gammas = np.asarray([0.5, 0.3, 0.2], np.float32)
+    function, arguments = training.both_ways(embed, elmo, gammas)
+    yield "embed", function, function, arguments
 
 
 def few_digits(params: Any) -> Any:
@@ -439,27 +343,22 @@ def few_digits(params: Any) -> Any:
 
 def train(sizes: Sizes, known: Known) -> Iterator[Row]:
     """The training step of the model: tokens/s, against the floor, and memory."""
-    text = Text(sizes)
-    peak = harness.matmul_rate(jnp.bfloat16)
+    text, peak = text_of(sizes), harness.matmul_rate(jnp.bfloat16)
 
     def measured(rows: int) -> Row:
-        reader = text.reader(rows)
-        found = training.ours(reader, sizes.model, text.head, ARGUMENTS)
+        plan, reader = planned(sizes, text, rows)
+        found = training.ours(plan, reader, STEPS, ROUNDS)
         seconds, tokens = found["seconds"], rows * sizes.window
-        flops = text.flops(rows)
+        flops = flops_of(plan, text).total
+        stats = jax.devices()[0].memory_stats() or {}
         return {
             "tokens/s": tokens / seconds,
-            "ms a step": 1e3 * seconds,
-            **against(flops, seconds),
-            "of measured product": flops / seconds / peak,
-            "MFLOP a token": flops / tokens / 1e6,
-            "tables of words": ", ".join(
-                "x".join(map(str, shape)) for shape in found["tables"]
-            ),
-            "temporary GB": found["temporary_bytes"] / 1e9,
-            "peak GB": peak_gb(),
+            **against(flops * tokens, seconds),
+            "of measured product": flops * tokens / seconds / peak,
+            "MFLOP a token": flops / 1e6,
+            **program(found),
+            "peak GB": stats.get("peak_bytes_in_use", 0) / 1e9 or None,
             "loss": found["loss"],
-            "compile s": found["compile_seconds"],
         }
 
     for rows in sizes.rows:
@@ -472,27 +371,22 @@ def torch(sizes: Sizes, known: Known) -> Iterator[Row]:
         raise Skipped("torch is not installed.")
     import torch
 
-    text, cuda = Text(sizes), torch.cuda
+    text, cuda = text_of(sizes), torch.cuda
     ours = {row["rows"]: row.get("tokens/s") for row in known.get("train", [])}
 
     def measured(rows: int) -> Row:
         gc.collect()
         cuda.empty_cache()
-        reader = text.reader(rows)
-        begin = time.perf_counter()
         try:
-            found = training.torch_peer(reader, sizes.model, text.head, ARGUMENTS)
+            found = training.theirs(*planned(sizes, text, rows), STEPS, ROUNDS)
         except torch.OutOfMemoryError:
             return {"note": "out of memory"}
         rate = rows * sizes.window / found["seconds"]
         return {
             "tokens/s": rate,
-            "ms a step": 1e3 * found["seconds"],
+            "ms": 1e3 * found["seconds"],
             "elmojax is, times as fast": ours.get(rows) and ours[rows] / rate,
-            "peak GB": cuda.max_memory_allocated() / 1e9
-            if cuda.is_available()
-            else None,
-            "all s": time.perf_counter() - begin,
+            "peak GB": cuda.max_memory_allocated() / 1e9 or None,
         }
 
     for rows in sizes.torch_rows:
@@ -502,105 +396,62 @@ def torch(sizes: Sizes, known: Known) -> Iterator[Row]:
 def embed(sizes: Sizes, known: Known) -> Iterator[Row]:
     """Words/s of `embed` and of an Embedder whose words are all known."""
     model, (batch, words) = sizes.model, sizes.sentences
-    assert isinstance(model.encoder, CharCnnConfig)
-    text = Text(sizes)
-    running = [text.corpus.types[n] for n in text.corpus.words[: batch * words]]
-    sentences = np.array(running).reshape(batch, words).tolist()
-    tokens = jax.device_put(
-        elmojax.batch_to_ids(sentences, model.encoder.max_characters)
-    )
-    params = elmojax.init(model, jax.random.key(0))
     columns = model.encoder.max_characters
+    corpus = text_of(sizes).corpus
+    running = [corpus.types[n] for n in corpus.words[: batch * words]]
+    sentences = np.array(running).reshape(batch, words).tolist()
+    tokens = jax.device_put(elmojax.batch_to_ids(sentences, columns))
+    params = elmojax.init(model, jax.random.key(0))
     flops = batch * (words + 2) * (lstm_flops(model.lstm) + word_flops(model, columns))
     gammas = jnp.full(model.lstm.layers + 1, 1 / 3, jnp.float32)
 
     def at_once(precision: Any) -> Row:
         arguments = (elmojax.cast(params, precision), tokens, gammas)
-        program, took = compiled(elmojax.embed, *arguments)
-        seconds = seconds_of(program, *arguments)
-        dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+        found = harness.timed(elmojax.embed, *arguments, rounds=7, calls=5)
         return {
-            "words/s": batch * words / seconds,
-            "ms": 1e3 * seconds,
-            **against(flops / FORWARD_AND_BACKWARD, seconds, dtype),
-            "temporary GB": temporary_gb(program),
-            "compile s": took,
+            "words/s": batch * words / found["seconds"],
+            **against(flops / FORWARD_AND_BACKWARD, found["seconds"], precision),
+            **program(found),
         }
 
     def stream(precision: Any) -> Row:
-        sizes_ = (sizes.batch_tokens, sizes.stream, precision)
-        found = embedding.on_device(model, *sizes_)
-        return {
-            "words/s": found["on_device_tokens_per_second"],
-            "words/s, vectors on the host": found["on_host_tokens_per_second"],
-            "first pass s": found["first_pass_seconds"],
-        }
+        settings = (sizes.batch_tokens, sizes.stream, precision)
+        return embedding.on_device(model, *settings)
 
-    for name, measured in (
-        (f"embed, {batch} x {words}", at_once),
-        ("Embedder", stream),
-    ):
-        for precision in ("bf16", "float32"):
-            row = {"what": name, "precision": precision}
-            yield tried(row, partial(measured, precision))
+    for precision in ("bf16", "float32"):
+        row = {"what": f"embed, {batch} x {words}", "precision": precision}
+        yield tried(row, partial(at_once, precision))
+    for precision in ("bf16", "float32"):
+        row = {"what": "Embedder", "precision": precision}
+        yield tried(row, partial(stream, precision))
 
 
-def heads(sizes: Sizes, known: Known) -> Iterator[Row]:
-    """Softmax heads alone, forward and backward, on the positions of one step."""
-    text = Text(sizes)
-    positions = 2 * sizes.middle * sizes.window
-    settings = SimpleNamespace(
-        vocabulary=sizes.vocabulary,
-        counts=text.statistics.types,
-        cutoffs=text.head.cutoffs,
-        div_value=text.head.div_value,
-        dim=sizes.model.lstm.projection,
-        samples=sizes.samples,
-        precision="bf16",
-        rounds=15,
-    )
-
-    def measured(form: str) -> Row:
-        found = softmax.run_jax(form, positions, positions, settings)
-        return {
-            "ms": 1e3 * found["seconds"],
-            "temporary GB": found["temporary"] / 1e9,
-            "compile s": found["compile_seconds"],
-        }
-
-    for form in ("adaptive", "sampled"):
-        row = {"softmax": form, "positions": positions}
-        yield tried(row, partial(measured, form))
-
-
-def bits(sizes: Sizes, known: Known) -> Iterator[Row]:
+def determinism(sizes: Sizes, known: Known) -> Iterator[Row]:
     """Whether a small run that is made twice ends with the same bits in every array."""
     jax.config.update("jax_platforms", "cpu")  # here runs are only compared
+    code = "import on_gpu, sys; on_gpu.small_run(*sys.argv[1:])"
     flags = os.environ.get("XLA_FLAGS", "")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = sample_corpora(folder)[0].directory
 
-        def twice(extra: str) -> Row:
-            runs = [folder / f"{len(extra)}-{n}" for n in range(2)]
-            begin = time.perf_counter()
+    def twice(extra: str) -> Row:
+        with tempfile.TemporaryDirectory() as folder:
+            data = sample_corpora(Path(folder))[0].directory
+            runs = [Path(folder) / name for name in ("first", "second")]
             for run in runs:
-                command = [sys.executable, __file__, "--run", str(run), str(data)]
+                command = [sys.executable, "-c", code, run, data, sizes.steps]
                 environment = os.environ | {"XLA_FLAGS": f"{flags} {extra}".strip()}
-                command += [str(sizes.steps)]
-                subprocess.run(command, check=True, env=environment)
-            seconds = (time.perf_counter() - begin) / 2
+                environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+                subprocess.run([*map(str, command)], check=True, env=environment)
             one, other = map(check_determinism.arrays, runs)
-            what = check_determinism.difference(one, other)
-            return {"arrays": len(one), "bits": what or "the same", "s a run": seconds}
+        what = check_determinism.difference(one, other)
+        return {"arrays": len(one), "bits": what or "the same"}
 
-        for extra in sizes.flags:
-            row = {"XLA_FLAGS": extra or "none", "steps": sizes.steps}
-            yield tried(row, partial(twice, extra))
+    for extra in sizes.flags:
+        row = {"XLA_FLAGS": extra or "none", "steps": sizes.steps}
+        yield tried(row, partial(twice, extra))
 
 
-def run(directory: str, data: str, steps: str) -> None:
-    """One run, in this process."""
+def small_run(directory: str, data: str, steps: str) -> None:
+    """A run in this process."""
     config = TrainConfig(
         data=Path(data),
         workdir=Path(directory),
@@ -612,109 +463,48 @@ def run(directory: str, data: str, steps: str) -> None:
     elmojax.pretrain(config)
 
 
-def layers(sizes: Sizes, known: Known) -> Iterator[Row]:
-    """Parts of a step alone, forward and backward: one LSTM layer, the char CNN."""
-    model, window = sizes.model, sizes.window
-    lstm = replace(model.lstm, layers=1)
-    width = lstm.projection
-    layer = ElmoConfig(WordTableConfig(2, width), lstm)
-    flat = BiLM(layer, dtype=jnp.bfloat16)
-    params = elmojax.init(layer, jax.random.key(0)).tree
-
-    def one_layer(params: Any, x: Any, state: Any) -> Any:
-        return flat.apply({"params": params}, x, state, method="contextualize")
-
-    def recurrent(rows: int) -> Row:
-        x = drawn(jax.ShapeDtypeStruct((window, 2, rows, width), jnp.float32))
-        arguments = {"lstm": params["lstm"]}, x, LstmState.zeros(lstm, rows)
-        flops = rows * window * lstm_flops(lstm)
-        return measured(one_layer, arguments, flops)
-
-    def measured(function: Any, arguments: Any, flops: float) -> Row:
-        cotangents = drawn(jax.eval_shape(function, *arguments))
-        arguments = jax.device_put((arguments, cotangents))
-        program, took = compiled(partial(pulled, function), *arguments)
-        seconds = seconds_of(program, *arguments)
-        found = {"temporary GB": temporary_gb(program), "compile s": took}
-        return {"ms": 1e3 * seconds, **against(flops, seconds), **found}
-
-    for rows in sorted({sizes.middle, *sizes.torch_rows}, reverse=True):
-        row = {"part": "LSTM layer", "rows": rows}
-        yield tried(row, partial(recurrent, rows))
-    text = Text(sizes)
-    words = text.reader(sizes.middle).batch(0).words
-    whole = elmojax.init(model, jax.random.key(0)).tree
-
-    def characters(form: Any) -> Row:
-        encoder = BiLM(model, dtype=jnp.bfloat16, platform=form)
-
-        def encode(params: Any) -> Any:
-            return encoder.apply({"params": params}, words, method="encode_words")
-
-        own = ({"encoder": whole["encoder"]},)
-        return measured(encode, own, text.encoder_flops(sizes.middle))
-
-    for name, form in (("window", "accelerator"), ("character", "cpu")):
-        row = {"part": f"char CNN, by {name}", "rows": sizes.middle}
-        yield tried(row, partial(characters, form))
-
-
-def memory(sizes: Sizes, known: Known) -> Iterator[Row]:
-    """What `elmojax estimate` says on a machine without a GPU, beside the GPU's."""
-    jax.config.update("jax_platforms", "cpu")
-    text = Text(sizes)
-    mesh = make_mesh(MeshConfig(1, 1))
-    seen = {row["rows"]: row for row in known.get("train", [])}
-
-    def estimated(rows: int) -> Row:
-        config = TrainConfig(
-            model=sizes.model, head=text.head, rows=rows, window=sizes.window
-        )
-        begin = time.perf_counter()
-        found = estimate(config, text.statistics, mesh, 1, jnp.bfloat16)
-        here = seen.get(rows, {})
-        return {
-            "estimate, temporary GB": found.memory.temporary / 1e9,
-            "compiled, temporary GB": here.get("temporary GB"),
-            "estimate, all GB": found.memory.total / 1e9,
-            "peak GB": here.get("peak GB"),
-            "MFLOP a token": found.flops.total / 1e6,
-            "all s": time.perf_counter() - begin,
-        }
-
-    for rows in sizes.rows:
-        yield tried({"rows": rows}, partial(estimated, rows))
+def parts(sizes: Sizes, known: Known) -> Iterator[Row]:
+    """Parts of a step alone, forward and backward, among them both gradients of the
+    char CNN (by window, and by character as on a CPU) and the sampled softmax."""
+    text, tokens = text_of(sizes), sizes.middle * sizes.window
+    for kind, only, form in (
+        ("adaptive", ("encoder", "LSTM", "softmax", "update"), None),
+        ("sampled", ("softmax",), None),
+        ("by character", ("encoder",), "cpu"),
+    ):
+        softmax = "sampled" if kind == "sampled" else "adaptive"
+        plan, reader = planned(sizes, text, sizes.middle, softmax)
+        plan = replace(plan, lm=replace(plan.lm, platform=form))
+        flops = flops_of(plan, text)
+        each = {"encoder": flops.encoder, "LSTM": flops.lstm, "softmax": flops.softmax}
+        for found in training.timed_parts(plan, reader, 3 * ROUNDS, only):
+            times = against(each.get(found["part"], 0) * tokens, found["seconds"])
+            yield {"part": f"{found['part']}, {kind}", **times, **program(found)}
 
 
 def kernels(sizes: Sizes, known: Known) -> Iterator[Row]:
     """Where the time of a training step goes, by the profiler."""
-    text = Text(sizes)
-    reader = text.reader(sizes.middle)
-    step, _ = training.our_step(reader, sizes.model, text.head, ARGUMENTS)
-    step()
+    plan, reader = planned(sizes, text_of(sizes), sizes.middle)
+    steps, batches = training.stepping(plan, reader, STEPS)
+    steps.run(batches)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            step()
+            steps.run(batches)
         (path,) = Path(folder).rglob("*.xplane.pb")
         trace = jax.profiler.ProfileData.from_file(str(path))
     spent: dict[str, list[float]] = defaultdict(list)
     for plane in trace.planes:
-        if plane.name.startswith("/device:"):
-            for line in plane.lines:
-                if line.name.startswith("Stream"):
-                    for event in line.events:
-                        spent[event.name].append(event.duration_ns / 1e6)
+        for line in plane.lines if plane.name.startswith("/device:") else ():
+            for event in line.events if line.name.startswith("Stream") else ():
+                for name in (event.name, "all"):
+                    spent[name].append(event.duration_ns / 1e6)
     if not spent:
         raise Skipped("The profiler saw no kernels of a device.")
-
-    most = sorted(spent.items(), key=lambda pair: -sum(pair[1]))[:40]
-    every = [time for each in spent.values() for time in each]
-    for name, each in (("all", every), *most):
-        steps = ARGUMENTS.steps
-        yield {"kernel": name, "ms": sum(each) / steps, "times": len(each) / steps}
+    for name, each in sorted(spent.items(), key=lambda pair: -sum(pair[1]))[:40]:
+        yield {"kernel": name, "ms": sum(each) / STEPS, "times": len(each) / STEPS}
 
 
-# Running the sections
+# --- running the sections ------------------------------------------------------------
 
 
 class Section(NamedTuple):
@@ -731,72 +521,90 @@ SECTIONS = {
     "train": Section(train, 60, 200),
     "torch": Section(torch, 30, 90),
     "embed": Section(embed, 30, 120),
-    "softmax": Section(heads, 20, 80),
-    "determinism": Section(bits, 40, 130),
-    "layers": Section(layers, 20, 80),
+    "parts": Section(parts, 40, 160),
+    "determinism": Section(determinism, 40, 130),
     "kernels": Section(kernels, 30, 90),
-    "memory": Section(memory, 30, 120),
 }
-"""In the order in which they run; what other machines can tell comes last."""
+"""In the order in which they run."""
 
 
-class Report:
-    """on_gpu.json and on_gpu.md, on disk at any time as far as they are known."""
-
-    def __init__(self, out: Path, facts: Row | None = None) -> None:
-        self.out = out
-        self.found = facts or json.loads((out / "on_gpu.json").read_bytes())
-
-    def put(self, name: str, **what: Any) -> None:
-        self.found["sections"].setdefault(name, {}).update(what)
-        written = json.dumps(self.found, indent=1) + "\n"
-        for end, text in ((".json", written), (".md", self.table())):
-            path = self.out / f"on_gpu{end}"
-            partial = path.with_suffix(f"{end}.partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-
-    def table(self) -> str:
-        """Markdown."""
-        facts = {key: self.found[key] for key in self.found if key != "sections"}
-        lines = ["; ".join(f"{key}: {value}" for key, value in facts.items())]
-        for name, part in self.found["sections"].items():
-            reason = f": {part['reason']}" if part["reason"] else ""
-            status = f"{part['status']}{reason} ({part['seconds']:.0f} s)"
-            about = (SECTIONS[name].measure.__doc__ or "").strip()
-            lines += ["", f"## {name}", "", f"{about} {status}", ""]
-            columns = list(dict.fromkeys(key for row in part["rows"] for key in row))
-            if columns:
-                rows = [[row.get(key) for key in columns] for row in part["rows"]]
-                lines.append(harness.table(columns, rows))
-        return "\n".join(lines) + "\n"
-
-
-def section(report: Report, name: str, sizes: Sizes) -> None:
-    """Measures a section in this process; each row is in the report at once."""
-    begin, rows = time.monotonic(), []
-    before = report.found["sections"].items()
-    known = {name: part["rows"] for name, part in before}
-
-    def put(status: str, reason: str = "") -> None:
-        seconds = time.monotonic() - begin
-        report.put(name, status=status, reason=reason, seconds=seconds, rows=rows)
-
+def one_section(name: str, asked: argparse.Namespace) -> None:
+    """Measures in this process; prints each row, as JSON, as soon as it is known."""
+    path = asked.out / "on_gpu.json"
+    before = json.loads(path.read_bytes())["sections"] if path.exists() else {}
+    known = {name: part["rows"] for name, part in before.items()}
     try:
-        for row in SECTIONS[name].measure(sizes, known):
-            rows.append(row)
-            put("running")
+        for row in SECTIONS[name].measure(SMOKE if asked.smoke else Sizes(), known):
+            print(json.dumps(row), flush=True)
     except Skipped as skipped:
-        put("skipped", str(skipped))
-        return
-    except Exception as error:
-        traceback.print_exc()
-        rows.append({"error": f"{type(error).__name__}: {error}"[:300]})
+        print(json.dumps({"skipped": str(skipped)}))
+
+
+def in_process(name: str, limit: float, asked: argparse.Namespace) -> Row:
+    """What a section found until it ended, or was ended with all that it started."""
+    command = ["timeout", "-s", "KILL", str(limit), sys.executable, __file__]
+    command += ["--section", name, "--out", str(asked.out)]
+    command += ["--smoke"] if asked.smoke else []
+    begin = time.monotonic()
+    with open(asked.out / "on_gpu.log", "ab") as log, tempfile.TemporaryFile() as told:
+        log.write(f"== {name}\n".encode())
+        log.flush()
+        code = subprocess.run(command, stdout=told, stderr=log).returncode
+        told.seek(0)
+        lines = [line for line in told if line.endswith(b"\n")]
+    rows = [json.loads(line) for line in lines if line.startswith(b"{")]
+    seconds = time.monotonic() - begin
     wrong = [row["error"] for row in rows if "error" in row]
-    if wrong:
-        put("failed", f"{len(wrong)} times, first: {wrong[0]}")
-    else:
-        put("ok")
+    status, reason = "ok", ""
+    if rows and "skipped" in rows[-1]:
+        status, reason = "skipped", rows.pop()["skipped"]
+    elif code:
+        why = f"status {code}" if seconds < limit else f"a kill after {limit:.0f} s"
+        status, reason = "failed", f"It ended with {why}."
+    elif wrong:
+        status, reason = "failed", f"{len(wrong)} times, first: {wrong[0]}"
+    return {"status": status, "reason": reason, "seconds": seconds, "rows": rows}
+
+
+def all_sections(asked: argparse.Namespace) -> bool:
+    """Runs the sections one after the other; whether none failed."""
+    begin, sections = time.monotonic(), {}
+    found = {
+        "machine": machine(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": shlex.join(["on_gpu.sh", *sys.argv[1:]]),
+        "commit": output("git", "rev-parse", "HEAD"),
+        "sections": sections,
+    }
+    for name in asked.only:
+        left = asked.seconds - (time.monotonic() - begin)
+        _, least, most = SECTIONS[name]
+        if left < least:
+            reason = f"{left:.0f} s were left, and it needs about {least}."
+            part = {"status": "skipped", "reason": reason, "seconds": 0.0, "rows": []}
+        else:
+            limit = left if asked.smoke else min(left, most)
+            part = in_process(name, limit, asked)
+        sections[name] = part
+        for end, text in (("json", json.dumps(found, indent=1)), ("md", page(found))):
+            path = asked.out / f"on_gpu.{end}"
+            path.write_text(text + "\n", encoding="utf-8")
+        harness.say(f"{name}: {part['status']} {part['reason']}".strip())
+    print(page(found))
+    return all(part["status"] != "failed" for part in sections.values())
+
+
+def page(found: Row) -> str:
+    """Markdown."""
+    lines = ["; ".join(f"{key}: {found[key]}" for key in found if key != "sections")]
+    for name, part in found["sections"].items():
+        status = ": ".join(filter(None, (part["status"], part["reason"])))
+        about = " ".join((SECTIONS[name].measure.__doc__ or "").split())
+        lines += [f"\n## {name}\n", f"{about} {status} ({part['seconds']:.0f} s)", ""]
+        lines += [harness.table_of(part["rows"])] if part["rows"] else []
+    return "\n".join(lines)
 
 
 def machine() -> str:
@@ -815,83 +623,22 @@ def output(*command: str) -> str:
     return " / ".join(done.stdout.strip().splitlines())
 
 
-def all_sections(report: Report, asked: argparse.Namespace) -> bool:
-    """Runs the sections one after the other; whether none failed."""
-    begin, good = time.monotonic(), True
-    for name in asked.only:
-        left = asked.seconds - (time.monotonic() - begin)
-        _, least, most = SECTIONS[name]
-        if left < least:
-            reason = f"{left:.0f} s were left, and it needs about {least}."
-            report.put(name, status="skipped", reason=reason, seconds=0.0, rows=[])
-        else:
-            report.put(name, status="running", reason="", seconds=0.0, rows=[])
-            in_process(report, name, min(left, most), asked)
-        part = report.found["sections"][name]
-        good = good and part["status"] != "failed"
-        harness.say(f"{name}: {part['status']} {part['reason']}".strip())
-    return good
-
-
-def in_process(
-    report: Report, name: str, limit: float, asked: argparse.Namespace
-) -> None:
-    """One section, which writes the report for as long as it runs."""
-    command = [sys.executable, __file__, "--section", name, "--out", str(report.out)]
-    command += ["--smoke"] if asked.smoke else []
-    begin = time.monotonic()
-    with open(report.out / "on_gpu.log", "a", encoding="utf-8") as log:
-        print(f"== {name}", file=log, flush=True)
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            reason = f"It ended with status {process.wait(limit)}."
-        except subprocess.TimeoutExpired:
-            reason = f"It was ended after {limit:.0f} s."
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    report.found = Report(report.out).found
-    what: Row = {"seconds": time.monotonic() - begin}
-    if report.found["sections"][name]["status"] == "running":
-        what |= {"status": "failed", "reason": reason}
-    report.put(name, **what)
-
-
 def main() -> None:
+    every = list(SECTIONS)
     parser = harness.options(
         __doc__,
         out=(Path, "The directory of the results."),
         seconds=(520.0, "For all sections."),
         smoke=(False, "Measure with tiny sizes."),
+        only=(every, "Sections to run.", every),
     )
-    every = list(SECTIONS)
-    parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--section", choices=every, help=argparse.SUPPRESS)
-    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.run:
-        return run(*asked.run)
     if asked.section:
-        sizes = SMOKE if asked.smoke else Sizes()
-        return section(Report(asked.out), asked.section, sizes)
+        return one_section(asked.section, asked)
     if asked.smoke:  # programs of the sections need not be fast
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    facts = {
-        "machine": machine(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "command": shlex.join(["on_gpu.sh", *sys.argv[1:]]),
-        "commit": output("git", "rev-parse", "HEAD"),
-        "sections": {},
-    }
-    report = Report(asked.out, facts)
-    good = all_sections(report, asked)
-    print(report.table())
-    sys.exit(not good)
+    sys.exit(not all_sections(asked))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ not given are left out. All use float32, dropout 0.1, Adagrad and gradient clipp
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import lzma
 import os
@@ -35,21 +34,32 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import harness
 from harness import Row
-from peer_turns import Worker, take_turns
 
-from elmojax.config import CharCnnConfig, ElmoConfig, LstmConfig, TrainConfig
+from elmojax.config import (
+    CharCnnConfig,
+    ElmoConfig,
+    HeadConfig,
+    LstmConfig,
+    TrainConfig,
+    to_json,
+)
 from elmojax.formats.published import options_of
 from elmojax.text.characters import CHARACTERS
 from elmojax.text.corpus import Corpus
 from elmojax.text.prepare import prepare
-from elmojax.training.choices import automatic_cutoffs
+from elmojax.training.choices import resolved
 
 WORKERS = Path(__file__).resolve().parent / "workers"
+sys.path.append(str(WORKERS))
+
+from turns import Worker, take_turns  # noqa: E402
+
 PROGRAMS = {
     "elmojax": ("elmojax", "adaptive"),
     "elmojax-sampled": ("elmojax", "sampled"),
@@ -74,6 +84,9 @@ SHARD = 500_000
 """Words of a text file, about. bilm-tf holds one as characters, for each direction, and
 reads the next when it is through: keep a benchmark shorter than that."""
 
+STEPS = 1_000_000
+"""Length of a run: more than anybody waits for."""
+
 OURS = "elmojax"
 """Programs with this prefix are compared with all others."""
 
@@ -81,7 +94,7 @@ BUSY = 0.5
 """Load above which other programs are likely to disturb."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Case:
     """One model and batch, on one vocabulary."""
 
@@ -113,10 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in asked.text:
         if not path.is_file():
             parser.error(f"--text {path}: there is no such file.")
-    programs, about = available(asked), harness.machine()
-    if about["load_at_start"] > BUSY:
-        load = f"{about['load_at_start']:.2f}"
-        print(f"Warning: the machine is busy (load {load}).", file=sys.stderr)
+    programs, load = available(asked), harness.machine()["load_at_start"]
+    if load > BUSY:
+        print(f"Warning: the machine is busy (load {load:.2f}).", file=sys.stderr)
     found: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="peers-") as directory:
         text = Path(directory) / "text"
@@ -127,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.append(compare(case, programs, text, folder, asked))
             harness.say(page(found[-1]))
             # After each case: a later one may fail.
-            harness.write(asked.out, asked, machine=about, cases=found)
+            harness.write(asked.out, asked, cases=found)
     titles = [case["title"] for case in found]
     harness.bars(asked.plot, *map(panels, found), titles=titles)
 
@@ -190,14 +202,12 @@ def available(asked: argparse.Namespace) -> list[str]:
 def environment(worker: str, asked: argparse.Namespace) -> dict[str, str]:
     """What a worker's environment has besides ours: no GPU, UTF-8, its modules."""
     found = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"}
-    if worker == "elmojax":
-        return {**found, "JAX_PLATFORMS": "cpu"}
     if worker == "bilm_tf":
         folder = str(asked.bilm_tf.resolve())
         return {**found, "PYTHONPATH": folder, "GOMP_SPINCOUNT": "0"}
-    ours = str(WORKERS.parents[2])
-    paths = filter(None, [ours, os.environ.get("PYTHONPATH", "")])
-    return {**found, "PYTHONPATH": os.pathsep.join(paths)}
+    paths = [str(WORKERS.parents[2]), str(WORKERS.parent)]
+    paths += filter(None, [os.environ.get("PYTHONPATH", "")])
+    return {**found, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def read(paths: Iterable[Path]) -> Iterator[str]:
@@ -255,8 +265,7 @@ def compare(
     }
     return {
         "title": case.title,
-        **dataclasses.asdict(case),
-        "cutoffs": task["cutoffs"],
+        **asdict(case),
         "programs": {name: {**summary(it), **it} for name, it in found.items()},
         "ratios": ratios,
     }
@@ -271,39 +280,30 @@ def summary(found: Row) -> Row:
     row: Row = {"last_loss": found["turns"][-1]["loss"]}
     for key in ("tokens_per_second", "cpu_seconds_per_token"):
         row[key], *row[f"{key}_range"] = harness.spread(column(found, key))
-    for key in ("peak_bytes", "idle_cpu_seconds", "cores_of_others"):
+    for key in ("peak_bytes", "idle_cpu_seconds"):
         row[key] = max(column(found, key))
     return row
 
 
 def page(case: Row) -> str:
     """The results of a case in Markdown."""
-    head = ["", "tokens/s", "CPU ms/token", "peak GB", "start s", "loss"]
-    head += [f"{name} is" for name in case["ratios"]]
-    rows, programs = [], case["programs"]
-    for name, found in programs.items():
+    rows = []
+    for name, found in case["programs"].items():
         low, high = found["tokens_per_second_range"]
-        digits = 0 if high > 1000 else 1
-        rate = f"{found['tokens_per_second']:,.{digits}f}"
-        row = [
-            name,
-            f"{rate} ({low:,.{digits}f}-{high:,.{digits}f})",
-            f"{1000 * found['cpu_seconds_per_token']:.2f}",
-            f"{found['peak_bytes'] / 1e9:.2f}",
-            f"{found['start_seconds']:.0f}",
-            f"{found['first_loss']:.2f} to {found['last_loss']:.2f}",
-        ]
-        for peers in case["ratios"].values():
-            same = name not in peers
-            row.append("" if same else "{:.2f}x ({:.2f}-{:.2f})".format(*peers[name]))
+        row = {
+            "": name,
+            "tokens/s": f"{found['tokens_per_second']:,.4g} ({low:,.4g}-{high:,.4g})",
+            "CPU ms/token": 1000 * found["cpu_seconds_per_token"],
+            "peak GB": found["peak_bytes"] / 1e9,
+            "start s": found["start_seconds"],
+            "loss": f"{found['first_loss']:.2f} to {found['last_loss']:.2f}",
+            "idle CPU s": found["idle_cpu_seconds"],
+        }
+        for ours, peers in case["ratios"].items():
+            ratio = peers.get(name)
+            row[f"{ours} is"] = ratio and "{:.2f}x ({:.2f}-{:.2f})".format(*ratio)
         rows.append(row)
-    others = max(found["cores_of_others"] for found in programs.values())
-    idle = max(found["idle_cpu_seconds"] for found in programs.values())
-    return (
-        f"\n{case['title']}\n\n{harness.table(head, rows)}\n\nDuring a turn, other "
-        f"processes took at most {others:.2f} cores; between its turns, a program took "
-        f"at most {idle:.2f} CPU-seconds.\n"
-    )
+    return f"\n{case['title']}\n\n{harness.table_of(rows)}\n"
 
 
 def panels(case: Row) -> dict[str, dict[str, list[float]]]:
@@ -324,24 +324,28 @@ def panels(case: Row) -> dict[str, dict[str, list[float]]]:
 
 def describe(case: Case, corpus: Corpus, pattern: Path) -> Row:
     """What all workers are told."""
-    config, preset = case.config, "mini" if case.preset == "toy" else case.preset
+    preset = "mini" if case.preset == "toy" else case.preset
     div_value = TrainConfig.preset(preset).head.div_value
-    counts = corpus.target_counts(corpus.vocabulary)
-    bilm: Row = options_of(config)
+    config = TrainConfig(  # with the paper's optimiser and dropout, like all peers
+        data=corpus.directory,
+        model=case.config,
+        head=HeadConfig("adaptive", (), div_value),
+        steps=STEPS,
+        rows=case.rows,
+        window=case.window,
+    )
+    bilm: Row = options_of(case.config)
     bilm["char_cnn"]["n_characters"] = CHARACTERS  # 262 only after the training
     bilm |= {"bidirectional": True, "dropout": 0.1, "all_clip_norm_val": 10.0}
-    bilm |= {"n_epochs": 1_000_000, "n_train_tokens": len(corpus.words)}
+    bilm |= {"n_epochs": STEPS, "n_train_tokens": len(corpus.words)}
     bilm |= {"batch_size": case.rows, "unroll_steps": case.window}
     return {
-        "config": json.dumps(dataclasses.asdict(config)),
-        "rows": case.rows,
-        "window": case.window,
+        "config": to_json(resolved(config, corpus.target_counts(corpus.vocabulary))),
         "negatives": case.negatives,
-        "div_value": div_value,
-        "cutoffs": automatic_cutoffs(counts, config.lstm.projection, div_value),
-        "corpus": str(corpus.directory),
         "vocabulary": str(corpus.directory / "vocabulary.txt"),
         "text": str(pattern),
+        "rows": case.rows,
+        "window": case.window,
         "options": {**bilm, "n_negative_samples_batch": case.negatives},
     }
 

@@ -7,26 +7,29 @@ Times `TrainingText.batch`, which makes everything that a step takes (what is se
 the devices is not in it), in CPU-seconds of the one thread that runs it. Without --data
 the text is synthetic with Zipf's law. A token is one position, trained in both
 directions and counted once. The shuffle of an epoch is timed apart, and spread over all
-positions of the epoch in "with shuffle". Parts are the shares of a second run with a
-clock in each. Prints a table and writes JSON and bars.
+positions of the epoch in "with shuffle". Parts are the shares of a second run under
+Python's profiler. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import harness
 import numpy as np
+from harness import Row
 
-from elmojax.config import ElmoConfig
+from elmojax.config import ElmoConfig, TrainConfig
 from elmojax.text.batches import TrainingText
+
+PARTS = ("_types", "distinct", "rows", "tables", "members")
+"""Functions whose shares are told."""
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -35,7 +38,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.thread_time() - begin
 
 
-def measure(text: TrainingText, tokens: int, rounds: int) -> dict[str, Any]:
+def measure(text: TrainingText, tokens: int, rounds: int) -> Row:
     """Medians over rounds, in each of which all steps are made once."""
     a_step = text.rows * text.window
     steps = range(min(max(5, tokens // a_step), text.steps(1)))
@@ -47,56 +50,39 @@ def measure(text: TrainingText, tokens: int, rounds: int) -> dict[str, Any]:
             text.batch(step)
 
     each = statistics.median(seconds(run) for _ in range(rounds)) / len(steps) / a_step
-    shuffle = statistics.median(shuffles) / text.positions
+    shuffle = statistics.median(shuffles)
     distinct = [len(np.unique(text.batch(step).inputs)) for step in steps[:5]]
     return {
         "rows": text.rows,
-        "steps": len(steps),
-        "seconds_a_batch": each * a_step,
-        "tokens_per_second": 1 / each,
-        "tokens_per_second_with_shuffle": 1 / (each + shuffle),
-        "seconds_of_a_shuffle": statistics.median(shuffles),
-        "distinct_words_a_position": statistics.mean(distinct) / (2 * a_step),
-        "parts": parts(text, run),
+        "tokens/s": 1 / each,
+        "with shuffle": 1 / (each + shuffle / text.positions),
+        "ms a batch": 1e3 * each * a_step,
+        "s a shuffle": shuffle,
+        "distinct words a position": statistics.mean(distinct) / (2 * a_step),
+        **parts(run),
     }
 
 
-def parts(text: TrainingText, run: Callable[[], None]) -> dict[str, float]:
+def parts(run: Callable[[], None]) -> Row:
     """The share of the time that each part of a batch takes."""
-    spent: dict[str, float] = defaultdict(float)
-
-    def with_clock(plain: Callable[..., Any], label: str) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            begin = time.thread_time()
-            try:
-                return plain(*args, **options)
-            finally:
-                spent[label] += time.thread_time() - begin
-
-        return call
-
-    with ExitStack() as stack:
-        for owner, name, label in (
-            (text, "_types", "reading"),
-            (text.words, "distinct", "distinct words"),
-            (text.words, "rows", "rows"),
-            (text.words, "tables", "tables"),
-            (text.words, "members", "members of clusters"),
-        ):
-            timed = with_clock(getattr(owner, name), label)
-            stack.enter_context(mock.patch.object(owner, name, timed))
-        total = seconds(run)
-    spent["targets and the rest"] = total - sum(spent.values())
-    return {label: value / total for label, value in spent.items()}
+    profile = cProfile.Profile(time.thread_time)
+    profile.runcall(run)
+    stats: Any = pstats.Stats(profile)
+    spent = {name: took for (_, _, name), (_, _, _, took, _) in stats.stats.items()}
+    return {
+        f"of it {name.strip('_')}": spent.get(name, 0) / stats.total_tt
+        for name in PARTS
+    }
 
 
-def describe(row: dict[str, Any]) -> str:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in row["parts"].items())
-    return (
-        f"rows {row['rows']:5}: {row['tokens_per_second'] / 1e6:5.2f} M tokens/s, "
-        f"{row['tokens_per_second_with_shuffle'] / 1e6:5.2f} with shuffle, "
-        f"{row['seconds_a_batch'] * 1e3:6.2f} ms a batch ({shares})"
-    )
+def measured(args: Any) -> Iterator[Row]:
+    corpus = harness.corpus_of(args)
+    harness.say(f"{len(corpus.words):,} words, {len(corpus.types):,} types")
+    for rows in args.rows:
+        model = ElmoConfig.preset(args.preset)
+        config = TrainConfig(model=model, rows=rows, window=args.window)
+        _, text = harness.planned(config, corpus)
+        yield measure(text, args.tokens, args.rounds)
 
 
 def main() -> None:
@@ -108,26 +94,12 @@ def main() -> None:
         window=20,
         vocabulary=30_000,
         words=(3_000_000, "Words of the text where it is made up."),
-        shards=(1, "Devices along `data`."),
         tokens=(400_000, "Tokens of a round."),
         rounds=5,
         out=Path,
-        plot=Path,
     )
     args = parser.parse_args()
-    corpus, model = harness.corpus_of(args), ElmoConfig.preset(args.preset)
-    head = harness.adaptive(corpus, model)
-    sizes = {"types": len(corpus.types), "words": len(corpus.words)}
-    print(f"{sizes['words']:,} words, {sizes['types']:,} types")
-    rows = []
-    for count in args.rows:
-        text = harness.reader(corpus, model, head, count, args.window, (args.shards, 1))
-        rows.append(measure(text, args.tokens, args.rounds))
-        harness.say(describe(rows[-1]))
-    harness.write(args.out, args, numpy=np.__version__, **sizes, rows=rows)
-    keys = ("tokens_per_second", "tokens_per_second_with_shuffle")
-    speed = {f"{row['rows']} rows": [row[key] / 1e6 for key in keys] for row in rows}
-    harness.bars(args.plot, {"M tokens/s (left end: with shuffle)": speed})
+    harness.report(args, measured(args), numpy=np.__version__)
 
 
 if __name__ == "__main__":

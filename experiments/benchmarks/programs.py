@@ -43,6 +43,9 @@ RELABELLED = {"bitcast", "reshape", "convert", "copy"}
 UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 """Operations that change their first operand in place, and which one has the change."""
 
+WRAPPERS = {"fusion", "async"}
+"""Operations that run a computation as one kernel."""
+
 NO_ESTIMATE = 2**62
 """Cycles from which on a TPU's compiler means that it does not know."""
 
@@ -220,6 +223,20 @@ class Rates:
     """Of the cycles in the text; 0 = there are none."""
 
 
+@dataclass(eq=False)
+class Loop:
+    """A loop, or the program outside of them: that has no rounds."""
+
+    rounds: int
+    exact: bool
+    """Whether its length is known, and that of the loops around it."""
+    label: str
+    times: int
+    """Its rounds in one run of the program."""
+    kernels: int = 0
+    """Of one round, those of inner loops as often as they run in it."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """An instruction that runs, with all of its rounds."""
@@ -228,8 +245,8 @@ class Kernel:
     label: str
     """Its own, else that of the loop or of the instruction which takes its result."""
     times: int
-    loop: int | None
-    """The innermost loop around it, by number."""
+    loop: Loop
+    """The innermost loop around it."""
     bytes: int
     """In the device's memory, a round."""
     seconds: float
@@ -246,15 +263,6 @@ class Kernel:
         counter = one.operation not in ("fusion", "custom-call")
         counter &= sum(array.size for array in one.arrays) == 1
         return not counter and not (one.begun and one.operation in MOVES)
-
-
-@dataclass
-class Loop:
-    rounds: int
-    exact: bool
-    label: str
-    kernels: int = 0
-    """Of one round, those of inner loops as often as they run in it."""
 
 
 @dataclass
@@ -278,27 +286,30 @@ class Program:
     def root(self, name: str) -> Instruction:
         return next(each for each in self.computations[name].values() if each.root)
 
+    def inside(self, one: Instruction) -> Iterator[Instruction]:
+        """An instruction, and those of the fusion that it may be."""
+        yield one
+        for called in one.called if one.operation in WRAPPERS else ():
+            for each in self.computations[called].values():
+                yield from self.inside(each)
+
     def collectives(self, devices: int) -> list[Collective]:
         """Those of more than one device."""
-        found = list(self._collectives(self.entry, devices, 1, True, None))
+        kernels, _ = self.kernels(Rates(1.0, 1.0, 1.0))
+        found = [
+            Collective(
+                one.operation,
+                one.arrays,
+                _group(one.attributes, devices),
+                kernel.times,
+                kernel.loop.exact,
+                kernel.label[-100:],
+            )
+            for kernel in kernels
+            for one in self.inside(kernel.instruction)
+            if one.operation in COLLECTIVES
+        ]
         return [each for each in found if each.group > 1]
-
-    def _collectives(
-        self, name: str, devices: int, times: int, exact: bool, given: Numbers
-    ) -> Iterator[Collective]:
-        for one in self.computations[name].values():
-            if one.operation in COLLECTIVES:
-                yield _collective(one, devices, times, exact)
-                continue
-            rounds, known, body = 1, exact, None
-            if one.operation == "while":
-                count, body = self.rounds(name, one, given)
-                rounds, known = count or 1, exact and count is not None
-            for number, called in enumerate(one.called):
-                inner = body or self._given(name, one, number, given)
-                yield from self._collectives(
-                    called, devices, times * rounds, known, inner
-                )
 
     # --- how often loops run ---------------------------------------------------------
 
@@ -367,60 +378,34 @@ class Program:
     def kernels(self, rates: Rates) -> tuple[list[Kernel], list[Loop]]:
         """All that runs, and the loops it runs in."""
         loops: list[Loop] = []
-        found = self._run(self.entry, rates, loops, 1, None, "", None)
-        return found, loops
 
-    def _run(
-        self,
-        name: str,
-        rates: Rates,
-        loops: list[Loop],
-        times: int,
-        loop: int | None,
-        label: str,
-        given: Numbers,
-    ) -> list[Kernel]:
-        found: list[Kernel] = []
-        labels = self._labels(name)
-        for one in self.computations[name].values():
-            own = labels.get(one.name) or label
-            if one.operation == "while":
-                rounds, inner = self.rounds(name, one, given)
-                number = len(loops)
-                loops.append(Loop(rounds or 1, rounds is not None, own))
-                body = self._run(
-                    one.called[0],
-                    rates,
-                    loops,
-                    times * (rounds or 1),
-                    number,
-                    own,
-                    inner,
-                )
-                each = max(1, times * (rounds or 1))
-                run = sum(kernel.times for kernel in body if kernel.launched)
-                loops[number].kernels = run // each
-                found += body
-            elif one.operation in ("conditional", "call"):
-                branches = []
-                for number, called in enumerate(one.called):
-                    inner = self._given(name, one, number, given)
-                    branches.append(
-                        self._run(called, rates, loops, times, loop, own, inner)
-                    )
-                found += max(branches, key=_seconds, default=[])
-            elif not one.free:
-                found.append(self._kernel(name, one, rates, times, loop, own))
-        return found
+        def run(name: str, loop: Loop, label: str, given: Numbers) -> list[Kernel]:
+            found: list[Kernel] = []
+            labels = self._labels(name)
+            for one in self.computations[name].values():
+                own = labels.get(one.name) or label
+                if one.operation == "while":
+                    rounds, inner = self.rounds(name, one, given)
+                    exact, times = loop.exact and rounds is not None, rounds or 1
+                    loops.append(Loop(times, exact, own, loop.times * times))
+                    body = run(one.called[0], (here := loops[-1]), own, inner)
+                    launched = sum(kernel.times for kernel in body if kernel.launched)
+                    here.kernels = launched // here.times
+                    found += body
+                elif one.operation in ("conditional", "call"):
+                    branches = [
+                        run(called, loop, own, self._given(name, one, number, given))
+                        for number, called in enumerate(one.called)
+                    ]
+                    found += max(branches, key=_seconds, default=[])
+                elif not one.free:
+                    found.append(self._kernel(name, one, rates, loop, own))
+            return found
+
+        return run(self.entry, Loop(0, True, "", 1), "", None), loops
 
     def _kernel(
-        self,
-        name: str,
-        one: Instruction,
-        rates: Rates,
-        times: int,
-        loop: int | None,
-        label: str,
+        self, name: str, one: Instruction, rates: Rates, loop: Loop, label: str
     ) -> Kernel:
         moved = self._bytes(name, one)
         cycles = one.number(r'"estimated_cycles":"(\d+)"') or 0
@@ -429,9 +414,8 @@ class Program:
         modelled = rates.clock and "COST_MODEL_TYPE_INVALID" not in one.attributes
         products = estimated if modelled else self._products(name, one, rates)
         seconds = max(moved / rates.bandwidth, products)
-        whole = (times * seconds, times * estimated)
-        move = self._move(one)
-        return Kernel(one, label, times, loop, moved, *whole, move)
+        whole = (loop.times * seconds, loop.times * estimated)
+        return Kernel(one, label, loop.times, loop, moved, *whole, self._move(one))
 
     def _labels(self, name: str) -> dict[str, str]:
         """Of each instruction: its own, else of what takes its result, else of what it
@@ -452,7 +436,7 @@ class Program:
     def _bytes(self, name: str, one: Instruction) -> int:
         """What a kernel reads and writes in the device's memory."""
         body = self.computations[name]
-        wraps = one.operation in ("fusion", "async")
+        wraps = one.operation in WRAPPERS
         if wraps:
             inside = self.computations[one.called[0]]
         else:
@@ -531,7 +515,7 @@ class Program:
     def _products(self, name: str, one: Instruction, rates: Rates) -> float:
         """Least seconds of the products in a kernel."""
         body = self.computations[name]
-        if one.operation in ("fusion", "async"):
+        if one.operation in WRAPPERS:
             return sum(
                 self._products(called, each, rates)
                 for called in one.called
@@ -548,7 +532,7 @@ class Program:
 
     def _move(self, one: Instruction) -> str | None:
         """What a kernel does to its operands, if that is not to compute."""
-        if one.operation in ("fusion", "async"):
+        if one.operation in WRAPPERS:
             inside = self.computations[one.called[0]].values()
             operations = {each.operation for each in inside} - TRIVIAL
             broadcast = any(each.operation == "broadcast" for each in inside)
@@ -612,11 +596,6 @@ def _count(
         return None
     last = limit + (direction == "LE") - counter.added
     return max(0, -(-(last - first) // next_.added))
-
-
-def _collective(one: Instruction, devices: int, times: int, exact: bool) -> Collective:
-    group, where = _group(one.attributes, devices), one.label[-100:]
-    return Collective(one.operation, one.arrays, group, times, exact, where)
 
 
 def _group(attributes: str, devices: int) -> int:

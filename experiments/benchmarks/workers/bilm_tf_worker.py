@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from protocol import Turns, read_task
+from turns import Turns, read_task
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -10,80 +10,50 @@ Batches are elmojax's, made by a thread ahead of time. Threads of PyTorch: its d
 
 from __future__ import annotations
 
-import os
-import sys
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import torch
-from protocol import Turns, read_task
+from torch_bilm import TorchBiLM, torch_step
+from turns import Turns, read_task
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from torch_bilm import TorchBiLM, one_table, torch_step
-
-from elmojax.config import CharCnnConfig, ElmoConfig, from_json
+from elmojax.config import TrainConfig, from_json
 from elmojax.text.batches import Batch, TrainingText
-from elmojax.text.characters import PADDING
 from elmojax.text.corpus import Corpus
-from elmojax.text.tables import WordTables
-
-AHEAD = 2
-"""Batches made ahead of time, as many as elmojax makes."""
+from elmojax.training.sizes import training_text
 
 
-def every_position(batch: Batch, characters: int) -> Batch:
-    """The batch with the characters of each position instead of each word."""
-    words = one_table(batch.words)
-    missing = characters - words.shape[1]
-    words = np.pad(words, ((0, 0), (0, missing)), constant_values=PADDING + 1)
-    shape = batch.inputs.shape
-    order = np.arange(batch.inputs.size, dtype=np.int32).reshape(shape)
-    return batch._replace(words=(words[batch.inputs.ravel()],), inputs=order)
-
-
-def batches(text: TrainingText, characters: int) -> Iterator[Batch]:
-    """All batches; with `characters`, those of every position."""
-
-    def make(step: int) -> Batch:
-        batch = text.batch(step)
-        return every_position(batch, characters) if characters else batch
-
+def batches(text: TrainingText) -> Iterator[Batch]:
     with ThreadPoolExecutor(1) as thread:
-        ahead = [thread.submit(make, step) for step in range(AHEAD)]
-        step = AHEAD
-        while True:
-            ahead.append(thread.submit(make, step))
-            step += 1
-            yield ahead.pop(0).result()
+        coming = thread.submit(text.batch, 0)
+        for step in itertools.count(1):
+            batch, coming = coming.result(), thread.submit(text.batch, step)
+            yield batch
 
 
 def main() -> None:
     turns, task = Turns(), read_task()
     torch.manual_seed(0)
-    config = from_json(ElmoConfig, task["config"], "the task")
-    assert isinstance(config.encoder, CharCnnConfig)
-    corpus = Corpus.open(Path(task["corpus"]))
-    words = WordTables(corpus, corpus.vocabulary, config)
-    text = TrainingText(corpus, words, task["rows"], task["window"], 0)
-    size = len(corpus.vocabulary)
-    cutoffs = tuple(task["cutoffs"]) or (size // 2,)
-    clips = task["variant"].startswith("clips")
-    model = TorchBiLM(config, size, cutoffs, task["div_value"], clips)
-    step = torch_step(model, task["rows"], half=False)
-    unique = task["variant"].endswith("unique")
-    source = batches(text, 0 if unique else config.encoder.max_characters)
+    config = from_json(TrainConfig, task["config"], "the task")
+    assert config.data is not None
+    corpus, variant = Corpus.open(config.data), task["variant"]
+    config = replace(config, unique_words=variant.endswith("unique"))
+    source = batches(training_text(config, corpus, 1))
+    size, head = len(corpus.vocabulary), config.head
+    cutoffs, clips = head.cutoffs or (size // 2,), variant.startswith("clips")
+    model = TorchBiLM(config.model, size, cutoffs, head.div_value, clips)
+    step = torch_step(model, config.rows, half=False)
 
     def steps(count: int) -> float:
-        for _ in range(count):
-            loss = step(next(source))
+        for batch in itertools.islice(source, count):
+            loss = step(batch)
         return float(loss)
 
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     loss = steps(1)
-    turns.ready(task["rows"] * task["window"], versions=versions, loss=loss)
+    turns.ready(config.rows * config.window, versions=versions, loss=loss)
     turns.serve(steps)
 
 
