@@ -244,8 +244,8 @@ def load(
         of these; the name of a model that ships with elmojax ("mini");
         `hf://OWNER/NAME[@REVISION]`, a repository of the Hugging Face Hub; or another
         address of a published model (see `fetch_model`).
-      sharding: where the arrays go: one `jax.sharding.Sharding`, or a pytree of them,
-        as for `restore`; None = uncommitted.
+      sharding: where the arrays go: one `jax.sharding.Sharding` or device, or a pytree
+        of them, as for `restore`; None = uncommitted.
       precision: of matrix products, "float32" or "bf16"; see `cast`.
 
     Raises:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from elmojax.arguments import checked, require, shown
 from elmojax.config import CharCnnConfig, ElmoConfig, UnicodeCnnConfig
@@ -173,8 +173,8 @@ def from_tree(config: ElmoConfig, tree: dict) -> ElmoParams:
 
 
 Placement: TypeAlias = Any
-"""One `jax.sharding.Sharding` for all arrays, a pytree of them like ElmoParams or a
-prefix of it, or None = uncommitted."""
+"""One `jax.sharding.Sharding` or device for all arrays, a pytree of them like
+ElmoParams or a prefix of it, or None = uncommitted."""
 
 
 def placements(config: ElmoConfig, sharding: Placement) -> Params:
@@ -187,7 +187,11 @@ def placements(config: ElmoConfig, sharding: Placement) -> Params:
     shapes = tree_shapes(config)
 
     def fitting(leaf: Any, sharding: Any) -> Any:
+        if isinstance(sharding, jax.Device):
+            return SingleDeviceSharding(sharding)
         if sharding is not None:
+            if not isinstance(sharding, Sharding):
+                raise ValueError(f"{shown(sharding)} is no sharding")
             sharding.shard_shape(leaf.shape)
         return sharding
 
@@ -195,11 +199,11 @@ def placements(config: ElmoConfig, sharding: Placement) -> Params:
         full = from_tree(config, shapes)
         full = jax.tree.broadcast(sharding, full, is_leaf=lambda leaf: leaf is None)
         return jax.tree.map(fitting, shapes, full.tree)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         why = one_line(error)
         raise InputError(
             f"sharding does not fit the arrays of the model ({why}); give one "
-            "jax.sharding.Sharding, or a tree of them like the ElmoParams."
+            "jax.sharding.Sharding or device, or a tree of them like the ElmoParams."
         ) from error
 
 

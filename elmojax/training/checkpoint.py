@@ -416,8 +416,8 @@ def restore(
     Args:
       run_directory: the --workdir of `elmojax pretrain`; it may be on gs:// or s3://.
       step: which checkpoint; None = the newest.
-      sharding: where the arrays go, on any devices: one `jax.sharding.Sharding` for
-        all, or a pytree of them like the ElmoParams (or a prefix of it), as
+      sharding: where the arrays go, on any devices: one `jax.sharding.Sharding` or
+        device for all, or a pytree of them like the ElmoParams (or a prefix of it), as
         `jax.device_put` takes it. Each device reads its share. None = uncommitted: on
         the default device, until they are used with arrays on others or in a mesh.
       precision: of matrix products, "float32" or "bf16"; see `cast`.

@@ -144,6 +144,8 @@ def test_other_devices_than_those_of_the_mesh_around(world, axes):
     third = SingleDeviceSharding(jax.devices()[2])
     two = jax.make_mesh((2,), ("x",), devices=jax.devices()[3:5])
     with jax.set_mesh(mesh_of((4, 2), axes)):
+        by_device = elmojax.restore(world.run, sharding=jax.devices()[2])
+        assert {leaf.sharding for leaf in jax.tree.leaves(by_device)} == {third}
         for place in (
             third,
             NamedSharding(two, P()),
