@@ -201,6 +201,7 @@ def _perplexities(axes: Axes, runs: Mapping[str, Lines]) -> None:
 
 def _finish(axes: Axes, entries: Mapping[str, Any]) -> None:
     axes.grid(alpha=0.3)
+    axes.locator_params(axis="x", integer=True)  # of steps there are no halves
     if entries:
         axes.legend(entries.values(), entries.keys())
 

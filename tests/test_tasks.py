@@ -261,6 +261,16 @@ def test_conllu_and_columns_are_the_same_sentences(task, tmp_path):
         ("senses", [], "{}w\ts\t2\tx y\n", ("target_index '2'", "2 words")),
         ("senses", [], "{}w\ts\t1\tx y\n", ("of 'bank'", "no use")),
         ("senses", ["--place", "output"], None, ("--place input",)),
+        ("senses", ["--seeds", "0", "0"], None, ("--seeds is 0 0", "twice")),
+        ("senses", ["--seeds"], None, ("--seeds is empty",)),
+        ("senses", ["--seeds", "-1"], None, ("--seeds", "from 0")),
+        ("senses", ["--bogus"], None, ("--bogus", "`senses.py --help`")),
+        ("senses", ["--vectors", "v.bin"], None, ("--features elmo does not read it",)),
+        ("senses", ["--out", "."], None, ("is there already", "--overwrite")),
+        ("senses", ["--out", __file__], None, ("is there already", "--overwrite")),
+        ("senses", ["--out", f"{__file__}/o.json"], None, ("is no directory",)),
+        ("senses", ["--out", "x" * 300], None, ("cannot be written", "too long")),
+        ("chunking", [], "a\tB-other\n", ("none of the tags", "of one task")),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )
@@ -458,12 +468,19 @@ def test_reports_make_a_table_and_a_picture(task, tmp_path, capsys):
     )
     assert rows[3].startswith("| chunking | random, layer 1 | F1 | 92.00 |  |")
     assert "<svg" in (tmp_path / "plots" / "bars.svg").read_text()
-    paths[0].write_text("{}")
-    with pytest.raises(SystemExit) as caught:
-        module.main(names)
-    assert (
-        caught.value.code == 2 and "elmo.json is no report" in capsys.readouterr().err
-    )
+    for wrong in ("{}", '{"task": "chunking", "features": "elmo", "mean": 1}'):
+        paths[0].write_text(wrong)
+        with pytest.raises(SystemExit) as caught:
+            module.main(names)
+        assert caught.value.code == 2
+        assert "elmo.json is no report" in capsys.readouterr().err
+    for flags, said in (
+        ([], "Say which reports"),
+        ([names[1], "--plot", "bars.txt"], "ends in .png"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            module.main(flags)
+        assert caught.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_a_bert_of_a_directory_has_a_vector_for_each_word(task, tmp_path):
@@ -511,6 +528,11 @@ def test_a_bert_of_a_directory_has_a_vector_for_each_word(task, tmp_path):
     ids = jnp.array([[2, 4, 4, 6, 7, 1, 3]])
     layers = transformer._layers(transformer.weights, ids, jnp.ones(ids.shape, bool))
     np.testing.assert_allclose(vectors[1], layers[0, :, 2:5].mean(axis=1), atol=1e-5)
+    for key, value in (("num_hidden_layers", 2), ("max_position_embeddings", 12)):
+        wrong = config | {"max_position_embeddings": 10, key: value}
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(elmojax.InputError, match="does not fit config"):
+            task("transformer").Transformer.read(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(elmojax.InputError, match="BERT with gelu"):
         task("transformer").Transformer.read(tmp_path)

@@ -252,19 +252,21 @@ def parse(
     flags that are unknown, missing or wrong.
     """
     plain = (AvoidSubcommands, DisallowNone)
-    found: Parsed = run_tyro(kind, command, args=argv, config=plain, **more)
+    found: Parsed = run_tyro(
+        kind, f"elmojax {command}", args=argv, config=plain, **more
+    )
     check_places(found, addresses)
     check_fields(found, flags=True)
     return found
 
 
-def run_tyro(kind: type, command: str, **more: Any) -> Any:
+def run_tyro(kind: type, program: str, **more: Any) -> Any:
     """`tyro.cli`, with one sentence in place of the box that it prints."""
     explain(kind)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, prog=f"elmojax {command}", **more)
+            return tyro.cli(kind, prog=program, **more)
     except SystemExit as ended:
         if not ended.code:
             raise
@@ -276,7 +278,7 @@ def run_tyro(kind: type, command: str, **more: Any) -> Any:
                 re.sub(r"^(\w+)\.(\w+)(?= is )", _flag, str(error))
             ) from None
         raise InputError(
-            f"{_in_short(box.getvalue())}; see `elmojax {command} --help`."
+            f"{_in_short(box.getvalue())}; see `{program} --help`."
         ) from None
 
 

@@ -99,7 +99,6 @@ def plot_senses(argv: list[str]) -> None:
 
     from elmojax.embedding.neighbours import (
         nearest,
-        principal_components,
         project,
         require_method,
         use_vectors,
@@ -125,7 +124,7 @@ def plot_senses(argv: list[str]) -> None:
         found.names,
         context.points,
         context.axes,
-        principal_components(static).points,
+        project(static).points,
         near,
         found.layer(asked.layer),
     )
@@ -141,6 +140,8 @@ def plot_run(argv: list[str]) -> None:
     from elmojax.training.record import read_record
 
     asked = common.parse(RunArguments, "plot run", argv)
+    if not asked.runs:
+        raise InputError("Say which runs to plot: elmojax plot run RUN [RUN ...].")
     asked.check()
     for run in asked.runs:
         read_record(run)
@@ -160,6 +161,8 @@ def plot_mix(argv: list[str]) -> None:
     from elmojax.plots import draw_mixes, read_mixes
 
     asked = common.parse(MixArguments, "plot mix", argv)
+    if not asked.files:
+        raise InputError("Say which mixes to plot: elmojax plot mix FILE [FILE ...].")
     asked.check()
     mixes = read_mixes(asked.files)
     asked.write(draw_mixes(mixes), {"mixes": mixes}, f"{len(mixes)} mix(es)")

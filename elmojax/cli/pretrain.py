@@ -91,7 +91,7 @@ def parse_recipe(
     from elmojax.training.remote import bring_run
 
     alone = {"add_help": False, "return_unknown_args": True}
-    given: Typed = common.run_tyro(Typed, command, args=argv, **alone)[0]
+    given: Typed = common.run_tyro(Typed, f"elmojax {command}", args=argv, **alone)[0]
     common.check_places(given)
     for one, other in (("preset", "config"), ("steps", "epochs")):
         if None not in (getattr(given, one), getattr(given, other)):

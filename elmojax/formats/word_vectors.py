@@ -92,8 +92,9 @@ def read_word_vectors(
                     vectors[indices] = parse(values, f"{path} {row} {number}")
                     found[indices] = True
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"The word vectors {path} cannot be read: {error}. Check the path, and "
+            f"The word vectors {path} cannot be read: {why}. Check the path, and "
             "get the file again if it was cut short."
         ) from error
     if count is not None and total != count:

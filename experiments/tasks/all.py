@@ -24,6 +24,7 @@ from task_options import run_command
 from task_report import plot, read_reports, table, write_text
 
 from elmojax import InputError
+from elmojax.errors import writing
 
 HERE = Path(__file__).resolve().parent
 Task = Literal["senses", "chunking", "pos", "ner", "sentiment", "entailment"]
@@ -186,7 +187,8 @@ def run(asked: Arguments) -> None:
             if not job.makes.exists():
                 print(shlex.join(job.command()))
         return
-    asked.out.mkdir(parents=True, exist_ok=True)
+    with writing(asked.out, "Name another folder."):
+        asked.out.mkdir(parents=True, exist_ok=True)
     failed = run_left(jobs)
     write_tables(asked, jobs)
     if failed:

@@ -77,6 +77,12 @@ def make_features(
       InputError: for a model or file that cannot be read, a flag that is missing, a
         layer that is not there.
     """
+    reads = options.features in ("word2vec", "glove", "transformer")
+    if options.vectors is not None and not reads:
+        raise InputError(
+            f"--vectors is {options.vectors}, and --features {options.features} does "
+            "not read it; name the kind of vectors with --features, or leave it out."
+        )
     if options.features == "none":
         return None
     made = []

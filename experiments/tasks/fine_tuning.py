@@ -46,7 +46,9 @@ class FineTuning:
     ) -> FineTuning:
         """Raises `InputError` for features that are no biLM's, or one layer of it."""
         if options.features != "elmo" or options.layer is not None:
-            raise InputError("--unfreeze trains a biLM; it needs --features elmo.")
+            raise InputError(
+                "--unfreeze trains a biLM: give --features elmo, and no --layer."
+            )
         words = {word for sentence in sentences for word in sentence}
         index = WordIndex(tuple(sorted(words)))
         params = elmojax.cache_words(elmojax.load(options.model), index)

@@ -90,9 +90,13 @@ def read_squad(path: Path) -> list[Question]:
     try:
         read = read_object(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; give a JSON file of SQuAD."
+        ) from error
     except ValueError as error:
-        raise InputError(f"{path} holds no JSON object: {error}.") from error
+        raise InputError(
+            f"{path} holds no JSON object: {error}; give one of SQuAD."
+        ) from error
     questions: list[Question] = []
     for a, article in enumerate(_list(path, read, "data", "")):
         place = f"data[{a}]"

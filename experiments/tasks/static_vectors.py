@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 from glove import GloveOptions, count_pairs, train_glove
-from task_options import run_command
+from task_options import Seed, check_place, run_command
 
 from elmojax import InputError
 from elmojax.config import Count, Positive, Width
@@ -50,7 +50,9 @@ class Arguments:
     """None = 0.025 (word2vec), 0.05 (glove)."""
     workers: Count = 2
     """Threads of gensim."""
-    seed: int = 1
+    seed: Seed = 1
+    overwrite: bool = False
+    """Replace the vectors, if they are there already."""
 
 
 class Sentences:
@@ -93,6 +95,7 @@ def run(asked: Arguments) -> None:
     """
     if asked.method == "word2vec" and importlib.util.find_spec("gensim") is None:
         raise InputError("--method word2vec needs gensim: pip install gensim.")
+    check_place(asked.out, asked.overwrite)
     if not asked.out.parent.is_dir():
         raise InputError(f"{asked.out.parent} is no directory; make it first.")
     started = time.perf_counter()

@@ -134,7 +134,7 @@ def read_sentences(options: TaggingOptions, metric: Metric) -> list[Sequence[Sen
 
     Raises:
       InputError: for files that `read_columns` refuses, for tags of another kind than
-        the metric's, and without seqeval where it is needed.
+        the metric's or none that train has, and without seqeval where it is needed.
     """
     if metric == "F1" and importlib.util.find_spec("seqeval") is None:
         raise InputError("F1 of chunks needs seqeval: pip install seqeval.")
@@ -142,21 +142,31 @@ def read_sentences(options: TaggingOptions, metric: Metric) -> list[Sequence[Sen
         raise InputError("--column is 0, the word; the tag's column is 1 or more.")
     read = partial(read_columns, column=options.column)
     train, dev, test = read_parts(options, read)
-    for path, part in ((options.train, train), (options.test, test)):
+    known = {tag for sentence in train for tag in sentence.tags}
+    given = [(options.train, train), (options.test, test)]
+    if options.dev is not None:
+        given.append((options.dev, dev))
+    for path, part in given:
         tags = {tag for sentence in part for tag in sentence.tags}
         other = sorted(
             tag for tag in tags if tag != "O" and tag[:2] not in ("B-", "I-")
         )
         if metric == "F1" and (other or tags == {"O"}):
-            what = f"the tag {other[0]!r}" if other else "no tag but O"
+            what = f"the tag {other[0]!r:.60}" if other else "no tag but O"
             raise InputError(
                 f"{path} has {what} in column {options.column}; chunks are tagged B-, "
                 "I- and O. --column names their column."
             )
         if metric == "accuracy" and len(tags) < 2:
             raise InputError(
-                f"{path} has one tag alone, {min(tags)!r}, in column {options.column}; "
-                "--column names the tags' column."
+                f"{path} has one tag alone, {min(tags)!r:.60}, in column "
+                f"{options.column}; --column names the tags' column."
+            )
+        if not tags & known - {"O"}:
+            raise InputError(
+                f"{path} has none of the tags of {options.train} in column "
+                f"{options.column}, but {min(tags - {'O'})!r:.60}; give files of one "
+                "task."
             )
     return [train, dev, test]
 

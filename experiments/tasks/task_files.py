@@ -40,7 +40,9 @@ def read_lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InputError(f"{path} cannot be read: {reason}.") from error
+        raise InputError(
+            f"{path} cannot be read: {reason}; give a text file in UTF-8."
+        ) from error
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 

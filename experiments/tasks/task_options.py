@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
-
 from elmojax import InputError
 from elmojax.arguments import Range, check_fields
-from elmojax.cli.common import print_json
+from elmojax.cli.common import print_json, run_tyro
 from elmojax.config import Count, CountOrZero, NonNegative, Positive, Width
+from elmojax.errors import writing
 
 Kind = Literal[
     "elmo", "characters", "random", "word2vec", "glove", "transformer", "none"
 ]
 Place = Literal["input", "output", "both"]
 Rate = Annotated[float, Range(0, 0.99)]
+Seed = Annotated[int, Range(0, 2**31 - 2)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class TrainingOptions(FeatureOptions):
 
     place: Place = "input"
     """Where the task's network gets the mix of layers."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """One training for each; they change initial parameters, dropout and order."""
     rows: Count = 32
     """Sentences of a batch."""
@@ -80,6 +80,13 @@ class TrainingOptions(FeatureOptions):
     penalty: NonNegative = 0.001
     """Lambda of the L2 penalty on the weights of the mixes."""
 
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                f"--seeds is {' '.join(map(str, self.seeds)) or 'empty'}; give one or "
+                "more whole numbers, none of them twice."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
@@ -87,12 +94,32 @@ class ReportOptions:
 
     out: Path | None = None
     """Where to write the report, as JSON."""
+    overwrite: bool = False
+    """Replace what is to be written, if it is there already."""
     json: bool = False
     """Print exactly one JSON object on standard output."""
 
 
 Asked = TypeVar("Asked")
 Reported = TypeVar("Reported", bound=ReportOptions)
+
+
+def check_place(path: Path | None, overwrite: bool) -> None:
+    """`InputError` where a file cannot be written, or would replace another; what takes
+    hours asks before it begins. Directories that are missing are made later."""
+    if path is None:
+        return
+    with writing(path, "Name another file."):
+        there = next(p for p in (path, *path.parents) if p.exists())
+    if there == path and not (overwrite and path.is_file()):
+        raise InputError(
+            f"{path} is there already; name another file, or give --overwrite to "
+            "replace it (a file only)."
+        )
+    if there != path and not there.is_dir():
+        raise InputError(
+            f"{path} cannot be written: {there} is no directory; name another file."
+        )
 
 
 def run_command(
@@ -110,7 +137,7 @@ def run_command(
       argv: flags; None = those that were typed.
     """
     try:
-        options = tyro.cli(kind, args=argv)
+        options = run_tyro(kind, f"{name}.py", args=argv)
         check_fields(options, flags=True)
         run(options)
     except InputError as error:
@@ -129,6 +156,8 @@ def command(
     from task_report import readable, write_json
 
     def run_and_report(options: Reported) -> None:
+        for field in ("out", "answers", "translations"):
+            check_place(getattr(options, field, None), options.overwrite)
         report = run(options)
         if options.out is not None:
             write_json(options.out, report)

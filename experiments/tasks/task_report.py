@@ -18,7 +18,7 @@ import jax
 import tyro
 from features import Features
 from fitting import Fitted, mixes
-from task_options import FeatureOptions, run_command
+from task_options import FeatureOptions, check_place, run_command
 
 import elmojax
 from elmojax import InputError
@@ -154,9 +154,16 @@ def read_reports(paths: Sequence[Path]) -> list[Report]:
         try:
             report = read_object(path)
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} is no report of a task: {error}.") from error
-        if not {"task", "features", "mean"} <= report.keys():
-            raise InputError(f"{path} is no report of a task; give what --out wrote.")
+            why = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{path} is no report of a task: {why}; give what --out wrote."
+            ) from error
+        try:  # what tables and bars read
+            table([report])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise InputError(
+                f"{path} is no report of a task; give what --out wrote."
+            ) from None
         reports.append(report)
     return reports
 
@@ -226,7 +233,7 @@ def plot(reports: Sequence[Report], path: Path) -> None:
         axis.set_title(task)
         axis.set_xlabel(f"{of_task[0]['metric']}, per cent")
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=120, format=path.suffix[1:] or "png")
+        figure.savefig(partial, dpi=120, format=path.suffix[1:])
 
 
 @dataclass(frozen=True)
@@ -238,10 +245,20 @@ class Arguments:
     """Where to write the table; none = standard output."""
     plot: Path | None = None
     """Where to draw the bars (.png, .svg, .pdf)."""
+    overwrite: bool = False
+    """Replace table and plot, if they are there already."""
 
 
 def run(asked: Arguments) -> None:
     """Makes them; `InputError` for files that are no reports."""
+    if not asked.reports:
+        raise InputError("Say which reports: task_report.py REPORT [REPORT ...].")
+    for path in (asked.table, asked.plot):
+        check_place(path, asked.overwrite)
+    if asked.plot is not None and asked.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(
+            f"--plot is {asked.plot}; give a name that ends in .png, .svg or .pdf."
+        )
     reports = read_reports(asked.reports)
     if asked.plot is not None:
         os.makedirs(asked.plot.parent, exist_ok=True)

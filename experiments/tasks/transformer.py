@@ -22,6 +22,7 @@ from jax import Array
 
 from elmojax import InputError
 from elmojax.disk import read_object
+from elmojax.errors import one_line
 
 ROWS = 32
 BLOCK = 512
@@ -68,14 +69,26 @@ class Transformer:
             )
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(
-            {name.removeprefix("bert."): jnp.asarray(w) for name, w in weights.items()},
-            tokenizer,
-            config["num_attention_heads"],
-            config["num_hidden_layers"],
-            config["layer_norm_eps"],
-            config["max_position_embeddings"],
-        )
+        try:
+            read = cls(
+                {
+                    name.removeprefix("bert."): jnp.asarray(w)
+                    for name, w in weights.items()
+                },
+                tokenizer,
+                config["num_attention_heads"],
+                config["num_hidden_layers"],
+                config["layer_norm_eps"],
+                config["max_position_embeddings"],
+            )
+            longest = np.zeros((1, read.most), np.int32)
+            jax.eval_shape(read._layers, read.weights, longest, longest > 0)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise InputError(
+                f"{directory}: model.safetensors does not fit config.json, or one of "
+                f"them is no BERT's ({one_line(error)}); give both of one model."
+            ) from error
+        return read
 
     def blocks(self, sentences: Sequence[Sequence[str]]) -> Iterator[np.ndarray]:
         """float32 [words, layers + 1, vector] of the words of some sentences at a

@@ -147,6 +147,14 @@ def test_senses_are_drawn_in_both_kinds(run, here):
     done(*given, "--out", "a.png", "--overwrite")
 
 
+def test_a_word_alone_in_its_texts_is_drawn(run, here):
+    for name in ("_one.txt", "_two.txt"):
+        (here / name).write_text("bank\n")
+    texts = ("--among", "_one.txt", "_two.txt", "--model", run)
+    done("plot", "senses", "--word", "bank", *texts, "--out", "a.svg")
+    assert "_one (1) _two (1)" in drawn_text(here / "a.svg")
+
+
 METRICS = [
     {"step": 0, "heldout_loss": 5.0, "heldout_geometric_perplexity": 148.4},
     *(
@@ -226,6 +234,8 @@ def test_mixes_of_other_depth_are_refused(here):
 def test_pictures_that_cannot_be_are_refused(run, here, monkeypatch):
     refused("plot", says="Say what to plot")
     refused("plot", "cake", says="no 'cake' to plot")
+    for kind in ("run", "mix"):
+        refused("plot", kind, "--out", "o.png", says=f"elmojax plot {kind} ")
     refused("plot", "run", run, "--out", "a.pdf", says=".png or .svg")
     refused("plot", "run", run, "--out", "no/a.png", says="no directory")
     refused("plot", "run", run, "--out", "a.png", says="no numbers yet")
