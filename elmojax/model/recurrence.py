@@ -404,8 +404,9 @@ def _empty(layout: GateLayout, like: Array, width: int, dtype: Dtype) -> Array:
     known = all(isinstance(size, int) for size in shape)  # else a symbolic dimension
     sharding = jax.typeof(like).sharding
     sharding = sharding if sharding.mesh.explicit_axes else None
-    zeros = lax.empty if known else jnp.zeros
-    make = partial(zeros, dtype=dtype, out_sharding=sharding)
+    make = partial(
+        lax.empty if known else jnp.zeros, dtype=dtype, out_sharding=sharding
+    )
 
     @jax.custom_batching.custom_vmap  # in jax 0.10 `empty` is mapped where nothing is
     def empty(like: Array) -> Array:

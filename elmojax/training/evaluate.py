@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from elmojax.errors import InputError
 from elmojax.model.lstm import LstmState
+from elmojax.model.ops import replicated
 from elmojax.shapes import Params
 from elmojax.text.batches import heldout_batches, heldout_sizes
 from elmojax.text.corpus import Corpus
@@ -97,13 +96,12 @@ def compile_evaluation_step(
     lm: LanguageModel, rows: int, step: Callable[..., Any] = evaluation_step
 ) -> Any:
     """`step` of the model as one program; the new carry lies as the old one did."""
-    replicated = None if lm.mesh is None else NamedSharding(lm.mesh, P())
     of_carry = None
     if lm.mesh is not None:
         carry = partial(LstmState.zeros, lm.config.lstm, rows)
         of_carry = shardings(lm.mesh, jax.eval_shape(carry), "carry.")
     run = partial(step, lm)
-    return jax.jit(run, donate_argnums=1, out_shardings=(replicated, of_carry))
+    return jax.jit(run, donate_argnums=1, out_shardings=(replicated(lm.mesh), of_carry))
 
 
 def summarize(

@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elmojax.config import ElmoConfig, HeadConfig
 from elmojax.model import softmax
 from elmojax.model.bilm import BiLM, init_tree
 from elmojax.model.lstm import LstmState
-from elmojax.model.ops import Platform, apply_dropout, row_keys
+from elmojax.model.ops import Platform, apply_dropout, replicated, row_keys
 from elmojax.model.recurrence import Reset
 from elmojax.model.sampled_softmax import Candidates, sampled_losses
 from elmojax.shapes import Params
@@ -387,9 +387,9 @@ def compile_train_step(
     metrics lie whole on every device, for every process to read.
     """
     formats = jax.tree.map(lambda leaf: leaf.format, state)
-    replicated = None if lm.mesh is None else NamedSharding(lm.mesh, P())
     step = partial(train_step, lm, optimizer, guard=guard, only=only)
-    return jax.jit(step, donate_argnums=0, out_shardings=(formats, replicated))
+    out_shardings = (formats, replicated(lm.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def evaluation_step(

@@ -23,6 +23,7 @@ from task_options import FeatureOptions, check_place, run_command
 import elmojax
 from elmojax import InputError
 from elmojax.disk import read_object, replacing
+from elmojax.errors import writing
 
 Report = dict[str, Any]
 
@@ -132,12 +133,10 @@ def write_json(path: Path, report: Report) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    try:
+    with writing(path, "Name another file."):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def readable(report: Report) -> str:
